@@ -21,3 +21,14 @@ what to do, and an exit code of its own (`report.Exit`).
 
 Python 3.9 or newer, standard library only.
 """
+
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "setup: cannot go on\n"
+        "  wanted:  Python 3.9 or newer, as `python3`.\n"
+        "  looked:  %s is Python %d.%d.\n" % ((sys.executable,) + sys.version_info[:2])
+        + "  do:      Put a newer one before it on the PATH, and run this again.\n"
+    )
+    sys.exit(19)

@@ -29,6 +29,7 @@ class Exit(enum.IntEnum):
     RUNNER = 16  # no command runner, and nothing to install one with
     NOT_ROOT = 17
     APT = 18  # apt answered, and said no
+    PYTHON = 19  # said by `just` and by __init__.py, before this file can be read
     INTERRUPTED = 130
 
 

@@ -1,0 +1,126 @@
+# Start with `./just`: it brings in the runner for this file. Recipes bring in what they need.
+
+set positional-arguments
+set shell := ["sh", "-euc"]
+
+export HYP_CACHE := absolute_path(env("HYP_CACHE", justfile_directory() / ".cache"))
+export RUSTUP_TOOLCHAIN := HYP_CACHE / "toolchain"
+export PYTHONPATH := justfile_directory() / "hypctl"
+export PYTHONDONTWRITEBYTECODE := "1"
+
+bootstrap := "python3 -m bootstrap"
+hypctl := "cargo run --quiet --package hypctl --"
+bare := "-p hyp -p guest-images"
+deny := "--config 'build.rustdocflags=[\"-Dwarnings\"]'"
+
+# List the recipes
+[private]
+default:
+    @"{{ just_executable() }}" --justfile "{{ justfile() }}" --list --unsorted
+
+# Build, and run a guest: `./just run`, `./just run touch --vcpus 4`, `./just run u-boot`
+[group('use')]
+[no-exit-message]
+run *args: setup
+    @{{ hypctl }} run "$@"
+
+# Build the hypervisor image and the guests
+[group('use')]
+[no-exit-message]
+build *args: setup
+    @{{ hypctl }} build "$@"
+
+# Show what was found on this machine, and what is missing
+[group('use')]
+[no-exit-message]
+doctor *args: setup
+    @{{ hypctl }} doctor "$@"
+
+# Measure: `./just bench fault` counts EL2 instructions of a populate fault
+[group('use')]
+[no-exit-message]
+bench *args: setup
+    @{{ hypctl }} bench "$@"
+
+# Bring in Debian's U-Boot as a guest (`run u-boot` does it too)
+[group('use')]
+[no-exit-message]
+fetch-u-boot: setup
+    @{{ bootstrap }} fetch u-boot
+
+# Bring in what is missing to build, run and test; nothing when all is there
+[group('use')]
+[no-exit-message]
+setup:
+    @{{ bootstrap }} ensure
+
+# Everything CI asks: lints, host tests, tests of the set-up, QEMU tests; ends with a table of times
+[group('develop')]
+[no-exit-message]
+test: setup
+    @{{ bootstrap }}.stages "{{ just_executable() }}" \
+        format clippy clippy-bare rustdoc build test-host test-setup test-qemu
+
+# Formatting, clippy and rustdoc, warnings denied; host and bare-metal crates
+[group('develop')]
+[no-exit-message]
+lint: setup
+    @{{ bootstrap }}.stages "{{ just_executable() }}" format clippy clippy-bare rustdoc
+
+# Format the sources
+[group('develop')]
+fmt: setup
+    cargo fmt --all
+
+# Build the API reference and the book
+[group('develop')]
+docs: setup
+    cargo doc --no-deps
+    {{ hypctl }} cargo doc --no-deps {{ bare }}
+
+# Delete build products; `./just clean all` also deletes the cache
+[group('develop')]
+clean what="builds":
+    rm -rf target
+    {{ if what == "all" { "rm -rf \"$HYP_CACHE\"" } else { "true" } }}
+
+# The stages of `test`, each of which can be run alone.
+
+[group('stages')]
+[no-exit-message]
+format: setup
+    cargo fmt --all --check
+
+[group('stages')]
+[no-exit-message]
+clippy: setup
+    cargo clippy --all-targets -- -D warnings
+
+[group('stages')]
+[no-exit-message]
+clippy-bare: setup
+    {{ hypctl }} cargo clippy {{ bare }} -- -D warnings
+
+[group('stages')]
+[no-exit-message]
+rustdoc: setup
+    cargo doc --no-deps {{ deny }}
+    {{ hypctl }} cargo doc --no-deps {{ bare }} {{ deny }}
+
+# Unit and property tests of the host crates
+[group('stages')]
+[no-exit-message]
+test-host *args: setup
+    cargo test -p stage2 -p hyp-abi -p hyp-core -p hypctl "$@"
+
+# The set-up on machines that lack something
+[group('stages')]
+[no-exit-message]
+test-setup *args: setup
+    cargo test -p setup-tests "$@"
+
+# Guests under QEMU
+[group('stages')]
+[no-exit-message]
+test-qemu *args: setup
+    cargo test -p e2e "$@"
