@@ -1,0 +1,56 @@
+//! Touches never-touched pages one by one, for counting what one populate fault costs.
+//!
+//! Arguments: `pages=` (2048). One vCPU. The warm-up touches one page of every 2 MiB block of the
+//! range, so that the stage-2 tables are there; between the two looks at the counter there is nothing
+//! but one store for each further page, and each of them faults once.
+
+#![no_std]
+#![no_main]
+
+use guest_rt::{MIB2, Machine, PAGE, call, check, check_eq, cpu, say};
+use hyp_abi::call::Stat;
+
+guest_rt::guest!("bench-fault", bench);
+
+/// Pages that one level-3 table maps.
+const BLOCK: usize = MIB2 / PAGE;
+
+fn bench(machine: &Machine) {
+    let pages = machine.args(&["pages"]).number("pages", 2048);
+    check!(pages > 0, "pages=0: nothing to measure");
+    // The first page of each block is the warm-up's.
+    let blocks = pages.div_ceil(BLOCK - 1);
+    let base = machine.arena().take(blocks * MIB2, MIB2);
+    (0..blocks).for_each(|block| touch(base + block * MIB2));
+
+    // What the measured loop itself needs is touched, and its counters read once, before it starts.
+    let _ = (cpu::ticks(), installed());
+    let (installed_before, start) = (installed(), cpu::ticks());
+    let mut left = pages;
+    for block in 0..blocks {
+        let here = left.min(BLOCK - 1);
+        for page in 1..=here {
+            touch(base + block * MIB2 + page * PAGE);
+        }
+        left -= here;
+    }
+    let ticks = cpu::ticks() - start;
+
+    let rate = cpu::tick_rate().max(1);
+    let nanoseconds = u128::from(ticks) * 1_000_000_000 / u128::from(rate);
+    let each = nanoseconds / pages as u128;
+    say!("bench-fault: {pages} pages, {ticks} ticks of {rate} Hz, {each} ns a page");
+    if let (Some(before), Some(after)) = (installed_before, installed()) {
+        check_eq!(after - before, pages as u64, "pages installed by the measured loop");
+    }
+}
+
+fn installed() -> Option<u64> {
+    call::stat(Stat::Installed)
+}
+
+/// One store, one populate fault.
+fn touch(va: usize) {
+    // SAFETY: 1. the arena gave this page to nobody else; 2. mapped read-write by the identity map.
+    unsafe { (va as *mut u64).write_volatile(1) };
+}

@@ -1,0 +1,324 @@
+//! The vectors: an exception is reported and fails the VM, unless the scenario expects it.
+//!
+//! [`catch`] runs a closure; an exception taken meanwhile on the same vCPU is recorded and execution
+//! goes on where [`Resume`] says. What is not expected prints every register in words and ends in
+//! the verdict *fail*; an exception during that report ends the VM without another word.
+//!
+//! Handlers run on the vCPU's own stack with every exception masked, save all general registers and
+//! touch no FP/SIMD register (the target has none), so an exception is invisible to the code it
+//! interrupts.
+
+use core::arch::{asm, global_asm};
+use core::fmt;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU64, compiler_fence};
+
+use hyp_abi::MAX_VCPUS;
+
+use crate::console::urgent_line;
+use crate::{call, start};
+
+/// What the entry code saves. Offsets are used in the assembly below.
+#[repr(C)]
+struct Frame {
+    x: [u64; 31],
+    elr: u64,
+    spsr: u64,
+    esr: u64,
+    far: u64,
+    sp: u64,
+}
+
+/// A recorded exception.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// Which of the 16 vectors.
+    pub vector: u64,
+    /// ESR_EL1.
+    pub esr: u64,
+    /// ELR_EL1: the instruction.
+    pub elr: u64,
+    /// FAR_EL1; meaningful for aborts and alignment faults only.
+    pub far: u64,
+}
+
+/// Exception class: unknown reason, which is how an UNDEFINED instruction arrives.
+pub const EC_UNKNOWN: u64 = 0x00;
+/// Exception class: trapped FP/SIMD access.
+pub const EC_FP: u64 = 0x07;
+/// Exception class: trapped MSR, MRS or system instruction.
+pub const EC_SYSREG: u64 = 0x18;
+/// Exception class: instruction abort from EL1.
+pub const EC_INSTRUCTION_ABORT: u64 = 0x21;
+/// Exception class: data abort from EL1.
+pub const EC_DATA_ABORT: u64 = 0x25;
+
+/// Fault status: alignment.
+pub const FSC_ALIGNMENT: u64 = 0x21;
+/// Fault status: synchronous external abort, not on a walk.
+pub const FSC_EXTERNAL: u64 = 0x10;
+
+/// Fault status: translation fault at `level`.
+pub const fn fsc_translation(level: u64) -> u64 {
+    0x04 + level
+}
+
+impl Fault {
+    /// The exception class, ESR_EL1\[31:26\].
+    pub fn ec(&self) -> u64 {
+        self.esr >> 26 & 0x3f
+    }
+
+    /// The fault status code of an abort, ESR_EL1\[5:0\].
+    pub fn fsc(&self) -> u64 {
+        self.esr & 0x3f
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let class = match self.ec() {
+            EC_UNKNOWN => "undefined instruction",
+            EC_FP => "trapped FP/SIMD access",
+            0x0e => "illegal execution state",
+            0x15 => "SVC",
+            EC_SYSREG => "trapped system register access",
+            EC_INSTRUCTION_ABORT => "instruction abort",
+            0x22 => "PC alignment fault",
+            EC_DATA_ABORT => "data abort",
+            0x26 => "SP alignment fault",
+            0x2f => "SError",
+            0x3c => "BRK",
+            _ => "exception",
+        };
+        write!(f, "{class} at {:#x} (ESR {:#010x}, FAR {:#x})", self.elr, self.esr, self.far)?;
+        if matches!(self.ec(), EC_INSTRUCTION_ABORT | EC_DATA_ABORT) {
+            let write = self.ec() == EC_DATA_ABORT && self.esr & 1 << 6 != 0;
+            let status = match self.fsc() {
+                0x00..=0x03 => "address size fault",
+                0x04..=0x07 => "translation fault",
+                0x08..=0x0b => "access flag fault",
+                0x0c..=0x0f => "permission fault",
+                FSC_EXTERNAL => "external abort",
+                0x14..=0x17 => "external abort on a walk",
+                FSC_ALIGNMENT => "alignment fault",
+                _ => "other status",
+            };
+            write!(f, ": {status} on a {}", if write { "write" } else { "read" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Where execution goes on after an expected exception.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+pub enum Resume {
+    /// At the next instruction.
+    Next = 1,
+    /// At the address in x30: for exceptions in a leaf function that is not there or not code.
+    Caller = 2,
+}
+
+/// One vCPU's expectation. Only that vCPU uses it, from its own context and its own vectors.
+struct Expectation {
+    resume: AtomicU64,
+    count: AtomicU64,
+    last: [AtomicU64; 4],
+    reporting: AtomicBool,
+}
+
+static EXPECTED: [Expectation; MAX_VCPUS] = [const {
+    Expectation {
+        resume: AtomicU64::new(0),
+        count: AtomicU64::new(0),
+        last: [const { AtomicU64::new(0) }; 4],
+        reporting: AtomicBool::new(false),
+    }
+}; MAX_VCPUS];
+
+/// Runs `f` and returns the last exception taken meanwhile, if any. Calls do not nest.
+pub fn catch<T>(resume: Resume, f: impl FnOnce() -> T) -> Result<T, Fault> {
+    let mine = &EXPECTED[start::vcpu()];
+    mine.count.store(0, Relaxed);
+    mine.resume.store(resume as u64, Relaxed);
+    compiler_fence(SeqCst);
+    let value = f();
+    compiler_fence(SeqCst);
+    mine.resume.store(0, Relaxed);
+    if mine.count.load(Relaxed) == 0 {
+        return Ok(value);
+    }
+    let [vector, esr, elr, far] = [0, 1, 2, 3].map(|i| mine.last[i].load(Relaxed));
+    Err(Fault { vector, esr, elr, far })
+}
+
+/// Reads 8 bytes at any address.
+pub fn probe_read(va: usize) -> Result<u64, Fault> {
+    catch(Resume::Next, || {
+        let value: u64;
+        // SAFETY: 1. a read that faults is skipped by `catch`; 2. one that does not has no effect
+        // that this program relies on.
+        unsafe { asm!("ldr {}, [{}]", out(reg) value, in(reg) va, options(nostack)) };
+        value
+    })
+}
+
+/// Writes 8 bytes at any address.
+///
+/// # Safety
+/// Nothing else that this program uses lives there.
+pub unsafe fn probe_write(va: usize, value: u64) -> Result<(), Fault> {
+    catch(Resume::Next, || {
+        // SAFETY: 1. a write that faults is skipped by `catch`; 2. else by the caller's promise.
+        unsafe { asm!("str {}, [{}]", in(reg) value, in(reg) va, options(nostack)) };
+    })
+}
+
+/// Calls whatever is at `va` as a function without arguments.
+///
+/// # Safety
+/// What is there keeps to the procedure call standard and to x0-x17, or faults before it breaks it.
+pub unsafe fn probe_call(va: usize) -> Result<u64, Fault> {
+    catch(Resume::Caller, || {
+        // SAFETY: 1. a fault at the first instruction or later returns here by `catch`; 2. the rest
+        // by the caller's promise.
+        unsafe {
+            let function: extern "C" fn() -> u64 = core::mem::transmute(va as *const ());
+            function()
+        }
+    })
+}
+
+/// Every exception, on the interrupted vCPU's stack.
+extern "C" fn exception(vector: u64, frame: &mut Frame) {
+    let fault = Fault { vector, esr: frame.esr, elr: frame.elr, far: frame.far };
+    let mine = &EXPECTED[start::vcpu()];
+    let resume = mine.resume.load(Relaxed);
+    if resume != 0 && vector == VECTOR_SYNC {
+        for (to, from) in mine.last.iter().zip([vector, fault.esr, fault.elr, fault.far]) {
+            to.store(from, Relaxed);
+        }
+        mine.count.store(mine.count.load(Relaxed).wrapping_add(1), Relaxed);
+        let caller = resume == Resume::Caller as u64;
+        frame.elr = if caller { frame.x[30] } else { frame.elr.wrapping_add(4) };
+        return;
+    }
+    if mine.reporting.swap(true, Relaxed) {
+        call::verdict(1);
+    }
+    report(&fault, frame);
+    crate::fail!("unexpected exception: {fault}");
+}
+
+/// Synchronous, current EL with SP_ELx: the only vector that a scenario can expect.
+const VECTOR_SYNC: u64 = 4;
+
+fn report(fault: &Fault, frame: &Frame) {
+    let from = ["EL1 with SP_EL0", "EL1", "EL0 (AArch64)", "EL0 (AArch32)"];
+    let kind = ["synchronous exception", "IRQ", "FIQ", "SError"];
+    let (group, entry) = ((fault.vector / 4) as usize % 4, (fault.vector % 4) as usize);
+    urgent_line(format_args!(
+        "{}: vCPU {}: {} from {}: {fault}",
+        start::guest_name(),
+        start::vcpu(),
+        kind[entry],
+        from[group]
+    ));
+    for (row, x) in frame.x.chunks(4).enumerate() {
+        match *x {
+            [a, b, c, d] => urgent_line(format_args!(
+                "  x{:<2} {a:#018x} {b:#018x} {c:#018x} {d:#018x}",
+                row * 4
+            )),
+            [a, b, c] => urgent_line(format_args!(
+                "  x{:<2} {a:#018x} {b:#018x} {c:#018x} (x30 is the link register)",
+                row * 4
+            )),
+            _ => {}
+        }
+    }
+    urgent_line(format_args!("  sp  {:#018x} spsr {:#x}", frame.sp, frame.spsr));
+}
+
+global_asm!(
+    r#"
+.pushsection .text, "ax"
+.macro vector number
+    .balign 128
+    sub     sp, sp, #288
+    stp     x0, x1, [sp]
+    mov     x0, #\number
+    b       exception_entry
+.endm
+
+.balign 2048
+exception_vectors:
+    vector 0
+    vector 1
+    vector 2
+    vector 3
+    vector 4
+    vector 5
+    vector 6
+    vector 7
+    vector 8
+    vector 9
+    vector 10
+    vector 11
+    vector 12
+    vector 13
+    vector 14
+    vector 15
+
+.balign 128
+exception_entry:
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x19, [sp, #144]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    stp     x28, x29, [sp, #224]
+    mrs     x1, elr_el1
+    stp     x30, x1, [sp, #240]
+    mrs     x2, spsr_el1
+    mrs     x3, esr_el1
+    stp     x2, x3, [sp, #256]
+    mrs     x4, far_el1
+    add     x5, sp, #288
+    stp     x4, x5, [sp, #272]
+    mov     x1, sp
+    bl      {exception}
+    ldp     x30, x1, [sp, #240]
+    ldr     x2, [sp, #256]
+    msr     elr_el1, x1
+    msr     spsr_el1, x2
+    ldp     x2, x3, [sp, #16]
+    ldp     x4, x5, [sp, #32]
+    ldp     x6, x7, [sp, #48]
+    ldp     x8, x9, [sp, #64]
+    ldp     x10, x11, [sp, #80]
+    ldp     x12, x13, [sp, #96]
+    ldp     x14, x15, [sp, #112]
+    ldp     x16, x17, [sp, #128]
+    ldp     x18, x19, [sp, #144]
+    ldp     x20, x21, [sp, #160]
+    ldp     x22, x23, [sp, #176]
+    ldp     x24, x25, [sp, #192]
+    ldp     x26, x27, [sp, #208]
+    ldp     x28, x29, [sp, #224]
+    ldp     x0, x1, [sp], #16
+    add     sp, sp, #272
+    eret
+.popsection
+"#,
+    exception = sym exception,
+);
