@@ -1,1 +1,40 @@
-//! Placeholder.
+//! What the hypervisor decides without touching the machine.
+//!
+//! Everything here is a pure function or a small state machine over plain values, so it is tested on
+//! the host: what the machine looks like ([`fdt`]), what of its memory is free ([`layout`]), what the
+//! user asked for ([`config`]), where a guest goes ([`image`]) and what it is told ([`guest_dtb`]), how
+//! its exits read ([`syndrome`], [`mmio`]), what its calls and registers answer ([`psci`], [`idreg`],
+//! [`pl011`]), and how the run is told to a person and to a program ([`diagnosis`], [`report`]).
+//!
+//! Input comes from people, from QEMU and from guests, and none of it is trusted: it is bounded, it is
+//! answered with a typed error that has the numbers in it, and it never panics. The lints below hold the
+//! code to that; tests are exempt.
+
+#![no_std]
+#![deny(missing_docs)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod config;
+pub mod diagnosis;
+pub mod fdt;
+pub mod image;
+pub mod layout;
+pub mod range;
+pub mod report;
+pub mod syndrome;
+
+pub use range::{IpaRange, PaRange};

@@ -1,0 +1,116 @@
+//! Hypervisor calls: function identifiers in the vendor specific hypervisor service range.
+//!
+//! Made by `HVC #0` with the identifier in `w0` and arguments from `x1` on, as SMCCC (Arm DEN 0028)
+//! says. A VM can only ask about itself. An unknown identifier returns [`NOT_SUPPORTED`].
+
+/// General service query: the UID of the hypervisor, in `w0`..`w3` ([`UID`]).
+pub const VENDOR_UID: u32 = 0x8600_FF01;
+
+/// Ends the VM with a verdict. `x1` is the code: 0 is a pass, anything else a failure. Does not return.
+pub const VERDICT: u32 = 0xC600_0001;
+
+/// Reads a counter of the caller's VM. `x1` is a [`Stat`].
+///
+/// Returns [`SUCCESS`] in `x0` and the value in `x1`, or [`INVALID_PARAMETER`] in `x0` for an unknown
+/// selector. Values are sums over the VM's virtual CPUs; those that run meanwhile go on counting, so
+/// the sum is exact only for what happened before the call, and never goes back.
+pub const STAT: u32 = 0xC600_0002;
+
+/// What [`VENDOR_UID`] answers: `w0`..`w3`.
+pub const UID: [u32; 4] = [0x5f7a_93c1, 0x4e8b_62d4, 0xb1d0_9a1e, 0x27c6_e03f];
+
+/// The call did what it says.
+pub const SUCCESS: i64 = 0;
+
+/// There is no such call.
+pub const NOT_SUPPORTED: i64 = -1;
+
+/// An argument is not one that the call knows. Nothing was changed.
+pub const INVALID_PARAMETER: i64 = -3;
+
+/// The selector of [`STAT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Stat {
+    /// Stage-2 faults taken, of any kind.
+    Faults = 0,
+    /// Pages that a fault installed.
+    Installed = 1,
+    /// Installs that lost to another virtual CPU that was faster.
+    LostRaces = 2,
+    /// Translation tables installed below the root.
+    Tables = 3,
+    /// Tables that lost to another virtual CPU's and were given back.
+    LostTables = 4,
+    /// Faults that returned to the guest to try again (an empty frame cache, a slot in transition).
+    Retries = 5,
+    /// Faults that found a translation in place that permits the access.
+    Spurious = 6,
+    /// Emulated device accesses.
+    Mmio = 7,
+    /// HVC and SMC calls.
+    Hypercalls = 8,
+}
+
+impl Stat {
+    /// All selectors, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Faults,
+        Self::Installed,
+        Self::LostRaces,
+        Self::Tables,
+        Self::LostTables,
+        Self::Retries,
+        Self::Spurious,
+        Self::Mmio,
+        Self::Hypercalls,
+    ];
+
+    /// The selector with this number, if there is one.
+    #[must_use]
+    pub const fn from_u64(number: u64) -> Option<Self> {
+        Some(match number {
+            0 => Self::Faults,
+            1 => Self::Installed,
+            2 => Self::LostRaces,
+            3 => Self::Tables,
+            4 => Self::LostTables,
+            5 => Self::Retries,
+            6 => Self::Spurious,
+            7 => Self::Mmio,
+            8 => Self::Hypercalls,
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_selector_comes_back_from_its_number() {
+        for (number, stat) in Stat::ALL.into_iter().enumerate() {
+            assert_eq!(stat as u64, number as u64);
+            assert_eq!(Stat::from_u64(number as u64), Some(stat));
+        }
+    }
+
+    #[test]
+    fn unknown_numbers_are_no_selector() {
+        assert_eq!(Stat::from_u64(Stat::ALL.len() as u64), None);
+        assert_eq!(Stat::from_u64(u64::MAX), None);
+    }
+
+    #[test]
+    fn identifiers_are_fast_calls_of_the_vendor_hypervisor_service() {
+        for id in [VENDOR_UID, VERDICT, STAT] {
+            assert_eq!(id >> 31, 1, "fast call");
+            assert_eq!(
+                (id >> 24) & 0x3f,
+                6,
+                "owning entity: vendor specific hypervisor service"
+            );
+        }
+    }
+}

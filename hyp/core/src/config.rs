@@ -1,0 +1,312 @@
+//! The hypervisor's command line: `/chosen/bootargs`, what the user gives QEMU by `-append`.
+//!
+//! Space separated words, each at most once:
+//!
+//! | word | meaning | default |
+//! | --- | --- | --- |
+//! | `vcpus=N` | virtual CPUs, 1 to 8 and no more than there are CPUs | one for each CPU, at most 8 |
+//! | `mem=SIZE` | guest RAM with suffix `K`, `M` or `G`; whole pages, 8 MiB or more | half of what is free, at most 1 GiB |
+//! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
+//! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
+//!
+//! Reading has two steps because the numbers have bounds that only the running machine knows:
+//! [`Request::parse`] says what was asked for, [`Request::resolve`] what that comes to. An unknown word
+//! or a bad number is an error: a guest that was not asked for is never started.
+
+use alloc::string::String;
+use core::fmt;
+
+use hyp_abi::MAX_VCPUS;
+
+use crate::range::{Bytes, PAGE_SIZE, align_down};
+
+/// The longest command line that is read, in bytes.
+pub const MAX_LINE: usize = 2048;
+/// The least guest RAM, in bytes.
+pub const MIN_MEM: u64 = 8 << 20;
+/// The most guest RAM that is given without being asked for, in bytes.
+pub const MAX_DEFAULT_MEM: u64 = 1 << 30;
+/// Guest RAM that was not asked for is a multiple of this, in bytes.
+const DEFAULT_MEM_UNIT: u64 = 2 << 20;
+
+/// Why the command line was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Longer than [`MAX_LINE`].
+    #[error("the command line has {0} bytes; at most {MAX_LINE} are read")]
+    TooLong(usize),
+    /// A word that is not one of ours.
+    #[error(
+        "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE report=NONCE measure"
+    )]
+    UnknownWord(String),
+    /// A word twice.
+    #[error("{0} is given twice")]
+    Twice(&'static str),
+    /// A word that needs a value has none, or one that cannot be read.
+    #[error("{word}=\"{value}\" is not {wanted}")]
+    Value {
+        /// The word.
+        word: &'static str,
+        /// What was given.
+        value: String,
+        /// What would do.
+        wanted: &'static str,
+    },
+    /// More virtual CPUs than there are places for.
+    #[error("vcpus={asked} is too many: this machine has {cpus} CPUs, a VM at most {MAX_VCPUS}")]
+    TooManyVcpus {
+        /// Asked for.
+        asked: usize,
+        /// CPUs there are.
+        cpus: usize,
+    },
+    /// Guest RAM below the least.
+    #[error("mem={} is too little: a guest needs at least {}", Bytes(*.0), Bytes(MIN_MEM))]
+    TooLittleMem(u64),
+    /// Guest RAM that is not whole pages.
+    #[error("mem={} is not a multiple of 4 KiB", Bytes(*.0))]
+    MemNotPages(u64),
+    /// More guest RAM than is free.
+    #[error(
+        "mem={} is too much: {} are free, and {} of that are the hypervisor's own",
+        Bytes(*.asked), Bytes(*.free), Bytes(*.overhead)
+    )]
+    TooMuchMem {
+        /// Asked for, in bytes.
+        asked: u64,
+        /// Free, in bytes.
+        free: u64,
+        /// What of that the hypervisor keeps, in bytes.
+        overhead: u64,
+    },
+    /// So little is free that even the least guest has no place.
+    #[error(
+        "the machine is too small: {} are free, {} of that are the hypervisor's own, a guest needs {}",
+        Bytes(*.free), Bytes(*.overhead), Bytes(MIN_MEM)
+    )]
+    MachineTooSmall {
+        /// Free, in bytes.
+        free: u64,
+        /// What of that the hypervisor keeps, in bytes.
+        overhead: u64,
+    },
+    /// `measure` in a build that cannot.
+    #[error("\"measure\" needs a hypervisor built with the feature \"measure\"")]
+    CannotMeasure,
+}
+
+/// Marks the machine-readable report, so that a guest that prints one of its own is not believed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Nonce(String);
+
+impl Nonce {
+    /// The nonce with these digits: 16 to 64 of `0-9a-f`.
+    #[must_use]
+    pub fn new(digits: &str) -> Option<Self> {
+        let good = digits
+            .bytes()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        (good && (16..=64).contains(&digits.len())).then(|| Self(digits.into()))
+    }
+
+    /// The digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Nonce {
+    /// Not the digits: whoever reads them off the console could forge a report.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Nonce(..)")
+    }
+}
+
+/// What the user asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// `vcpus=N`
+    pub vcpus: Option<usize>,
+    /// `mem=SIZE`, in bytes
+    pub mem: Option<u64>,
+    /// `report=NONCE`
+    pub report: Option<Nonce>,
+    /// `measure`
+    pub measure: bool,
+}
+
+/// What the running machine allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// CPUs that came up.
+    pub cpus: usize,
+    /// Free memory, in bytes.
+    pub free: u64,
+    /// What of the free memory the hypervisor needs for itself, in bytes.
+    pub overhead: u64,
+    /// Whether this build can measure.
+    pub can_measure: bool,
+}
+
+/// What will be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Virtual CPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: usize,
+    /// Guest RAM in bytes, whole pages.
+    pub mem: u64,
+    /// Mark of the machine-readable report, if one is wanted.
+    pub report: Option<Nonce>,
+    /// Whether populate faults are timed.
+    pub measure: bool,
+}
+
+impl Request {
+    /// Reads a command line.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: a word is unknown, given twice, or has a value that cannot be read.
+    pub fn parse(line: &str) -> Result<Self, ConfigError> {
+        if line.len() > MAX_LINE {
+            return Err(ConfigError::TooLong(line.len()));
+        }
+        let mut request = Self::default();
+        for word in line.split_ascii_whitespace() {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (word, None),
+            };
+            match (name, value) {
+                ("vcpus", Some(value)) => once(&mut request.vcpus, "vcpus", vcpus(value)?)?,
+                ("mem", Some(value)) => once(&mut request.mem, "mem", size(value)?)?,
+                ("report", Some(value)) => once(&mut request.report, "report", nonce(value)?)?,
+                ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
+                ("measure", None) => request.measure = true,
+                _ => return Err(ConfigError::UnknownWord(shown(word))),
+            }
+        }
+        Ok(request)
+    }
+
+    /// What the request comes to on this machine.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: more virtual CPUs or memory than there is, or less memory than a guest needs.
+    pub fn resolve(self, machine: &Bounds) -> Result<Config, ConfigError> {
+        let most = machine.cpus.min(MAX_VCPUS);
+        let vcpus = self.vcpus.unwrap_or(most);
+        if vcpus == 0 || vcpus > most {
+            return Err(ConfigError::TooManyVcpus {
+                asked: vcpus,
+                cpus: machine.cpus,
+            });
+        }
+        if self.measure && !machine.can_measure {
+            return Err(ConfigError::CannotMeasure);
+        }
+        let mem = self.memory(machine)?;
+        Ok(Config {
+            vcpus,
+            mem,
+            report: self.report,
+            measure: self.measure,
+        })
+    }
+
+    fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {
+        let &Bounds { free, overhead, .. } = machine;
+        let room = free.saturating_sub(overhead);
+        let Some(asked) = self.mem else {
+            let half = align_down(free.wrapping_shr(1).min(room), DEFAULT_MEM_UNIT);
+            return if room < MIN_MEM {
+                Err(ConfigError::MachineTooSmall { free, overhead })
+            } else {
+                Ok(half.clamp(MIN_MEM, MAX_DEFAULT_MEM))
+            };
+        };
+        if asked < MIN_MEM {
+            Err(ConfigError::TooLittleMem(asked))
+        } else if !asked.is_multiple_of(PAGE_SIZE) {
+            Err(ConfigError::MemNotPages(asked))
+        } else if asked > room {
+            Err(ConfigError::TooMuchMem {
+                asked,
+                free,
+                overhead,
+            })
+        } else {
+            Ok(asked)
+        }
+    }
+}
+
+fn once<T>(slot: &mut Option<T>, word: &'static str, value: T) -> Result<(), ConfigError> {
+    match slot.replace(value) {
+        Some(_) => Err(ConfigError::Twice(word)),
+        None => Ok(()),
+    }
+}
+
+/// What was given, fit to be printed: it is the user's, but a terminal reads it.
+fn shown(text: &str) -> String {
+    text.chars()
+        .take(40)
+        .flat_map(char::escape_default)
+        .collect()
+}
+
+fn vcpus(value: &str) -> Result<usize, ConfigError> {
+    let number = decimal(value).filter(|&number| (1..=MAX_VCPUS as u64).contains(&number));
+    number
+        .and_then(|number| usize::try_from(number).ok())
+        .ok_or_else(|| ConfigError::Value {
+            word: "vcpus",
+            value: shown(value),
+            wanted: "a number from 1 to 8",
+        })
+}
+
+fn nonce(value: &str) -> Result<Nonce, ConfigError> {
+    Nonce::new(value).ok_or_else(|| ConfigError::Value {
+        word: "report",
+        value: shown(value),
+        wanted: "16 to 64 of the digits 0-9a-f",
+    })
+}
+
+/// A size with its unit. Without one it is refused: QEMU's `-m 64` means MiB, and nobody asks for 64 bytes.
+fn size(value: &str) -> Result<u64, ConfigError> {
+    parse_size(value).ok_or_else(|| ConfigError::Value {
+        word: "mem",
+        value: shown(value),
+        wanted: "a size such as 65536K, 64M or 1G",
+    })
+}
+
+/// Reads a size such as `64M`: decimal digits and one of `K`, `M`, `G`, in bytes. `None` for anything
+/// else, and for what does not fit in 64 bits.
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    let units = [('K', 1 << 10), ('M', 1 << 20), ('G', 1 << 30)];
+    let (unit, digits) = units
+        .into_iter()
+        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (unit, digits)))?;
+    decimal(digits)?.checked_mul(unit)
+}
+
+/// Digits and nothing else; `str::parse` would let a sign through.
+fn decimal(text: &str) -> Option<u64> {
+    text.bytes()
+        .all(|digit| digit.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
+}

@@ -1,0 +1,436 @@
+//! What a run came to: the summary that people read, and the JSON line that programs read.
+//!
+//! The hypervisor fills in a [`Report`] when the VM has ended, and prints its [`Display`](fmt::Display) form.
+//! When it was given a nonce it also prints one line, [`Report::to_line`], which the host command finds
+//! with [`Report::from_line`]. A guest writes to the same console, but it does not know the nonce, so
+//! it cannot forge a report.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Nonce;
+use crate::diagnosis::Diagnosis;
+use crate::range::Bytes;
+
+/// The format that [`Report::version`] names.
+pub const VERSION: u32 = 1;
+
+/// Starts a report line: ASCII record separator.
+pub const MARK: char = '\x1e';
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest gave a verdict: 0 is a pass.
+    Verdict(u64),
+    /// The VM was stopped: see the diagnosis.
+    Stopped,
+    /// Nothing was started: see the reason.
+    Refused,
+    /// EL2 crashed: see the reason.
+    Crashed,
+}
+
+impl Outcome {
+    /// The exit code that the host command ends with.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::PoweredOff | Self::Reset | Self::Verdict(0) => 0,
+            Self::Verdict(_) => 1,
+            Self::Stopped => 3,
+            Self::Refused => 4,
+            Self::Crashed => 5,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest asked for a reset"),
+            Self::Verdict(0) => f.write_str("the guest's verdict is pass"),
+            Self::Verdict(code) => write!(f, "the guest's verdict is fail, code {code}"),
+            Self::Stopped => f.write_str("the VM was stopped"),
+            Self::Refused => f.write_str("nothing was started"),
+            Self::Crashed => f.write_str("the hypervisor crashed"),
+        }
+    }
+}
+
+/// Counts over all CPUs of what was done for a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Stage-2 faults taken, of any kind.
+    pub faults: u64,
+    /// Pages that a fault installed.
+    pub installed: u64,
+    /// Installs that lost to another virtual CPU.
+    pub lost_races: u64,
+    /// Tables installed below the root.
+    pub tables: u64,
+    /// Tables that lost to another virtual CPU's and were given back.
+    pub lost_tables: u64,
+    /// Faults returned to the guest to try again.
+    pub retries: u64,
+    /// Faults that found a translation that permits the access.
+    pub spurious: u64,
+    /// Emulated device accesses.
+    pub mmio: u64,
+    /// HVC and SMC calls.
+    pub hypercalls: u64,
+    /// Trapped system register accesses.
+    pub sysregs: u64,
+    /// TLB invalidations by instruction, such as `ipas2e1is`.
+    pub tlbi: BTreeMap<String, u64>,
+    /// Data synchronisation barriers that wait for TLB invalidations or table updates.
+    pub dsb: u64,
+}
+
+/// How long populate faults took, from the vector to the return; zeroing and cleaning not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measure {
+    /// How many were timed.
+    pub samples: u64,
+    /// The fastest, in instructions.
+    pub min: u64,
+    /// The median, in instructions.
+    pub median: u64,
+    /// The slowest, in instructions.
+    pub max: u64,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Format of this report: [`VERSION`].
+    pub version: u32,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What the host command exits with.
+    pub exit_code: u8,
+    /// Why nothing was started or why EL2 crashed, in one sentence.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest RAM in bytes.
+    pub guest_mem: u64,
+    /// The CPU features that stage 2 used, for people.
+    #[serde(default)]
+    pub cpu_features: String,
+    /// Counts.
+    #[serde(default)]
+    pub stats: Stats,
+    /// Why the VM was stopped.
+    #[serde(default)]
+    pub diagnosis: Option<Diagnosis>,
+    /// Times of populate faults, when they were measured.
+    #[serde(default)]
+    pub measure: Option<Measure>,
+}
+
+/// Why a report line cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReportError {
+    /// Not JSON, or not of this form.
+    #[error("the report cannot be read: {0}")]
+    Json(serde_json::Error),
+    /// A format of another version.
+    #[error("the report has version {0}, wanted is {VERSION}")]
+    Version(u32),
+}
+
+impl Report {
+    /// A report of this outcome, with nothing else filled in.
+    #[must_use]
+    pub fn new(outcome: Outcome) -> Self {
+        Self {
+            version: VERSION,
+            outcome,
+            exit_code: outcome.exit_code(),
+            reason: None,
+            vcpus: 0,
+            guest_mem: 0,
+            cpu_features: String::new(),
+            stats: Stats::default(),
+            diagnosis: None,
+            measure: None,
+        }
+    }
+
+    /// As JSON, without a newline anywhere.
+    ///
+    /// # Errors
+    /// [`ReportError::Json`]; not for any value that this type can hold.
+    pub fn to_json(&self) -> Result<String, ReportError> {
+        serde_json::to_string(self).map_err(ReportError::Json)
+    }
+
+    /// From JSON.
+    ///
+    /// # Errors
+    /// [`ReportError`]: not a report, or one of another version.
+    pub fn from_json(text: &str) -> Result<Self, ReportError> {
+        /// Read first, so that another version is called that and not a missing field.
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version } = serde_json::from_str(text).map_err(ReportError::Json)?;
+        if version != VERSION {
+            return Err(ReportError::Version(version));
+        }
+        serde_json::from_str(text).map_err(ReportError::Json)
+    }
+
+    /// The line for the host command: mark, nonce, JSON; without the newline.
+    ///
+    /// # Errors
+    /// As [`to_json`](Self::to_json).
+    pub fn to_line(&self, nonce: &Nonce) -> Result<String, ReportError> {
+        Ok(format!("{MARK}{nonce}{}", self.to_json()?))
+    }
+
+    /// The report in a console line, if the line carries one with this nonce. Output that the guest left
+    /// without a newline may stand before the mark.
+    #[must_use]
+    pub fn from_line(line: &str, nonce: &Nonce) -> Option<Result<Self, ReportError>> {
+        let (_, rest) = line.rsplit_once(MARK)?;
+        let json = rest.strip_prefix(nonce.as_str())?;
+        json.starts_with('{')
+            .then(|| Self::from_json(json.trim_end()))
+    }
+}
+
+impl fmt::Display for Report {
+    /// The summary: several lines, one fact a line, without a newline at the end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:LABEL$} {}", "outcome", self.outcome)?;
+        if let Some(reason) = &self.reason {
+            write!(f, "\n{:LABEL$} {reason}", "reason")?;
+        }
+        if self.vcpus != 0 {
+            let vcpus = if self.vcpus == 1 { "vCPU" } else { "vCPUs" };
+            let memory = Bytes(self.guest_mem);
+            write!(
+                f,
+                "\n{:LABEL$} {} {vcpus}, {memory} of RAM",
+                "guest", self.vcpus
+            )?;
+            if !self.cpu_features.is_empty() {
+                write!(f, "\n{:LABEL$} {}", "stage-2 features", self.cpu_features)?;
+            }
+            self.stats.rows(f)?;
+        }
+        if let Some(measure) = &self.measure {
+            row(f, "populate fault", measure.median, "instructions")?;
+            let Measure {
+                samples, min, max, ..
+            } = measure;
+            write!(f, " (median of {samples}, {min} to {max})")?;
+        }
+        if let Some(diagnosis) = &self.diagnosis {
+            write!(f, "\n{diagnosis}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Width of a line's label.
+const LABEL: usize = 20;
+
+impl Stats {
+    fn rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        row(f, "faults taken", self.faults, "faults")?;
+        row(f, "pages installed", self.installed, "pages")?;
+        row(f, "races lost", self.lost_races, "installs")?;
+        row(f, "tables allocated", self.tables, "tables")?;
+        row(f, "table races lost", self.lost_tables, "tables")?;
+        row(f, "faults retried", self.retries, "faults")?;
+        row(f, "spurious faults", self.spurious, "faults")?;
+        row(f, "device accesses", self.mmio, "accesses")?;
+        row(f, "hypercalls", self.hypercalls, "calls")?;
+        row(f, "register traps", self.sysregs, "accesses")?;
+        if self.tlbi.is_empty() {
+            row(f, "TLBI", 0, "instructions")?;
+        }
+        for (kind, count) in &self.tlbi {
+            row(f, &format!("TLBI {kind}"), *count, "instructions")?;
+        }
+        row(f, "DSB", self.dsb, "barriers")
+    }
+}
+
+/// One count: label, number, unit, in columns.
+fn row(f: &mut fmt::Formatter<'_>, label: &str, count: u64, unit: &str) -> fmt::Result {
+    write!(f, "\n{label:LABEL$} {count:>12} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Report {
+        let mut report = Report::new(Outcome::Verdict(0));
+        report.vcpus = 4;
+        report.guest_mem = 256 << 20;
+        report.cpu_features = "40-bit IPA, HAFDBS".into();
+        report.stats.faults = 4242;
+        report.stats.installed = 4096;
+        report.stats.lost_races = 146;
+        report.stats.tlbi.insert("vmalls12e1is".into(), 1);
+        report.stats.tlbi.insert("ipas2e1is".into(), 17);
+        report.measure = Some(Measure {
+            samples: 64,
+            min: 200,
+            median: 212,
+            max: 480,
+        });
+        report
+    }
+
+    fn nonce() -> Nonce {
+        Nonce::new("0123456789abcdef").unwrap()
+    }
+
+    #[test]
+    fn the_summary_has_one_fact_a_line_in_columns() {
+        let expected = "\
+outcome              the guest's verdict is pass
+guest                4 vCPUs, 256 MiB of RAM
+stage-2 features     40-bit IPA, HAFDBS
+faults taken                 4242 faults
+pages installed              4096 pages
+races lost                    146 installs
+tables allocated                0 tables
+table races lost                0 tables
+faults retried                  0 faults
+spurious faults                 0 faults
+device accesses                 0 accesses
+hypercalls                      0 calls
+register traps                  0 accesses
+TLBI ipas2e1is                 17 instructions
+TLBI vmalls12e1is               1 instructions
+DSB                             0 barriers
+populate fault                212 instructions (median of 64, 200 to 480)";
+        assert_eq!(sample().to_string(), expected);
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_shows_no_empty_table() {
+        let mut report = Report::new(Outcome::Refused);
+        report.reason = Some("no PL011".into());
+        assert_eq!(
+            report.to_string(),
+            "outcome              nothing was started\nreason               no PL011"
+        );
+    }
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        let codes = [
+            (Outcome::PoweredOff, 0),
+            (Outcome::Reset, 0),
+            (Outcome::Verdict(0), 0),
+            (Outcome::Verdict(7), 1),
+            (Outcome::Verdict(u64::MAX), 1),
+            (Outcome::Stopped, 3),
+            (Outcome::Refused, 4),
+            (Outcome::Crashed, 5),
+        ];
+        for (outcome, code) in codes {
+            assert_eq!(Report::new(outcome).exit_code, code, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_is_found_after_output_that_the_guest_left_unfinished() {
+        let line = alloc::format!("=> {}\r\n", sample().to_line(&nonce()).unwrap());
+        assert_eq!(
+            Report::from_line(&line, &nonce()).unwrap().unwrap(),
+            sample()
+        );
+    }
+
+    #[test]
+    fn a_forged_line_is_no_report() {
+        let other = Nonce::new("fedcba9876543210").unwrap();
+        let line = sample().to_line(&other).unwrap();
+        assert!(Report::from_line(&line, &nonce()).is_none());
+        assert!(Report::from_line("hyp: outcome", &nonce()).is_none());
+        // A longer nonce that begins with ours is another one.
+        let longer = Nonce::new("0123456789abcdef0123").unwrap();
+        assert!(Report::from_line(&sample().to_line(&longer).unwrap(), &nonce()).is_none());
+    }
+
+    #[test]
+    fn a_line_cut_short_is_an_error_and_not_a_report() {
+        let line = sample().to_line(&nonce()).unwrap();
+        let cut = &line[..line.len() - 2];
+        assert!(matches!(
+            Report::from_line(cut, &nonce()),
+            Some(Err(ReportError::Json(_)))
+        ));
+    }
+
+    #[test]
+    fn another_version_is_called_that() {
+        let text = sample()
+            .to_json()
+            .unwrap()
+            .replace("\"version\":1", "\"version\":9");
+        assert!(matches!(
+            Report::from_json(&text),
+            Err(ReportError::Version(9))
+        ));
+    }
+
+    #[test]
+    fn text_from_a_guest_cannot_break_the_line() {
+        let mut report = sample();
+        report.reason = Some("a\nb\x1e0123456789abcdef{}".into());
+        let line = report.to_line(&nonce()).unwrap();
+        assert_eq!(line.matches(MARK).count(), 1);
+        assert!(!line.contains('\n'));
+        assert_eq!(Report::from_line(&line, &nonce()).unwrap().unwrap(), report);
+    }
+
+    proptest! {
+        #[test]
+        fn a_report_comes_back_from_its_line(
+            code: u64, vcpus in 1..=8_u32, mem: u64, faults: u64, dsb: u64, reason in ".{0,40}",
+            kinds in proptest::collection::btree_map("[a-z0-9]{1,12}", any::<u64>(), 0..6),
+            (vm, vcpu, pc, esr, ipa) in any::<(u32, u32, u64, u64, Option<u64>)>(),
+        ) {
+            let mut report = Report::new(Outcome::Verdict(code));
+            report.vcpus = vcpus;
+            report.guest_mem = mem;
+            report.reason = Some(reason);
+            report.stats.faults = faults;
+            report.stats.dsb = dsb;
+            report.stats.tlbi = kinds;
+            let mut diagnosis = Diagnosis::new(vm, vcpu, pc, esr).with_region("none");
+            diagnosis.ipa = ipa;
+            report.diagnosis = Some(diagnosis);
+            let line = report.to_line(&nonce()).unwrap();
+            prop_assert_eq!(Report::from_line(&line, &nonce()).unwrap().unwrap(), report);
+        }
+    }
+}
