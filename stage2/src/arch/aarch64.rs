@@ -1,0 +1,126 @@
+//! [`Arch`] on AArch64 at EL2: each primitive is one instruction.
+//!
+//! The atomics are an `LDAXR`/`STLXR` loop on the Armv8.0 baseline and one `CASAL` where every PE
+//! has FEAT_LSE. The choice is a field, tested by one predictable branch, because a single image
+//! runs on both; `LL/SC` may loop for ever under contention, `CASAL` may not.
+
+use core::arch::asm;
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::VTTBR_EL2;
+use tock_registers::interfaces::{Readable, Writeable};
+
+use super::{Arch, Dsb};
+use crate::features::{Caps, Features, IdRegisters};
+use crate::slot::{Slot, native};
+use crate::tlbi::Tlbi;
+
+/// The executing PE.
+#[derive(Clone, Copy, Debug)]
+pub struct Aarch64 {
+    lse: bool,
+}
+
+impl Aarch64 {
+    /// # Safety
+    /// 1. This code runs at EL2.
+    /// 2. `features` are those of every PE that will use the value (the AND over them).
+    /// 3. HCR_EL2.TGE is 0 whenever a method invalidates, so that `VMALL*` and `IPAS2*` act on the
+    ///    EL1&0 regime of the current VMID.
+    #[must_use]
+    pub const unsafe fn new(features: &Features) -> Self {
+        Self {
+            lse: features.has(Caps::LSE),
+        }
+    }
+
+    /// Reads the ID registers of the executing PE.
+    #[must_use]
+    pub fn id_registers() -> IdRegisters {
+        macro_rules! read {
+            ($name:literal) => {{
+                let value: u64;
+                // SAFETY: (1) reading an ID register has no effect and is allowed at EL1 and EL2.
+                unsafe {
+                    asm!(concat!("mrs {}, ", $name), out(reg) value,
+                         options(nomem, nostack, preserves_flags));
+                }
+                value
+            }};
+        }
+        IdRegisters {
+            mmfr0: read!("ID_AA64MMFR0_EL1"),
+            mmfr1: read!("ID_AA64MMFR1_EL1"),
+            // Its name is newer than the baseline that the assembler is told of.
+            mmfr2: read!("S3_0_C0_C7_2"),
+            isar0: read!("ID_AA64ISAR0_EL1"),
+            ctr: read!("CTR_EL0"),
+        }
+    }
+}
+
+/// `SYS #op1, Cn, Cm, #op2` with an operand: the encoding of one TLBI, which also names those that
+/// are newer than the baseline assembler.
+macro_rules! tlbi {
+    ($op:literal, $operand:expr) => {
+        // SAFETY: (1) invalidating a TLB entry never changes what a correct table translates to.
+        // (2) No `nomem`: accesses on both sides keep their order with it.
+        unsafe { asm!(concat!("sys ", $op, ", {}"), in(reg) $operand, options(nostack, preserves_flags)) }
+    };
+    ($op:literal) => {
+        // SAFETY: as above.
+        unsafe { asm!(concat!("sys ", $op), options(nostack, preserves_flags)) }
+    };
+}
+
+// SAFETY: each method is the instruction that it is documented to be; the caller of `new` vouches
+// for EL2 and for FEAT_LSE.
+unsafe impl Arch for Aarch64 {
+    #[inline]
+    fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        Some(if self.lse {
+            // SAFETY: (1) `lse` is set only where every PE has FEAT_LSE.
+            unsafe { native::compare_exchange_lse(slot, old, new) }
+        } else {
+            native::compare_exchange(slot, old, new)
+        })
+    }
+
+    #[inline]
+    fn dsb(&self, kind: Dsb) {
+        match kind {
+            Dsb::IshSt => barrier::dsb(barrier::ISHST),
+            Dsb::Ish => barrier::dsb(barrier::ISH),
+            Dsb::Nsh => barrier::dsb(barrier::NSH),
+        }
+    }
+
+    #[inline]
+    fn isb(&self) {
+        barrier::isb(barrier::SY);
+    }
+
+    fn tlbi(&self, op: Tlbi) {
+        match op {
+            Tlbi::Ipas2e1Is(operand) => tlbi!("#4, c8, c0, #1", operand.bits()),
+            Tlbi::Ipas2le1Is(operand) => tlbi!("#4, c8, c0, #5", operand.bits()),
+            Tlbi::Ripas2e1Is(operand) => tlbi!("#4, c8, c0, #2", operand.bits()),
+            Tlbi::Ipas2e1(operand) => tlbi!("#4, c8, c4, #1", operand.bits()),
+            Tlbi::Vmalle1Is => tlbi!("#0, c8, c3, #0"),
+            Tlbi::Vmalle1 => tlbi!("#0, c8, c7, #0"),
+            Tlbi::Vmalls12e1Is => tlbi!("#4, c8, c3, #6"),
+            Tlbi::Alle1Is => tlbi!("#4, c8, c3, #4"),
+        }
+    }
+
+    #[inline]
+    fn vttbr(&self) -> u64 {
+        VTTBR_EL2.get()
+    }
+
+    #[inline]
+    unsafe fn set_vttbr(&self, value: u64) {
+        // `set` writes all 64 bits; the crate's `set_baddr` would zero the VMID.
+        VTTBR_EL2.set(value);
+    }
+}

@@ -1,0 +1,79 @@
+//! The second of the two traits: what a PE does to descriptors and to TLBs.
+//!
+//! Everything that the architecture orders goes through [`Arch`]: the atomic accesses to a slot,
+//! the barriers, and the TLB invalidations. The protocols above it are ordinary code over these
+//! primitives, so the same code runs on AArch64, in a test on the host, and under a model of the
+//! architecture that judges every step.
+
+use crate::slot::{Slot, native};
+use crate::tlbi::Tlbi;
+
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
+#[cfg(test)]
+pub(crate) mod host;
+
+/// The data synchronization barriers that the protocols use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dsb {
+    /// Stores only, Inner shareable: before a TLBI, and before relying on an install.
+    IshSt,
+    /// Loads and stores, Inner shareable: completes a broadcast TLBI [RPSMWS].
+    Ish,
+    /// Loads and stores, this PE: completes a local TLBI.
+    Nsh,
+}
+
+/// One PE's atomics, barriers and TLB maintenance.
+///
+/// # Safety
+/// An implementation promises that each method does what it says, on the executing PE, in program
+/// order with the others; a caller frees memory on the strength of it.
+pub unsafe trait Arch: Sync {
+    /// Reads a slot with acquire order.
+    #[inline]
+    fn load(&self, slot: &Slot) -> u64 {
+        native::load(slot)
+    }
+
+    /// Writes a slot with release order. Only for slots that the caller made Busy, Drain or Dead.
+    #[inline]
+    fn store(&self, slot: &Slot, bits: u64) {
+        native::store(slot, bits);
+    }
+
+    /// Writes a slot and returns what it held, with acquire and release order.
+    #[inline]
+    fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        native::swap(slot, bits)
+    }
+
+    /// Writes `new` if the slot holds `old`: release order on success, acquire on failure. Both
+    /// ways it returns what the slot held.
+    ///
+    /// `None` where there is no such atomic, which is the default, as in Linux' generic
+    /// `ptep_try_set`: an architecture opts in.
+    #[inline]
+    fn compare_exchange(&self, _slot: &Slot, _old: u64, _new: u64) -> Option<Result<u64, u64>> {
+        None
+    }
+
+    /// Executes a data synchronization barrier.
+    fn dsb(&self, kind: Dsb);
+
+    /// Executes an instruction synchronization barrier.
+    fn isb(&self);
+
+    /// Executes one TLB invalidation. It is complete only after a [`Dsb`] of its scope.
+    fn tlbi(&self, op: Tlbi);
+
+    /// Reads VTTBR_EL2, which holds the VMID that `IPAS2*` and `VMALL*` act on.
+    fn vttbr(&self) -> u64;
+
+    /// Writes VTTBR_EL2. It takes effect at the next [`isb`](Self::isb).
+    ///
+    /// # Safety
+    /// 1. No guest runs on this PE before the register holds that guest's own value again, or
+    /// 2. the value is that of the guest that will run.
+    unsafe fn set_vttbr(&self, value: u64);
+}

@@ -1,0 +1,468 @@
+//! The 64 bits of a slot, seen through enums.
+//!
+//! A slot is in one of six states. Hardware knows two of them, valid and invalid; it ignores bits
+//! \[63:1\] of an invalid descriptor, and there software keeps the rest.
+//!
+//! | state | bit 0 | bit 56 | bits 3:1 | what it means | who may change it |
+//! | --- | --- | --- | --- | --- | --- |
+//! | Empty | 0 | 0 | 0, and all others | nothing here | whoever wins the compare-exchange from 0 |
+//! | leaf, table | 1 | 1 | as hardware says | live | the table's lock, by read-modify-write |
+//! | Busy | 0 | 1 | as it was | live a moment ago, kept as it was | the lock holder that made it Busy |
+//! | Drain | 0 | 0 | 001 | was live, its flush is not complete | who drained it |
+//! | Note | 0 | 0 | 010 | software's own: ballooned, owned by, trap | the table's lock |
+//! | Dead | 0 | 0 | 011 | slot of a table that is going away | who tears the table down |
+//!
+//! Two software bits of a valid descriptor are ours (bits 58:55 are reserved for software, D8.3):
+//! **56, MANAGED**, is set in every leaf and table that this crate writes, so that Busy, which
+//! clears only the valid bit, can be told from the other invalid states. **57, NON_OWNED**, marks a
+//! leaf whose page does not belong to the VM (a scratch page): unmap, teardown and the dirty log
+//! skip it. Bits 55, 58 and 62:59 stay 0: other extensions give them meaning (NS, AssuredOnly, PBHA).
+//!
+//! Decoding takes the level, because `0b11` is a table above level 3 and a page at level 3. It is
+//! total: bits that this crate never writes decode to [`View::Foreign`].
+
+use core::fmt;
+
+use crate::addr::{Level, Pa};
+use crate::attr::{AttributeError, Attributes, Encoding};
+
+const VALID: u64 = 1 << 0;
+/// Bits 1:0 of a table descriptor, and of a page descriptor at level 3.
+const TABLE_OR_PAGE: u64 = 0b11;
+/// Bits 1:0 of a block descriptor.
+const BLOCK: u64 = 0b01;
+const TYPE: u64 = 0b11;
+
+/// Software bit: written by this crate.
+const MANAGED: u64 = 1 << 56;
+/// Software bit: the page does not belong to the VM.
+const NON_OWNED: u64 = 1 << 57;
+/// Bits 47:12, where an address stands.
+const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+/// Bits that are 0 in all that this crate writes: 63:58, 55 and 50:48.
+const NEVER: u64 = 0xfc87_0000_0000_0000;
+/// Attribute bits of a leaf: 11:2 (nG is 0) and 54:51.
+const ATTRIBUTES: u64 = 0x0078_0000_0000_07fc;
+
+/// Bits 3:0 of the invalid states that are not Busy.
+const TAG: u64 = 0b1111;
+const TAG_DRAIN: u64 = 0b0010;
+const TAG_NOTE: u64 = 0b0100;
+const TAG_DEAD: u64 = 0b0110;
+const NOTE_SHIFT: u32 = 4;
+
+/// The 64 bits of a slot, as read or as about to be written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Descriptor(u64);
+
+/// What a descriptor says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Exactly zero.
+    Empty,
+    /// A live block (levels 1 and 2) or page (level 3).
+    Leaf(Leaf),
+    /// A live pointer to the table of the next level.
+    Table(Pa),
+    /// A leaf or table with its valid bit cleared and everything else kept. The descriptor within
+    /// is the live one that it remembers.
+    Busy(Descriptor),
+    /// Was live; its flush is not complete.
+    Drain,
+    /// Software's own.
+    Note(Note),
+    /// Slot of a table that is going away.
+    Dead,
+    /// Bits that this crate never writes.
+    Foreign(u64),
+}
+
+/// A live block or page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    bits: u64,
+    level: Level,
+}
+
+/// The payload of a Note: 52 bits less the MANAGED bit, so at most [`Note::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Note(u64);
+
+/// Why a descriptor cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DescriptorError {
+    /// The output address is unaligned for the level, or needs more than 48 bits.
+    Address {
+        /// Level of the slot.
+        level: Level,
+        /// The address.
+        pa: Pa,
+    },
+    /// Leaves exist at levels 1 to 3, tables at levels 0 to 2.
+    Level {
+        /// Level of the slot.
+        level: Level,
+    },
+    /// The attributes have no encoding on this machine.
+    Attributes(AttributeError),
+}
+
+impl fmt::Display for DescriptorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address { level, pa } => {
+                write!(f, "a {level} descriptor cannot point to {pa}")
+            }
+            Self::Level { level } => write!(f, "no such descriptor at {level}"),
+            Self::Attributes(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for DescriptorError {}
+
+impl From<AttributeError> for DescriptorError {
+    fn from(error: AttributeError) -> Self {
+        Self::Attributes(error)
+    }
+}
+
+impl Descriptor {
+    /// Nothing here.
+    pub const EMPTY: Self = Self(0);
+    /// Was live; its flush is not complete.
+    pub const DRAIN: Self = Self(TAG_DRAIN);
+    /// Slot of a table that is going away.
+    pub const DEAD: Self = Self(TAG_DEAD);
+
+    /// Wraps 64 bits as they stand in memory.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The 64 bits as they stand in memory.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// A block or page that points to `pa`.
+    ///
+    /// `owned` is false for a page that does not belong to the VM.
+    ///
+    /// # Errors
+    /// [`DescriptorError`]: level 0, an address that does not fit, attributes without encoding.
+    pub const fn leaf(
+        level: Level,
+        pa: Pa,
+        attributes: &Attributes,
+        encoding: Encoding,
+        owned: bool,
+    ) -> Result<Self, DescriptorError> {
+        if !level.has_leaves() {
+            return Err(DescriptorError::Level { level });
+        }
+        if !pa.fits_descriptor() || !pa.is_aligned(level.slot_bytes()) {
+            return Err(DescriptorError::Address { level, pa });
+        }
+        let attributes = match attributes.encode(encoding) {
+            Ok(bits) => bits,
+            Err(error) => return Err(DescriptorError::Attributes(error)),
+        };
+        let kind = if matches!(level, Level::L3) {
+            TABLE_OR_PAGE
+        } else {
+            BLOCK
+        };
+        let owner = if owned { 0 } else { NON_OWNED };
+        Ok(Self(pa.get() | attributes | kind | MANAGED | owner))
+    }
+
+    /// A pointer from a slot of `level` to the table page at `pa`.
+    ///
+    /// # Errors
+    /// [`DescriptorError`]: level 3, or an address that does not fit.
+    pub const fn table(level: Level, pa: Pa) -> Result<Self, DescriptorError> {
+        if matches!(level, Level::L3) {
+            return Err(DescriptorError::Level { level });
+        }
+        if !pa.fits_descriptor() {
+            return Err(DescriptorError::Address { level, pa });
+        }
+        Ok(Self(pa.get() | TABLE_OR_PAGE | MANAGED))
+    }
+
+    /// A note with its payload.
+    #[must_use]
+    pub const fn note(note: Note) -> Self {
+        Self(note.0 << NOTE_SHIFT | TAG_NOTE)
+    }
+
+    /// Whether hardware translates through it.
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        self.0 & VALID != 0
+    }
+
+    /// A live descriptor with its valid bit cleared; `None` if it is not live and ours.
+    #[must_use]
+    pub const fn to_busy(self) -> Option<Self> {
+        if self.is_valid() && self.0 & MANAGED != 0 {
+            Some(Self(self.0 & !VALID))
+        } else {
+            None
+        }
+    }
+
+    /// What the bits say in a slot of `level`.
+    #[must_use]
+    pub const fn view(self, level: Level) -> View {
+        if self.0 == 0 {
+            return View::Empty;
+        }
+        if self.is_valid() {
+            return self.view_live(level);
+        }
+        if self.0 & MANAGED != 0 {
+            let live = Self(self.0 | VALID);
+            return match live.view_live(level) {
+                View::Foreign(_) => View::Foreign(self.0),
+                _ => View::Busy(live),
+            };
+        }
+        match self.0 & TAG {
+            TAG_DRAIN if self.0 == TAG_DRAIN => View::Drain,
+            TAG_DEAD if self.0 == TAG_DEAD => View::Dead,
+            TAG_NOTE => match Note::new(self.0 >> NOTE_SHIFT) {
+                Some(note) => View::Note(note),
+                None => View::Foreign(self.0),
+            },
+            _ => View::Foreign(self.0),
+        }
+    }
+
+    const fn view_live(self, level: Level) -> View {
+        let ours = self.0 & MANAGED != 0 && self.0 & NEVER == 0;
+        let leaf_type = if matches!(level, Level::L3) {
+            TABLE_OR_PAGE
+        } else {
+            BLOCK
+        };
+        if !ours {
+            return View::Foreign(self.0);
+        }
+        if level.has_leaves() && self.0 & TYPE == leaf_type {
+            let leaf = Leaf {
+                bits: self.0,
+                level,
+            };
+            let stray = self.0 & !(ADDRESS | ATTRIBUTES | MANAGED | NON_OWNED | TYPE);
+            if stray == 0 && leaf.pa().is_aligned(level.slot_bytes()) {
+                return View::Leaf(leaf);
+            }
+        } else if !matches!(level, Level::L3)
+            && self.0 & TYPE == TABLE_OR_PAGE
+            && self.0 & !(ADDRESS | MANAGED | TYPE) == 0
+        {
+            return View::Table(Pa::new(self.0 & ADDRESS));
+        }
+        View::Foreign(self.0)
+    }
+}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Descriptor({:#018x})", self.0)
+    }
+}
+
+impl Leaf {
+    /// Where the block or page lies.
+    #[must_use]
+    pub const fn pa(&self) -> Pa {
+        Pa::new(self.bits & ADDRESS)
+    }
+
+    /// Level of the slot: 1 GiB, 2 MiB or 4 KiB.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Whether the page belongs to the VM.
+    #[must_use]
+    pub const fn is_owned(&self) -> bool {
+        self.bits & NON_OWNED == 0
+    }
+
+    /// What the leaf allows; `None` if its attributes are not ones that this crate writes.
+    #[must_use]
+    pub const fn attributes(&self, encoding: Encoding) -> Option<Attributes> {
+        Attributes::decode(self.bits & ATTRIBUTES, encoding)
+    }
+}
+
+impl Note {
+    /// Largest payload: 51 bits, up to bit 54; bit 55 stays 0 and bit 56 is MANAGED.
+    pub const MAX: u64 = (1 << 51) - 1;
+
+    /// `None` above [`Note::MAX`].
+    #[must_use]
+    pub const fn new(payload: u64) -> Option<Self> {
+        if payload <= Self::MAX {
+            Some(Self(payload))
+        } else {
+            None
+        }
+    }
+
+    /// The payload.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::attr::{MemType, Prot};
+
+    const PLAIN: Encoding = Encoding {
+        fwb: false,
+        xnx: false,
+    };
+    const LEVELS: [Level; 4] = [Level::L0, Level::L1, Level::L2, Level::L3];
+
+    fn ram(level: Level, pa: u64, owned: bool) -> Result<Descriptor, DescriptorError> {
+        let attributes = Attributes::new(Prot::RWX, MemType::Normal);
+        Descriptor::leaf(level, Pa::new(pa), &attributes, PLAIN, owned)
+    }
+
+    #[test]
+    fn leaves_round_trip_at_every_level() {
+        for (level, pa) in [
+            (Level::L1, 0xffff_c000_0000),
+            (Level::L2, 0x4020_0000),
+            (Level::L3, 0x4020_1000),
+        ] {
+            for owned in [true, false] {
+                let descriptor = ram(level, pa, owned).unwrap();
+                let View::Leaf(leaf) = descriptor.view(level) else {
+                    panic!("{descriptor:?}")
+                };
+                assert_eq!(
+                    (leaf.pa(), leaf.level(), leaf.is_owned()),
+                    (Pa::new(pa), level, owned)
+                );
+                assert_eq!(
+                    leaf.attributes(PLAIN),
+                    Some(Attributes::new(Prot::RWX, MemType::Normal))
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_and_a_table_differ_only_by_their_level() {
+        let table = Descriptor::table(Level::L2, Pa::new(0x8000)).unwrap();
+        assert_eq!(table.view(Level::L2), View::Table(Pa::new(0x8000)));
+        assert_eq!(table.bits(), 0x0100_0000_0000_8003);
+        let page = ram(Level::L3, 0x8000, true).unwrap();
+        assert!(matches!(page.view(Level::L3), View::Leaf(_)));
+        assert!(
+            matches!(page.view(Level::L2), View::Foreign(_)),
+            "attribute bits in a table"
+        );
+    }
+
+    #[test]
+    fn wrong_levels_and_addresses_are_refused() {
+        assert_eq!(
+            ram(Level::L0, 0, true),
+            Err(DescriptorError::Level { level: Level::L0 })
+        );
+        assert!(matches!(
+            ram(Level::L2, 0x1000, true),
+            Err(DescriptorError::Address { .. })
+        ));
+        assert!(matches!(
+            ram(Level::L3, 1 << 48, true),
+            Err(DescriptorError::Address { .. })
+        ));
+        assert!(matches!(
+            ram(Level::L3, 0x800, true),
+            Err(DescriptorError::Address { .. })
+        ));
+        assert!(Descriptor::table(Level::L3, Pa::new(0x1000)).is_err());
+        assert!(Descriptor::table(Level::L2, Pa::new(0x1008)).is_err());
+    }
+
+    #[test]
+    fn busy_remembers_what_it_was() {
+        for level in LEVELS {
+            let live = match level {
+                Level::L0 => Descriptor::table(level, Pa::new(0x7000)).unwrap(),
+                _ => ram(level, 0x4000_0000, false).unwrap(),
+            };
+            let busy = live.to_busy().unwrap();
+            assert!(!busy.is_valid());
+            assert_eq!(busy.view(level), View::Busy(live));
+        }
+        assert_eq!(Descriptor::EMPTY.to_busy(), None);
+        assert_eq!(Descriptor::DRAIN.to_busy(), None);
+        assert_eq!(Descriptor::from_bits(0x8003).to_busy(), None, "not ours");
+    }
+
+    #[test]
+    fn the_six_states_are_distinct_at_every_level() {
+        for level in LEVELS {
+            assert_eq!(Descriptor::EMPTY.view(level), View::Empty);
+            assert_eq!(Descriptor::DRAIN.view(level), View::Drain);
+            assert_eq!(Descriptor::DEAD.view(level), View::Dead);
+            for payload in [0, 1, Note::MAX] {
+                let note = Note::new(payload).unwrap();
+                assert_eq!(Descriptor::note(note).view(level), View::Note(note));
+                assert!(!Descriptor::note(note).is_valid());
+            }
+        }
+        assert_eq!(Note::new(Note::MAX + 1), None);
+    }
+
+    /// What a view stands for, made again from its parts.
+    fn remake(view: View, level: Level) -> Option<Descriptor> {
+        Some(match view {
+            View::Empty => Descriptor::EMPTY,
+            View::Drain => Descriptor::DRAIN,
+            View::Dead => Descriptor::DEAD,
+            View::Note(note) => Descriptor::note(note),
+            View::Table(pa) => Descriptor::table(level, pa).unwrap(),
+            View::Busy(live) => return remake(live.view(level), level)?.to_busy(),
+            View::Leaf(leaf) => {
+                let attributes = leaf.attributes(PLAIN)?;
+                Descriptor::leaf(level, leaf.pa(), &attributes, PLAIN, leaf.is_owned()).unwrap()
+            }
+            View::Foreign(bits) => Descriptor::from_bits(bits),
+        })
+    }
+
+    proptest! {
+        /// Decoding is total and loses nothing: any bits come back from their view.
+        #[test]
+        fn any_bits_survive_decoding(bits: u64, valid: bool, managed: bool, low in 0u64..16) {
+            let mut bits = bits & !(0xf | MANAGED) | low & !1;
+            if valid { bits |= VALID; }
+            if managed { bits = bits & !NEVER | MANAGED; }
+            for level in LEVELS {
+                let descriptor = Descriptor::from_bits(bits);
+                if let Some(again) = remake(descriptor.view(level), level) {
+                    prop_assert_eq!(again, descriptor);
+                }
+            }
+        }
+    }
+}

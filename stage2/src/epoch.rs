@@ -1,0 +1,244 @@
+//! Guards: "while I hold this, no table I found can be torn down, and no policy I read has ended".
+//!
+//! A fault handler decides from the VM's region map and acts on a slot, without a lock. One guard
+//! spans both: it opens before the map is read and closes after the install. Whoever changes the
+//! policy, or takes a table out of the tree, publishes the change, waits until every CPU has been
+//! seen outside a guard, and only then touches what a guard may have protected. It is what
+//! `mmu_invalidate_seq` is in KVM; without it an old decision installs over a new policy:
+//!
+//! ```text
+//! PE 0, in a fault handler            PE 1
+//! reads the map: RAM, may populate
+//!                                     takes the region away, sweeps its slots to Empty
+//! installs a page                     <- the guest has memory that it should not have
+//! ```
+//!
+//! Each CPU owns one counter on a cache line of its own: odd inside a guard, even outside. Opening
+//! stores the odd value and then executes a full barrier (`DMB ISH`), so that every read under the
+//! guard comes after the store as seen by a waiter; closing stores the even value with release
+//! order, so that every access under the guard comes before it. A waiter executes the same full
+//! barrier between publishing and reading the counters. Either the waiter sees the odd value and
+//! waits, or the guard's reads see what was published.
+//!
+//! Everything outside a guard is quiescent: running a guest, WFI, a CPU that is off. So a vCPU that
+//! never exits holds nobody up, and waiting needs no inter-processor interrupt. Nobody waits while
+//! holding a lock or a guard.
+
+use core::cell::Cell;
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+/// The counters of up to `CPUS` CPUs.
+#[derive(Debug)]
+pub struct Epochs<const CPUS: usize> {
+    cpus: [Counter; CPUS],
+}
+
+/// One CPU's counter, alone on its cache line (128 bytes: two lines, for adjacent-line prefetch).
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Counter {
+    /// Odd inside a guard.
+    epoch: AtomicU64,
+    joined: AtomicBool,
+}
+
+/// One CPU's right to open guards. There is one for each CPU, and it stays on it.
+#[derive(Debug)]
+pub struct Cpu<'e> {
+    counter: &'e Counter,
+    depth: Cell<u32>,
+}
+
+/// Proof that this CPU is inside a guard. Nests; `!Send`, because it stands for the CPU.
+#[derive(Debug)]
+#[must_use = "the guard closes when it is dropped"]
+pub struct Guard<'c> {
+    counter: &'c Counter,
+    depth: &'c Cell<u32>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl<const CPUS: usize> Epochs<CPUS> {
+    /// All CPUs quiescent, none joined.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            cpus: [const {
+                Counter {
+                    epoch: AtomicU64::new(0),
+                    joined: AtomicBool::new(false),
+                }
+            }; CPUS],
+        }
+    }
+
+    /// The right of CPU `index` to open guards; `None` beyond `CPUS`, or while somebody holds it.
+    #[must_use]
+    pub fn join(&self, index: usize) -> Option<Cpu<'_>> {
+        let counter = self.cpus.get(index)?;
+        if counter.joined.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        Some(Cpu {
+            counter,
+            depth: Cell::new(0),
+        })
+    }
+
+    /// Returns once every CPU has been outside a guard since the call. `relax` runs between polls.
+    ///
+    /// What the caller stored before is seen by every guard that opens later; what guards read
+    /// before is no longer in use. The caller holds no lock and no guard, or this may not return.
+    pub fn wait(&self, mut relax: impl FnMut()) {
+        fence(Ordering::SeqCst);
+        for counter in &self.cpus {
+            let seen = counter.epoch.load(Ordering::Acquire);
+            while seen % 2 == 1 && counter.epoch.load(Ordering::Acquire) == seen {
+                relax();
+            }
+        }
+    }
+}
+
+impl<const CPUS: usize> Default for Epochs<CPUS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cpu<'_> {
+    /// Opens a guard. Inside another one it only counts.
+    #[inline]
+    pub fn enter(&self) -> Guard<'_> {
+        let depth = self.depth.get();
+        if depth == 0 {
+            let epoch = self.counter.epoch.load(Ordering::Relaxed);
+            self.counter
+                .epoch
+                .store(epoch.wrapping_add(1), Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+        }
+        self.depth.set(depth.saturating_add(1));
+        Guard {
+            counter: self.counter,
+            depth: &self.depth,
+            not_send: PhantomData,
+        }
+    }
+
+    /// Whether this CPU holds no guard: the condition for waiting, WFI, PSCI and entering a guest.
+    #[must_use]
+    pub fn is_quiescent(&self) -> bool {
+        self.depth.get() == 0
+    }
+}
+
+impl Drop for Cpu<'_> {
+    fn drop(&mut self) {
+        self.counter.joined.store(false, Ordering::Release);
+    }
+}
+
+impl Drop for Guard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let depth = self.depth.get().saturating_sub(1);
+        self.depth.set(depth);
+        if depth == 0 {
+            let epoch = self.counter.epoch.load(Ordering::Relaxed);
+            self.counter
+                .epoch
+                .store(epoch.wrapping_add(1), Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicPtr, AtomicUsize};
+
+    use super::*;
+
+    #[test]
+    fn one_right_for_each_cpu() {
+        let epochs = Epochs::<2>::new();
+        let first = epochs.join(0).unwrap();
+        assert!(epochs.join(0).is_none());
+        assert!(epochs.join(1).is_some());
+        assert!(epochs.join(2).is_none());
+        drop(first);
+        assert!(epochs.join(0).is_some());
+    }
+
+    #[test]
+    fn nested_guards_close_with_the_outermost() {
+        let epochs = Epochs::<1>::new();
+        let cpu = epochs.join(0).unwrap();
+        let outer = cpu.enter();
+        let inner = cpu.enter();
+        drop(inner);
+        assert!(!cpu.is_quiescent());
+        assert_eq!(epochs.cpus[0].epoch.load(Ordering::Relaxed) % 2, 1);
+        drop(outer);
+        assert!(cpu.is_quiescent());
+        epochs.wait(|| panic!("nobody is inside a guard"));
+    }
+
+    #[test]
+    fn a_waiter_waits_for_the_guard_it_met() {
+        let epochs = Epochs::<2>::new();
+        let cpu = epochs.join(1).unwrap();
+        let guard = std::cell::Cell::new(Some(cpu.enter()));
+        let polls = std::cell::Cell::new(0);
+        epochs.wait(|| {
+            polls.set(polls.get() + 1);
+            if polls.get() == 3 {
+                drop(guard.take());
+            }
+        });
+        assert_eq!(polls.get(), 3);
+    }
+
+    /// A value is retired only after a wait: no reader may meet it afterwards.
+    #[test]
+    fn readers_never_see_what_was_retired() {
+        const READERS: usize = 2;
+        const ROUNDS: usize = 2_000;
+        let epochs = Epochs::<READERS>::new();
+        let alive: Vec<AtomicBool> = (0..=ROUNDS).map(|_| AtomicBool::new(true)).collect();
+        let current = AtomicPtr::new(std::ptr::from_ref(&alive[0]).cast_mut());
+        let reads = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for reader in 0..READERS {
+                let (epochs, current, alive, reads) = (&epochs, &current, &alive, &reads);
+                scope.spawn(move || {
+                    let cpu = epochs.join(reader).unwrap();
+                    let last = std::ptr::from_ref(&alive[ROUNDS]).cast_mut();
+                    loop {
+                        let _guard = cpu.enter();
+                        let seen = current.load(Ordering::Acquire);
+                        // SAFETY: (1) points into `alive`, which outlives the scope.
+                        assert!(
+                            unsafe { &*seen }.load(Ordering::Relaxed),
+                            "read after retirement"
+                        );
+                        reads.fetch_add(1, Ordering::Relaxed);
+                        if seen == last {
+                            break;
+                        }
+                    }
+                });
+            }
+            for round in 0..ROUNDS {
+                current.store(
+                    std::ptr::from_ref(&alive[round + 1]).cast_mut(),
+                    Ordering::Release,
+                );
+                epochs.wait(std::thread::yield_now);
+                alive[round].store(false, Ordering::Relaxed);
+            }
+        });
+        assert!(reads.load(Ordering::Relaxed) >= READERS);
+    }
+}

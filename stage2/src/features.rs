@@ -1,0 +1,245 @@
+//! What the machine's stage 2 can do.
+//!
+//! [`Features`] is read once from every PE's ID registers and **ANDed over all of them**: a table is
+//! shared by all PEs of a VM, so only what each of them understands may be used in it. It is plain
+//! data, so a test on the host can build any machine, and a mask on the hypervisor's command line
+//! can hide what the machine has, which is how every fallback path gets exercised.
+
+use core::fmt;
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// One bit for each optional part of the architecture that changes what this crate does.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Caps: u32 {
+        /// The 4 KiB granule at stage 2 (ID_AA64MMFR0_EL1.TGran4_2, TGran4). Required.
+        const GRANULE_4K = 1 << 0;
+        /// 16-bit VMIDs (ID_AA64MMFR1_EL1.VMIDBits).
+        const VMID16 = 1 << 1;
+        /// Hardware management of the access flag (FEAT_HAFDBS, VTCR_EL2.HA).
+        const HW_ACCESS = 1 << 2;
+        /// Hardware management of the dirty state (FEAT_HAFDBS, VTCR_EL2.HD).
+        const HW_DIRTY = 1 << 3;
+        /// TLBI by range (FEAT_TLBIRANGE).
+        const TLBI_RANGE = 1 << 4;
+        /// Atomic instructions (FEAT_LSE).
+        const LSE = 1 << 5;
+        /// The level hint of TLBI by address (FEAT_TTL).
+        const TTL = 1 << 6;
+        /// Stage 2 forces write-back (FEAT_S2FWB, HCR_EL2.FWB).
+        const FWB = 1 << 7;
+        /// Separate execute permissions for EL1 and EL0 (FEAT_XNX).
+        const XNX = 1 << 8;
+        /// The data cache needs no cleaning to the point of unification for instruction fetch (CTR_EL0.IDC).
+        const IDC = 1 << 9;
+        /// The instruction cache needs no invalidation for freshly written code (CTR_EL0.DIC).
+        const DIC = 1 << 10;
+    }
+}
+
+/// How a change of block size may be made while the mapping is live (FEAT_BBM).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bbm {
+    /// Break-before-make only.
+    Level0,
+    /// The nT bit may stand in for the break; translation faults are possible meanwhile.
+    Level1,
+    /// Sizes may change directly; a TLB conflict abort is possible until the flush.
+    Level2,
+}
+
+/// The raw ID registers of one PE, as read by `mrs`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IdRegisters {
+    /// ID_AA64MMFR0_EL1.
+    pub mmfr0: u64,
+    /// ID_AA64MMFR1_EL1.
+    pub mmfr1: u64,
+    /// ID_AA64MMFR2_EL1.
+    pub mmfr2: u64,
+    /// ID_AA64ISAR0_EL1.
+    pub isar0: u64,
+    /// CTR_EL0.
+    pub ctr: u64,
+}
+
+/// What every PE of the machine supports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Features {
+    /// The optional parts.
+    pub caps: Caps,
+    /// How block sizes may change.
+    pub bbm: Bbm,
+    /// Physical address bits that a 4 KiB-granule stage 2 can put out: 32 to 48. A machine with 52
+    /// bits counts as 48, because this crate does not use FEAT_LPA2.
+    pub pa_bits: u32,
+}
+
+/// The 4-bit unsigned ID field at `shift`.
+const fn field(register: u64, shift: u32) -> u64 {
+    (register >> shift) & 0xf
+}
+
+/// Physical address bits by ID_AA64MMFR0_EL1.PARange; `None` where the encoding is reserved.
+#[must_use]
+pub const fn pa_bits_of(pa_range: u64) -> Option<u32> {
+    match pa_range {
+        0 => Some(32),
+        1 => Some(36),
+        2 => Some(40),
+        3 => Some(42),
+        4 => Some(44),
+        5 => Some(48),
+        // 52 and 56 bits need FEAT_LPA2 or another granule.
+        6 | 7 => Some(48),
+        _ => None,
+    }
+}
+
+impl Features {
+    /// What one PE's registers promise. A reserved PARange counts as the smallest, 32 bits.
+    #[must_use]
+    pub fn from_id_registers(id: &IdRegisters) -> Self {
+        // TGran4_2: 0 refers to TGran4 (0xf there means absent), 1 means absent, 2 and 3 present.
+        let granule_4k = match field(id.mmfr0, 40) {
+            0 => field(id.mmfr0, 28) != 0xf,
+            1 => false,
+            _ => true,
+        };
+        let hafdbs = field(id.mmfr1, 0);
+        let present = [
+            (Caps::GRANULE_4K, granule_4k),
+            (Caps::VMID16, field(id.mmfr1, 4) == 2),
+            (Caps::HW_ACCESS, hafdbs >= 1),
+            (Caps::HW_DIRTY, hafdbs >= 2),
+            (Caps::TLBI_RANGE, field(id.isar0, 56) >= 2),
+            (Caps::LSE, field(id.isar0, 20) >= 2),
+            (Caps::TTL, field(id.mmfr2, 48) >= 1),
+            (Caps::FWB, field(id.mmfr2, 40) >= 1),
+            (Caps::XNX, field(id.mmfr1, 28) >= 1),
+            (Caps::IDC, id.ctr >> 28 & 1 != 0),
+            (Caps::DIC, id.ctr >> 29 & 1 != 0),
+        ];
+        let caps = present
+            .into_iter()
+            .filter(|(_, there)| *there)
+            .fold(Caps::empty(), |all, (c, _)| all | c);
+        let bbm = match field(id.mmfr2, 52) {
+            0 => Bbm::Level0,
+            1 => Bbm::Level1,
+            _ => Bbm::Level2,
+        };
+        Self {
+            caps,
+            bbm,
+            pa_bits: pa_bits_of(field(id.mmfr0, 0)).unwrap_or(32),
+        }
+    }
+
+    /// What both support: the features of a machine are the `and` over its PEs.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            caps: self.caps & other.caps,
+            bbm: self.bbm.min(other.bbm),
+            pa_bits: self.pa_bits.min(other.pa_bits),
+        }
+    }
+
+    /// The same machine with `hidden` taken away.
+    #[must_use]
+    pub fn without(self, hidden: Caps) -> Self {
+        Self {
+            caps: self.caps - hidden,
+            ..self
+        }
+    }
+
+    /// Whether all of `caps` are there.
+    #[must_use]
+    pub const fn has(&self, caps: Caps) -> bool {
+        self.caps.contains(caps)
+    }
+
+    /// Width of a VMID: 8 or 16 bits.
+    #[must_use]
+    pub const fn vmid_bits(&self) -> u32 {
+        if self.has(Caps::VMID16) { 16 } else { 8 }
+    }
+}
+
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-bit PA, BBM {}", self.pa_bits, self.bbm as u8)?;
+        for (name, _) in self.caps.iter_names() {
+            write!(f, ", {name}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The ID registers of a Cortex-A53 (r0p4), from its technical reference manual.
+    const CORTEX_A53: IdRegisters = IdRegisters {
+        mmfr0: 0x1122,
+        mmfr1: 0,
+        mmfr2: 0,
+        isar0: 0x11120,
+        ctr: 0x8444_8004,
+    };
+
+    #[test]
+    fn cortex_a53_has_the_granule_and_nothing_optional() {
+        let features = Features::from_id_registers(&CORTEX_A53);
+        assert_eq!(features.caps, Caps::GRANULE_4K);
+        assert_eq!(features.bbm, Bbm::Level0);
+        assert_eq!(features.pa_bits, 40);
+        assert_eq!(features.vmid_bits(), 8);
+    }
+
+    #[test]
+    fn each_field_sets_its_capability() {
+        let id = IdRegisters {
+            mmfr0: 0x2 << 40 | 0x6,
+            mmfr1: 1 << 28 | 2 << 4 | 2,
+            mmfr2: 2 << 52 | 1 << 48 | 1 << 40,
+            isar0: 2 << 56 | 2 << 20,
+            ctr: 1 << 29 | 1 << 28,
+        };
+        let features = Features::from_id_registers(&id);
+        assert_eq!(features.caps, Caps::all());
+        assert_eq!(features.bbm, Bbm::Level2);
+        assert_eq!(features.pa_bits, 48, "52 bits need FEAT_LPA2");
+    }
+
+    #[test]
+    fn granule_can_be_absent_in_either_field() {
+        let absent = |mmfr0| {
+            !Features::from_id_registers(&IdRegisters {
+                mmfr0,
+                ..CORTEX_A53
+            })
+            .has(Caps::GRANULE_4K)
+        };
+        assert!(absent(0xf << 28));
+        assert!(absent(0x1 << 40));
+        assert!(!absent(0x2 << 40 | 0xf << 28));
+    }
+
+    #[test]
+    fn and_keeps_what_both_have() {
+        let big = Features {
+            caps: Caps::all(),
+            bbm: Bbm::Level2,
+            pa_bits: 48,
+        };
+        let little = Features::from_id_registers(&CORTEX_A53);
+        assert_eq!(big.and(little), little);
+        assert_eq!(little.and(big), little);
+        assert!(!big.without(Caps::LSE).has(Caps::LSE));
+    }
+}

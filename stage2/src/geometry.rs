@@ -1,0 +1,340 @@
+//! The shape of a VM's tables: IPA size, start level, concatenated roots, VTCR_EL2.
+//!
+//! A stage-2 walk does not need to start at level 0. Where the IPA size leaves at most four bits to
+//! the level above, up to 16 tables of the start level stand side by side (concatenated) and the
+//! walk is one level shorter [RHRSBS]. This module always takes the shorter walk, which gives one
+//! answer for each IPA size, and the only one that is legal below 44 bits of physical address [RSRKBC]:
+//!
+//! | IPA bits | starts at | root pages |
+//! | --- | --- | --- |
+//! | 25-34 | level 2 | 1-16 |
+//! | 35-43 | level 1 | 1-16 |
+//! | 44-48 | level 0 | 1 |
+//!
+//! The values here must be the same on every PE that runs the VM: VTCR_EL2 may be cached in a TLB.
+
+use core::fmt;
+
+use aarch64_cpu::registers::VTCR_EL2;
+
+use crate::addr::{IpaRange, Level, PAGE_SIZE, SLOTS};
+use crate::features::{Caps, Features};
+use crate::{Ipa, Pa};
+
+/// Smallest IPA size that this crate lays out: below 25 bits FEAT_TTST would be needed.
+pub const MIN_IPA_BITS: u32 = 25;
+/// Largest IPA size without FEAT_LPA2.
+pub const MAX_IPA_BITS: u32 = 48;
+
+/// Bits that one table resolves.
+const TABLE_BITS: u32 = SLOTS.trailing_zeros();
+/// Bits that concatenation adds to the start level.
+const CONCATENATED_BITS: u32 = 4;
+
+/// Which parts of a leaf the hardware updates by itself [D8.5].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HwUpdate {
+    /// Nothing: VTCR_EL2.HA = HD = 0.
+    #[default]
+    Off,
+    /// The access flag: HA = 1.
+    Access,
+    /// The access flag and the dirty state: HA = HD = 1.
+    AccessAndDirty,
+}
+
+/// The shape of one VM's stage 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    ipa_bits: u32,
+    start: Level,
+    root_tables: usize,
+    vtcr: u64,
+}
+
+/// Why a machine cannot have the wanted shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GeometryError {
+    /// The IPA size is outside what this crate lays out.
+    IpaBits {
+        /// Bits asked for.
+        wanted: u32,
+    },
+    /// The IPA size exceeds the physical address size, which the architecture forbids (table D8-8).
+    ExceedsPa {
+        /// IPA bits asked for.
+        wanted: u32,
+        /// Physical address bits of the machine.
+        pa_bits: u32,
+    },
+    /// The machine has no 4 KiB granule at stage 2.
+    NoGranule4K,
+    /// Hardware updates were asked for that the machine does not do.
+    NoHwUpdate {
+        /// What was asked for.
+        wanted: HwUpdate,
+    },
+}
+
+impl fmt::Display for GeometryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IpaBits { wanted } => {
+                write!(
+                    f,
+                    "{wanted}-bit IPAs: {MIN_IPA_BITS} to {MAX_IPA_BITS} bits are possible"
+                )
+            }
+            Self::ExceedsPa { wanted, pa_bits } => {
+                write!(
+                    f,
+                    "{wanted}-bit IPAs exceed the machine's {pa_bits}-bit physical addresses"
+                )
+            }
+            Self::NoGranule4K => f.write_str("the machine has no 4 KiB granule at stage 2"),
+            Self::NoHwUpdate { wanted } => {
+                write!(f, "the machine has no hardware update of kind {wanted:?}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for GeometryError {}
+
+impl Geometry {
+    /// The shape for `ipa_bits` bits of IPA on a machine with `features`.
+    ///
+    /// # Errors
+    /// [`GeometryError`], with the numbers, when the machine cannot do it.
+    pub fn new(
+        ipa_bits: u32,
+        features: &Features,
+        hw_update: HwUpdate,
+    ) -> Result<Self, GeometryError> {
+        if !(MIN_IPA_BITS..=MAX_IPA_BITS).contains(&ipa_bits) {
+            return Err(GeometryError::IpaBits { wanted: ipa_bits });
+        }
+        if ipa_bits > features.pa_bits {
+            return Err(GeometryError::ExceedsPa {
+                wanted: ipa_bits,
+                pa_bits: features.pa_bits,
+            });
+        }
+        if !features.has(Caps::GRANULE_4K) {
+            return Err(GeometryError::NoGranule4K);
+        }
+        let needed = match hw_update {
+            HwUpdate::Off => Caps::empty(),
+            HwUpdate::Access => Caps::HW_ACCESS,
+            HwUpdate::AccessAndDirty => Caps::HW_ACCESS | Caps::HW_DIRTY,
+        };
+        if !features.has(needed) {
+            return Err(GeometryError::NoHwUpdate { wanted: hw_update });
+        }
+        let reach = |level: Level| level.shift() + TABLE_BITS + CONCATENATED_BITS;
+        let start = if ipa_bits <= reach(Level::L2) {
+            Level::L2
+        } else if ipa_bits <= reach(Level::L1) {
+            Level::L1
+        } else {
+            Level::L0
+        };
+        let root_tables = 1 << ipa_bits.saturating_sub(start.shift() + TABLE_BITS);
+        let vtcr = vtcr(ipa_bits, start, features, hw_update);
+        Ok(Self {
+            ipa_bits,
+            start,
+            root_tables,
+            vtcr,
+        })
+    }
+
+    /// Bits of IPA.
+    #[must_use]
+    pub const fn ipa_bits(&self) -> u32 {
+        self.ipa_bits
+    }
+
+    /// The level at which a walk starts.
+    #[must_use]
+    pub const fn start(&self) -> Level {
+        self.start
+    }
+
+    /// Tables of the start level that stand side by side: 1 to 16.
+    #[must_use]
+    pub const fn root_tables(&self) -> usize {
+        self.root_tables
+    }
+
+    /// Bytes of the root, which is aligned to its size [RVCLZN].
+    #[must_use]
+    pub const fn root_bytes(&self) -> u64 {
+        self.root_tables as u64 * PAGE_SIZE
+    }
+
+    /// The value of VTCR_EL2.
+    #[must_use]
+    pub const fn vtcr(&self) -> u64 {
+        self.vtcr
+    }
+
+    /// Whether `ipa` can be translated at all; beyond it every access is a level-0 fault.
+    #[must_use]
+    pub const fn contains(&self, ipa: Ipa) -> bool {
+        ipa.get() >> self.ipa_bits == 0
+    }
+
+    /// Whether every address of `range` can be translated.
+    #[must_use]
+    pub const fn contains_range(&self, range: &IpaRange) -> bool {
+        range.end().get() <= 1 << self.ipa_bits
+    }
+
+    /// The table page of a concatenated root that serves `ipa`, which must be inside.
+    #[must_use]
+    pub const fn root_page(&self, root: Pa, ipa: Ipa) -> Pa {
+        let page = (ipa.get() >> (self.start.shift() + TABLE_BITS)) & (self.root_tables as u64 - 1);
+        Pa::new(root.get() + page * PAGE_SIZE)
+    }
+}
+
+/// The value of VTCR_EL2. What this crate does not use (DS, SL2, S2PIE, S2POE, HAFT, AssuredOnly,
+/// HWU, NSA, NSW) stays 0.
+fn vtcr(ipa_bits: u32, start: Level, features: &Features, hw_update: HwUpdate) -> u64 {
+    let sl0 = match start {
+        Level::L0 => 2,
+        Level::L1 => 1,
+        Level::L2 | Level::L3 => 0,
+    };
+    let ps = match features.pa_bits {
+        48 => 5,
+        44 => 4,
+        42 => 3,
+        40 => 2,
+        36 => 1,
+        _ => 0,
+    };
+    // Table walks must be Inner-shareable write-back, or hardware updates may abort [RWLTNL].
+    let mut value = VTCR_EL2::RES1.val(1)
+        + VTCR_EL2::TG0::Granule4KB
+        + VTCR_EL2::SH0::Inner
+        + VTCR_EL2::ORGN0::NormalWBRAWA
+        + VTCR_EL2::IRGN0::NormalWBRAWA
+        + VTCR_EL2::PS.val(ps)
+        + VTCR_EL2::SL0.val(sl0)
+        + VTCR_EL2::T0SZ.val(u64::from(64 - ipa_bits));
+    if features.has(Caps::VMID16) {
+        value += VTCR_EL2::VS.val(1);
+    }
+    if hw_update != HwUpdate::Off {
+        value += VTCR_EL2::HA.val(1);
+    }
+    if hw_update == HwUpdate::AccessAndDirty {
+        value += VTCR_EL2::HD.val(1);
+    }
+    value.value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::{Bbm, pa_bits_of};
+
+    fn machine(pa_bits: u32, caps: Caps) -> Features {
+        Features {
+            caps: caps | Caps::GRANULE_4K,
+            bbm: Bbm::Level0,
+            pa_bits,
+        }
+    }
+
+    /// The architecture's own check, independent of the code above: what a walk from `start` with
+    /// `tables` concatenated tables can resolve, and which start levels PARange permits.
+    fn is_legal(g: &Geometry, pa_bits: u32) -> bool {
+        let one_table = match g.start() {
+            Level::L0 => 48,
+            Level::L1 => 39,
+            Level::L2 => 30,
+            Level::L3 => 21,
+        };
+        let covers = (1u64 << one_table) * g.root_tables() as u64 >= 1 << g.ipa_bits();
+        let no_waste = g.root_tables() == 1
+            || (1u64 << one_table) * g.root_tables() as u64 == 1 << g.ipa_bits();
+        covers && no_waste && g.root_tables() <= 16 && (g.start() != Level::L0 || pa_bits >= 44)
+    }
+
+    #[test]
+    fn every_pa_range_and_ipa_size_is_legal_or_refused() {
+        for pa_range in 0..=15 {
+            let Some(pa_bits) = pa_bits_of(pa_range) else {
+                continue;
+            };
+            for ipa_bits in 0..=64 {
+                let shape =
+                    Geometry::new(ipa_bits, &machine(pa_bits, Caps::empty()), HwUpdate::Off);
+                match shape {
+                    Ok(g) => {
+                        assert!(is_legal(&g, pa_bits), "{ipa_bits} of {pa_bits}: {g:?}");
+                        assert!((MIN_IPA_BITS..=pa_bits).contains(&ipa_bits));
+                        assert!(g.contains(Ipa::new((1 << ipa_bits) - 1)));
+                        assert!(!g.contains(Ipa::new(1 << ipa_bits)));
+                    }
+                    Err(GeometryError::IpaBits { wanted }) => {
+                        assert!(wanted < MIN_IPA_BITS || wanted > MAX_IPA_BITS);
+                    }
+                    Err(GeometryError::ExceedsPa { wanted, pa_bits }) => assert!(wanted > pa_bits),
+                    Err(other) => panic!("{other}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn vtcr_fields_stand_where_the_manual_puts_them() {
+        for pa_range in 0..=6 {
+            let pa_bits = pa_bits_of(pa_range).unwrap();
+            for ipa_bits in MIN_IPA_BITS..=pa_bits {
+                let features = machine(pa_bits, Caps::VMID16 | Caps::HW_ACCESS | Caps::HW_DIRTY);
+                let g = Geometry::new(ipa_bits, &features, HwUpdate::AccessAndDirty).unwrap();
+                let v = g.vtcr();
+                assert_eq!(v & 0x3f, u64::from(64 - ipa_bits), "T0SZ");
+                assert_eq!(v >> 6 & 3, 2 - g.start() as u64, "SL0");
+                assert_eq!(v >> 8 & 0xff, 0b00_11_01_01, "TG0, SH0, ORGN0, IRGN0");
+                assert_eq!(v >> 16 & 7, pa_range.min(5), "PS");
+                assert_eq!(
+                    v >> 19,
+                    1 << 12 | 0b1101,
+                    "VS, HA, HD and RES1, nothing else"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn hardware_updates_need_the_hardware() {
+        let none = machine(40, Caps::empty());
+        assert_eq!(
+            Geometry::new(40, &none, HwUpdate::Access),
+            Err(GeometryError::NoHwUpdate {
+                wanted: HwUpdate::Access
+            })
+        );
+        let access = machine(40, Caps::HW_ACCESS);
+        assert!(Geometry::new(40, &access, HwUpdate::Access).is_ok());
+        assert!(Geometry::new(40, &access, HwUpdate::AccessAndDirty).is_err());
+    }
+
+    #[test]
+    fn concatenated_root_pages_follow_the_top_bits() {
+        let g = Geometry::new(40, &machine(40, Caps::empty()), HwUpdate::Off).unwrap();
+        assert_eq!(
+            (g.start(), g.root_tables(), g.root_bytes()),
+            (Level::L1, 2, 8192)
+        );
+        let root = Pa::new(0x8000_0000);
+        assert_eq!(g.root_page(root, Ipa::new(0)), root);
+        assert_eq!(g.root_page(root, Ipa::new((1 << 39) - 1)), root);
+        assert_eq!(g.root_page(root, Ipa::new(1 << 39)), Pa::new(0x8000_1000));
+    }
+}

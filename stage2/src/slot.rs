@@ -1,0 +1,287 @@
+//! One descriptor in memory: the only file that touches one.
+//!
+//! The hardware walker is always a concurrent reader of a slot, other PEs' fault handlers are
+//! concurrent writers, and with hardware management of the access flag or the dirty state the
+//! walker writes too. So a slot is only ever reached by single 64-bit atomic accesses, and nobody
+//! makes a `&mut` to one. Three rules carry the design:
+//!
+//! 1. **Empty slots belong to whoever wins the compare-exchange; the lock owns the rest.** A lock
+//!    holder must expect an Empty slot to become populated under its feet. Strict zero is
+//!    deliberate: it is narrower than "not valid", so an install can overwrite no Busy, Drain, Note
+//!    or Dead.
+//!
+//!    ```text
+//!    PE 0, holds the lock             PE 1, in a fault handler, no lock
+//!    live -> Busy
+//!                                     sees "not valid", stores its page   <- the race this prevents:
+//!    Busy -> old, writable again         its page is lost, two writers think they own the slot
+//!    ```
+//! 2. **A slot becomes Empty only after the flush of what it held has completed.** Live → Drain →
+//!    (TLBI, DSB) → 0. [`Slot::clear`] does the first step and hands out a [`Drained`]; only a
+//!    [`Flushed`] token turns it into the last.
+//!
+//!    ```text
+//!    PE 0                             PE 1
+//!    live -> 0
+//!                                     faults, installs another page
+//!    TLBI, DSB                           while PE 2 still translates by the old entry: two live
+//!                                        frames behind one address, a break-before-make violation
+//!    ```
+//! 3. **A lock holder never stores blindly over a valid slot**, only by atomic read-modify-write:
+//!    hardware and lock-free upgrades may have changed it since it was read. Hence `clear` is a swap,
+//!    and what the swap returns is the final accessed and dirty state.
+//!
+//! The contract of [`Slot::try_set`] and of `clear` is that of Linux' `ptep_try_set` and
+//! `ptep_get_and_clear`: installers and clearers agree on the outcome because both are atomic.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::arch::Arch;
+use crate::descriptor::Descriptor;
+use crate::epoch::Guard;
+use crate::flush::Flushed;
+
+/// One 64-bit descriptor in memory.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Slot(AtomicU64);
+
+/// Why [`Slot::try_set`] did not install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrySetError {
+    /// The slot was not Empty. This is what it held: somebody else got there first.
+    Occupied(Descriptor),
+    /// This [`Arch`] has no atomic install. The caller falls through to its unrecovered path.
+    Unsupported,
+}
+
+impl fmt::Display for TrySetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Occupied(seen) => write!(f, "the slot already holds {:#x}", seen.bits()),
+            Self::Unsupported => f.write_str("this machine has no atomic install"),
+        }
+    }
+}
+
+impl core::error::Error for TrySetError {}
+
+/// A slot that was swapped to Drain. It owes a flush, and then a release.
+#[derive(Debug)]
+#[must_use = "the slot stays in Drain, and every access to it faults, until it is released"]
+pub struct Drained<'t> {
+    slot: &'t Slot,
+    old: Descriptor,
+}
+
+impl Slot {
+    /// A slot in memory that holds `descriptor`: for building tables that nobody walks yet.
+    #[must_use]
+    pub const fn new(descriptor: Descriptor) -> Self {
+        Self(AtomicU64::new(descriptor.bits()))
+    }
+
+    /// Reads the slot. What a table descriptor points to may be read after this (acquire).
+    #[inline]
+    pub fn load<A: Arch>(&self, arch: &A) -> Descriptor {
+        Descriptor::from_bits(arch.load(self))
+    }
+
+    /// Installs `new` if the slot is Empty, that is, exactly zero.
+    ///
+    /// Takes no lock, allocates nothing, flushes nothing: a translation that faults is not cached
+    /// [RXCLRD], so there is nothing to flush. It may therefore run in a fault handler that is nested
+    /// under any lock. `new` is published with release order: what it points to must be complete
+    /// before. Remote PEs see the new translation once the caller's `DSB ISHST` completes; until
+    /// then they may take one more fault.
+    ///
+    /// The guard shows that the table cannot be torn down meanwhile; it must be the one under which
+    /// the slot was found.
+    ///
+    /// # Errors
+    /// [`TrySetError::Occupied`] with what stood there (read with acquire order, so that a loser may
+    /// descend into the winner's table). [`TrySetError::Unsupported`] on an [`Arch`] without it.
+    // A function of its own, so that a test can find it in an image and read its instructions.
+    #[inline(never)]
+    pub fn try_set<A: Arch>(
+        &self,
+        arch: &A,
+        _guard: &Guard<'_>,
+        new: Descriptor,
+    ) -> Result<(), TrySetError> {
+        match arch.compare_exchange(self, Descriptor::EMPTY.bits(), new.bits()) {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(seen)) => Err(TrySetError::Occupied(Descriptor::from_bits(seen))),
+            None => Err(TrySetError::Unsupported),
+        }
+    }
+
+    /// Swaps whatever the slot holds to Drain: the only way out of a live slot.
+    ///
+    /// The caller holds the lock of the table, and afterwards owes the flush that covers what the
+    /// slot held. Until that completes, remote PEs may go on using the old translation; new walks
+    /// fault. The access flag and the dirty state of what is returned are final for a walk that
+    /// reads the descriptor, because hardware re-reads it before an update [RSGJBL].
+    #[inline]
+    pub fn clear<A: Arch>(&self, arch: &A) -> Drained<'_> {
+        let old = arch.swap(self, Descriptor::DRAIN.bits());
+        Drained {
+            slot: self,
+            old: Descriptor::from_bits(old),
+        }
+    }
+}
+
+impl Drained<'_> {
+    /// What the slot held: the final word on its accessed and dirty state.
+    #[must_use]
+    pub const fn old(&self) -> Descriptor {
+        self.old
+    }
+
+    /// Makes the slot Empty, now that no PE can still translate by what it held.
+    pub fn release<A: Arch>(self, arch: &A, _flushed: &Flushed) -> Descriptor {
+        arch.store(self.slot, Descriptor::EMPTY.bits());
+        self.old
+    }
+
+    /// Puts a new descriptor in place of the old one: the "make" of break-before-make.
+    ///
+    /// Release order: what `new` points to must be complete before.
+    pub fn replace<A: Arch>(self, arch: &A, _flushed: &Flushed, new: Descriptor) -> Descriptor {
+        arch.store(self.slot, new.bits());
+        self.old
+    }
+}
+
+/// The machine's own atomics on a slot, for an [`Arch`] to build on.
+///
+/// Orders: loads acquire, stores and successful exchanges release, failed exchanges acquire, swaps
+/// both. On the Armv8.0 baseline an exchange compiles to an `LDAXR`/`STLXR` loop.
+pub mod native {
+    use super::{Ordering, Slot};
+
+    /// Reads the slot.
+    #[inline]
+    pub fn load(slot: &Slot) -> u64 {
+        slot.0.load(Ordering::Acquire)
+    }
+
+    /// Writes the slot.
+    #[inline]
+    pub fn store(slot: &Slot, bits: u64) {
+        slot.0.store(bits, Ordering::Release);
+    }
+
+    /// Writes the slot and returns what it held.
+    #[inline]
+    pub fn swap(slot: &Slot, bits: u64) -> u64 {
+        slot.0.swap(bits, Ordering::AcqRel)
+    }
+
+    /// Writes `new` if the slot holds `old`; returns what it held.
+    #[inline]
+    pub fn compare_exchange(slot: &Slot, old: u64, new: u64) -> Result<u64, u64> {
+        slot.0
+            .compare_exchange(old, new, Ordering::Release, Ordering::Acquire)
+    }
+
+    /// [`compare_exchange`] by one `CASAL` instruction.
+    ///
+    /// # Safety
+    /// 1. Every PE that may run this has FEAT_LSE.
+    #[cfg(target_arch = "aarch64")]
+    #[inline]
+    pub unsafe fn compare_exchange_lse(slot: &Slot, old: u64, new: u64) -> Result<u64, u64> {
+        let seen: u64;
+        // SAFETY: (1) the instruction exists, by the caller's clause 1. (2) The address is that of
+        // an AtomicU64: aligned, alive and shared.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension lse",
+                "casal {seen}, {new}, [{slot}]",
+                seen = inlateout(reg) old => seen,
+                new = in(reg) new,
+                slot = in(reg) slot.0.as_ptr(),
+                options(nostack, preserves_flags),
+            );
+        }
+        if seen == old { Ok(seen) } else { Err(seen) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::host::{Host, NoAtomicInstall};
+    use crate::epoch::Epochs;
+    use crate::{Level, Pa};
+
+    fn table(pa: u64) -> Descriptor {
+        Descriptor::table(Level::L2, Pa::new(pa)).unwrap()
+    }
+
+    #[test]
+    fn install_wins_an_empty_slot_once() {
+        let epochs = Epochs::<1>::new();
+        let cpu = epochs.join(0).unwrap();
+        let guard = cpu.enter();
+        let (arch, slot) = (Host::new(), Slot::default());
+        assert_eq!(slot.try_set(&arch, &guard, table(0x1000)), Ok(()));
+        assert_eq!(
+            slot.try_set(&arch, &guard, table(0x2000)),
+            Err(TrySetError::Occupied(table(0x1000)))
+        );
+        assert_eq!(slot.load(&arch), table(0x1000));
+    }
+
+    #[test]
+    fn install_loses_to_every_state_but_empty() {
+        let epochs = Epochs::<1>::new();
+        let cpu = epochs.join(0).unwrap();
+        let guard = cpu.enter();
+        let arch = Host::new();
+        let note = Descriptor::note(crate::Note::new(0).unwrap());
+        let busy = table(0x3000).to_busy().unwrap();
+        for held in [
+            Descriptor::DRAIN,
+            Descriptor::DEAD,
+            note,
+            busy,
+            table(0x3000),
+        ] {
+            let slot = Slot::new(held);
+            let lost = slot.try_set(&arch, &guard, table(0x1000));
+            assert_eq!(lost, Err(TrySetError::Occupied(held)));
+            assert_eq!(slot.load(&arch), held, "a lost install changes nothing");
+        }
+    }
+
+    #[test]
+    fn install_is_unsupported_without_the_atomic() {
+        let epochs = Epochs::<1>::new();
+        let cpu = epochs.join(0).unwrap();
+        let slot = Slot::default();
+        let result = slot.try_set(&NoAtomicInstall, &cpu.enter(), table(0x1000));
+        assert_eq!(result, Err(TrySetError::Unsupported));
+        assert_eq!(slot.load(&NoAtomicInstall), Descriptor::EMPTY);
+    }
+
+    #[test]
+    fn a_cleared_slot_stays_in_drain_until_flushed() {
+        let epochs = Epochs::<1>::new();
+        let cpu = epochs.join(0).unwrap();
+        let guard = cpu.enter();
+        let (arch, slot) = (Host::new(), Slot::new(table(0x1000)));
+        let drained = slot.clear(&arch);
+        assert_eq!(drained.old(), table(0x1000));
+        assert_eq!(
+            slot.try_set(&arch, &guard, table(0x2000)),
+            Err(TrySetError::Occupied(Descriptor::DRAIN))
+        );
+        let flushed = crate::flush::Stage2Tlb::new(&arch, 0, crate::Caps::empty()).vm();
+        assert_eq!(drained.release(&arch, &flushed), table(0x1000));
+        assert_eq!(slot.try_set(&arch, &guard, table(0x2000)), Ok(()));
+    }
+}
