@@ -1,5 +1,56 @@
+//! An AArch64 EL2 hypervisor for QEMU's `virt` that puts crate `stage2` to use.
+//!
+//! ```text
+//!  boot ──▶ mem, platform ──▶ vm::start ──▶ run loop on each CPU ──▶ end: summary, power off
+//!                                             │  ▲
+//!                              guest_enter    ▼  │ exit
+//!                                            guest at EL1
+//! ```
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `boot` | from the first instruction to all CPUs in EL2's final map |
+//! | `exception` | vectors, the way into and out of the guest, the crash dump |
+//! | `platform` | console, firmware, interrupt controller |
+//! | `mem` | frames, per-CPU stocks, heap, EL2's own map |
+//! | `vm` | the VM: its regions, vCPUs, run loop, exits |
+//! | `device`, `hypercall` | what the guest believes to be a machine |
+//! | `event` | counters |
+//! | `end` | how a run is told to people and programs |
+//!
+//! Decisions that need no machine are in crate `hyp-core`, tested on the host.
+//!
+//! EL2 runs with every exception masked, on one stack a CPU, and is never preempted. What a guest can
+//! make it do is bounded: no loop whose length the guest chooses, no allocation, no panic.
+
 #![no_std]
 #![no_main]
-//! Placeholder.
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! { loop {} }
+
+extern crate alloc;
+
+mod boot;
+mod cpu;
+mod device;
+mod end;
+mod event;
+mod exception;
+mod hypercall;
+mod mem;
+mod platform;
+mod sysreg;
+mod vm;
+
+/// The boot CPU's first Rust with the early map on: `tree` is the device tree's address or 0, `level` the
+/// exception level.
+#[unsafe(no_mangle)]
+extern "C" fn hyp_main(tree: u64, level: u64) -> ! {
+    mem::heap::init();
+    if level == 2 {
+        // SAFETY: (1) number 0 is the boot CPU's.
+        unsafe { cpu::adopt(0) };
+    }
+    match boot::bring_up(tree, level).and_then(vm::start) {
+        Ok(never) => match never {},
+        Err(refusal) => end::refuse(refusal),
+    }
+}

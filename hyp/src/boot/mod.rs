@@ -1,0 +1,117 @@
+//! From the first instruction to a machine that can run a VM.
+//!
+//! | step | file |
+//! | --- | --- |
+//! | header, entry, MMU switch (assembly) | `entry` |
+//! | a map to run Rust in | `early` |
+//! | stacks and their guard pages | `stack` |
+//! | device tree, console, free memory, final map, frames, GIC | here |
+//! | the other CPUs | `secondary` |
+//!
+//! What the machine lacks is said in one sentence on the console, and nothing is started: a [`Refusal`].
+//! It is said as early as possible, which at EL1 means: with the tree's console and the tree's PSCI, and
+//! nothing of EL2 touched.
+
+pub(crate) mod early;
+pub(crate) mod entry;
+pub(crate) mod secondary;
+pub(crate) mod stack;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt;
+
+use aarch64_cpu::registers::{HCR_EL2, Readable};
+use hyp_core::PaRange;
+use hyp_core::config::Request;
+use hyp_core::fdt::{self, Conduit, Platform};
+use hyp_core::layout;
+
+use crate::mem::{clean, el2_map, frames, image};
+use crate::platform::{console, gic, power};
+use crate::{cpu, end, say};
+
+/// Where QEMU's `virt` has its console: for saying that the tree cannot be read, and nothing else.
+const CONSOLE_OF_VIRT: PaRange = PaRange { start: 0x0900_0000, end: 0x0900_1000 };
+
+/// Why nothing was started.
+#[derive(Debug)]
+pub(crate) struct Refusal(pub(crate) String);
+
+impl<T: fmt::Display> From<T> for Refusal {
+    fn from(error: T) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The machine, ready.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// What the tree says.
+    pub(crate) platform: Platform,
+    /// What the user asked for.
+    pub(crate) request: Request,
+    /// CPUs that run, the boot CPU included: numbers 0 up to here.
+    pub(crate) cpus: usize,
+}
+
+/// Brings everything up, on the boot CPU.
+pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
+    let (platform, tree) = read_tree(tree).inspect_err(|_| guess(level))?;
+    early::map_device(platform.uart.start);
+    // SAFETY: (1) the tree calls it a PL011; mapped above, and by the final map later.
+    unsafe { console::init(platform.uart) };
+    power::init(platform.psci);
+    let request = Request::parse(&platform.bootargs)?;
+    end::prepare(request.report.as_ref());
+    say!("stage2 hypervisor {}, {} CPUs", env!("CARGO_PKG_VERSION"), platform.cpus.len());
+    if level != 2 {
+        let reason =
+            format!("the hypervisor needs EL2 and was started at EL{level}: start QEMU with -M virt,virtualization=on");
+        return Err(Refusal(reason));
+    }
+    if HCR_EL2.is_set(HCR_EL2::E2H) {
+        return Err(Refusal("this CPU's HCR_EL2.E2H cannot be cleared: only the non-VHE EL2 is used".into()));
+    }
+    let gic = platform
+        .gic
+        .ok_or_else(|| Refusal("no GICv3: start QEMU with -M virt,gic-version=3".into()))?;
+    let layout = layout::plan(&platform, image::whole(), tree)?;
+    el2_map::switch_on(&platform, &layout, tree)?;
+    // Whoever had the memory before may have run from it.
+    clean::forget_instructions();
+    // SAFETY: (1) `plan` says that nobody else uses it; the map has it writable.
+    unsafe { frames::init(&layout.free) };
+    // SAFETY: (1) the tree calls it a GICv3; the final map has it as device memory.
+    unsafe {
+        gic::init(&gic)?;
+        gic::join(&gic, cpu::affinity())?;
+    }
+    let cpus = secondary::start_all(&platform, gic)?;
+    Ok(Machine { platform, request, cpus })
+}
+
+/// The tree's contents and where it lies.
+fn read_tree(tree: u64) -> Result<(Platform, PaRange), Refusal> {
+    if tree == 0 {
+        return Err(Refusal(
+            "no device tree, neither in x0 nor at the bottom of RAM: start the raw image by QEMU's -kernel".into(),
+        ));
+    }
+    let start = core::ptr::with_exposed_provenance::<u8>(tree as usize);
+    // SAFETY: (1) the early map has two blocks of 2 MiB from the one that holds `tree`: at least one
+    // whole block behind it. (2) Nobody writes there.
+    let mapped = unsafe { core::slice::from_raw_parts(start, early::BLOCK as usize) };
+    let platform = fdt::parse(mapped)?;
+    let size = fdt::claimed_size(mapped)?;
+    let range = PaRange::from_len(tree, size as u64).ok_or("the device tree ends beyond all addresses")?;
+    Ok((platform, range))
+}
+
+/// Takes the machine for QEMU's `virt`, to say what is wrong with its tree.
+fn guess(level: u64) {
+    early::map_device(CONSOLE_OF_VIRT.start);
+    // SAFETY: (1) no tree says so, but this image is linked for that machine and has come this far.
+    unsafe { console::init(CONSOLE_OF_VIRT) };
+    power::init(if level == 2 { Conduit::Smc } else { Conduit::Hvc });
+}

@@ -1,0 +1,101 @@
+//! What belongs to one CPU: its number, its stock of frames, its counters.
+//!
+//! CPU *n* is the *n*-th of the device tree's, the boot CPU is 0, and virtual CPU *n* runs on it and
+//! nowhere else. `TPIDR_EL2` points at the block. Fields that other CPUs read are atomics; the rest are
+//! cells, which only the owner reaches: [`current`] is the only way to a block's cells.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use aarch64_cpu::registers::{MPIDR_EL1, Readable, TPIDR_EL2, Writeable};
+use hyp_abi::MAX_VCPUS;
+
+use crate::boot::stack;
+use crate::event::counters::Counters;
+use crate::mem::cache::Stock;
+
+/// Affinity fields of `MPIDR_EL1`: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
+pub(crate) const AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// One CPU's block. The first field is known to `exception/vectors.rs`.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub(crate) struct PerCpu {
+    /// Top of the emergency stack.
+    pub(crate) emergency_top: AtomicU64,
+    /// The CPU's number.
+    pub(crate) number: usize,
+    /// Affinity fields of its `MPIDR_EL1`.
+    pub(crate) mpidr: AtomicU64,
+    /// The CPU has reached the hypervisor.
+    pub(crate) online: AtomicBool,
+    /// Crashes taken on this CPU: the second one does not try a dump.
+    pub(crate) crashes: AtomicU64,
+    /// What has been counted here.
+    pub(crate) counters: Counters,
+    /// Frames for the fault path.
+    pub(crate) stock: Stock,
+}
+
+// SAFETY: (1) atomics are shared; (2) the cells in `stock` are reached through `current` only, by the
+// CPU that owns the block, in one context: EL2 runs with every exception masked.
+unsafe impl Sync for PerCpu {}
+
+static BLOCKS: [PerCpu; MAX_VCPUS] = {
+    let mut number = 0;
+    let mut blocks = [const { PerCpu::new() }; MAX_VCPUS];
+    while number < MAX_VCPUS {
+        blocks[number].number = number;
+        number += 1;
+    }
+    blocks
+};
+
+impl PerCpu {
+    /// The CPU is up and reachable.
+    pub(crate) fn came_up(&self) {
+        self.online.store(true, Ordering::Release);
+    }
+
+    const fn new() -> Self {
+        Self {
+            emergency_top: AtomicU64::new(0),
+            number: 0,
+            mpidr: AtomicU64::new(0),
+            online: AtomicBool::new(false),
+            crashes: AtomicU64::new(0),
+            counters: Counters::new(),
+            stock: Stock::new(),
+        }
+    }
+}
+
+/// All blocks, for what other CPUs may read of them.
+pub(crate) fn all() -> &'static [PerCpu; MAX_VCPUS] {
+    &BLOCKS
+}
+
+/// The affinity of the executing CPU.
+pub(crate) fn affinity() -> u64 {
+    MPIDR_EL1.get() & AFFINITY
+}
+
+/// Makes block `number` the executing CPU's.
+///
+/// # Safety
+/// 1. No other CPU has or gets this number.
+pub(crate) unsafe fn adopt(number: usize) -> &'static PerCpu {
+    let block = &BLOCKS[number % MAX_VCPUS];
+    let emergency = stack::mapped(block.number)[0].end;
+    block.emergency_top.store(emergency, Ordering::Relaxed);
+    block.mpidr.store(affinity(), Ordering::Relaxed);
+    TPIDR_EL2.set(core::ptr::from_ref(block).expose_provenance() as u64);
+    block
+}
+
+/// The executing CPU's block. Only after [`adopt`], which is the first thing a CPU does at EL2.
+#[inline]
+pub(crate) fn current() -> &'static PerCpu {
+    let block = core::ptr::with_exposed_provenance::<PerCpu>(TPIDR_EL2.get() as usize);
+    // SAFETY: (1) `adopt` stored the address of an element of BLOCKS, which is immutable and static.
+    unsafe { &*block }
+}

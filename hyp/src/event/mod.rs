@@ -1,0 +1,5 @@
+//! What happened, in numbers.
+
+pub(crate) mod counters;
+#[cfg(feature = "measure")]
+pub(crate) mod measure;

@@ -1,0 +1,253 @@
+//! The vector table and the way into and out of the guest.
+//!
+//! # Sixteen entries
+//!
+//! | from | what happens |
+//! | --- | --- |
+//! | lower level, AArch64 (4) | the guest's registers are saved and `guest_enter` returns the kind of exit |
+//! | lower level, AArch32 (4) | the same, with a kind that stops the VM: `HCR_EL2.RW` forbids it |
+//! | this level, SP_ELx (4) | crash dump: EL2 runs with everything masked and expects nothing |
+//! | this level, SP_EL0 (4) | crash dump: EL2 never selects SP_EL0 |
+//!
+//! # Registers across an exit
+//!
+//! `guest_enter` is a function: it pushes what the calling convention lets a caller keep (x19-x30)
+//! and the context's address, loads the guest's registers and leaves by `ERET`. An exit lands on the
+//! same stack, so the context is found without any per-CPU lookup. Only the general registers,
+//! `ELR_EL2` and `SPSR_EL2` move: a vCPU owns its CPU, so EL1 registers stay live in the hardware,
+//! and EL2 is compiled without FP, so that file is the guest's, too.
+//!
+//! No speculation runs past the `ERET`: a DSB and an ISB follow it.
+//!
+//! # A crash at EL2
+//!
+//! The exception may be the stack's end. Two of the guest's thread registers serve as scratch, since
+//! this way is never returned from; one bit of the stack pointer tells whether the CPU is still on its
+//! stack (`boot/stack.rs`), and if not, it continues on its emergency stack, found from `TPIDR_EL2`.
+//! The frame that is built is `crash::Frame`.
+
+use core::arch::global_asm;
+
+use super::crash::Frame;
+use crate::boot::stack::ON_STACK_BIT;
+use crate::cpu::PerCpu;
+use crate::vm::context::Context;
+
+/// Why `guest_enter` returned. The values are known to the assembly below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Exit {
+    /// A synchronous exception: `ESR_EL2` says which.
+    Sync = 0,
+    /// A physical interrupt.
+    Irq = 1,
+    /// A fast interrupt: not expected, group 0 is not ours.
+    Fiq = 2,
+    /// A system error.
+    SError = 3,
+    /// Anything from AArch32.
+    AArch32 = 4,
+}
+
+impl Exit {
+    /// The kind for the number that the assembly hands over.
+    pub(crate) const fn from_raw(raw: u64) -> Self {
+        match raw {
+            0 => Self::Sync,
+            1 => Self::Irq,
+            2 => Self::Fiq,
+            3 => Self::SError,
+            _ => Self::AArch32,
+        }
+    }
+}
+
+#[cfg(feature = "measure")]
+macro_rules! measured {
+    ($text:literal) => {
+        $text
+    };
+}
+#[cfg(not(feature = "measure"))]
+macro_rules! measured {
+    ($text:literal) => {
+        ""
+    };
+}
+
+global_asm!(
+    r#"
+    .macro  crash_vector kind
+    .balign 0x80
+    msr     tpidr_el0, x0
+    msr     tpidrro_el0, x1
+    mov     x1, #\kind
+    b       el2_crash
+    .endm
+
+    .macro  guest_vector kind
+    .balign 0x80
+    stp     x0, x1, [sp, #-16]!
+    "#,
+    measured!("mrs     x1, pmccntr_el0"),
+    r#"
+    ldr     x0, [sp, #16]               // the context
+    stp     x2, x3, [x0, #16]
+    mov     x2, #\kind
+    b       guest_exit
+    .endm
+
+    .text
+    .balign 0x800
+    .global el2_vectors
+el2_vectors:
+    crash_vector 0                      // this level, SP_EL0: sync, IRQ, FIQ, SError
+    crash_vector 1
+    crash_vector 2
+    crash_vector 3
+    crash_vector 4                      // this level, SP_EL2
+    crash_vector 5
+    crash_vector 6
+    crash_vector 7
+    guest_vector 0                      // lower level, AArch64
+    guest_vector 1
+    guest_vector 2
+    guest_vector 3
+    guest_vector 4                      // lower level, AArch32
+    guest_vector 4
+    guest_vector 4
+    guest_vector 4
+    .balign 0x80
+
+    // x0 = context, x2 = kind; x2, x3 saved; the guest's x0, x1 on the stack.
+guest_exit:
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    ldp     x4, x5, [sp], #16
+    stp     x4, x5, [x0]
+    mrs     x6, elr_el2
+    mrs     x7, spsr_el2
+    stp     x30, x6, [x0, #{x30}]
+    str     x7, [x0, #{pstate}]
+    "#,
+    measured!("str     x1, [x0, #{pstate} + 8]"),
+    r#"
+    mov     x0, x2
+    ldp     x19, x20, [sp, #16]
+    ldp     x21, x22, [sp, #32]
+    ldp     x23, x24, [sp, #48]
+    ldp     x25, x26, [sp, #64]
+    ldp     x27, x28, [sp, #80]
+    ldp     x29, x30, [sp, #96]
+    add     sp, sp, #112
+    ret
+
+    .global guest_enter
+guest_enter:                            // x0 = context
+    stp     x0, xzr, [sp, #-112]!
+    stp     x19, x20, [sp, #16]
+    stp     x21, x22, [sp, #32]
+    stp     x23, x24, [sp, #48]
+    stp     x25, x26, [sp, #64]
+    stp     x27, x28, [sp, #80]
+    stp     x29, x30, [sp, #96]
+    ldp     x30, x6, [x0, #{x30}]
+    ldr     x7, [x0, #{pstate}]
+    msr     elr_el2, x6
+    msr     spsr_el2, x7
+    ldp     x2, x3, [x0, #16]
+    ldp     x4, x5, [x0, #32]
+    ldp     x6, x7, [x0, #48]
+    ldp     x8, x9, [x0, #64]
+    ldp     x10, x11, [x0, #80]
+    ldp     x12, x13, [x0, #96]
+    ldp     x14, x15, [x0, #112]
+    ldp     x16, x17, [x0, #128]
+    ldp     x18, x19, [x0, #144]
+    ldp     x20, x21, [x0, #160]
+    ldp     x22, x23, [x0, #176]
+    ldp     x24, x25, [x0, #192]
+    ldp     x26, x27, [x0, #208]
+    ldp     x28, x29, [x0, #224]
+    "#,
+    measured!("mrs     x1, pmccntr_el0"),
+    measured!("str     x1, [x0, #{pstate} + 16]"),
+    r#"
+    ldp     x0, x1, [x0]
+    eret
+    dsb     nsh
+    isb
+
+    // x1 = kind; the old x0, x1 in TPIDR_EL0, TPIDRRO_EL0; every other register as it was.
+el2_crash:
+    mov     x0, sp
+    tbnz    x0, #{on_stack}, 0f
+    mrs     x0, tpidr_el2               // off the stack: to the emergency stack
+    ldr     x0, [x0, #{emergency}]
+0:  sub     x0, x0, #{frame}
+    bic     x0, x0, #0xf
+    stp     x2, x3, [x0, #16]
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    mov     x2, sp
+    stp     x30, x2, [x0, #240]
+    mrs     x2, tpidr_el0
+    mrs     x3, tpidrro_el0
+    stp     x2, x3, [x0]
+    mrs     x2, elr_el2
+    mrs     x3, spsr_el2
+    stp     x2, x3, [x0, #256]
+    mrs     x2, esr_el2
+    mrs     x3, far_el2
+    stp     x2, x3, [x0, #272]
+    mrs     x2, hpfar_el2
+    stp     x2, x1, [x0, #288]
+    mov     sp, x0
+    mov     x29, xzr
+    bl      el2_crashed
+1:  wfe
+    b       1b
+    "#,
+    x30 = const core::mem::offset_of!(Context, x) + 30 * 8,
+    pstate = const core::mem::offset_of!(Context, pstate),
+    on_stack = const ON_STACK_BIT,
+    emergency = const core::mem::offset_of!(PerCpu, emergency_top),
+    frame = const core::mem::size_of::<Frame>(),
+);
+
+const _: () = {
+    assert!(core::mem::offset_of!(Context, entered) == core::mem::offset_of!(Context, pstate) + 8);
+    assert!(core::mem::offset_of!(Context, left) == core::mem::offset_of!(Context, pstate) + 16);
+    assert!(core::mem::size_of::<Frame>() == 304);
+};
+
+unsafe extern "C" {
+    /// Runs the guest until its next exit; returns the kind, see [`Exit::from_raw`].
+    ///
+    /// # Safety
+    /// 1. Stage 2, `HCR_EL2` and the EL1 registers of this CPU belong to the vCPU of `context`.
+    /// 2. `context.pstate` names EL1 or EL0, AArch64.
+    pub(crate) fn guest_enter(context: *mut Context) -> u64;
+}

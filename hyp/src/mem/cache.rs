@@ -1,0 +1,84 @@
+//! A CPU's own stock of frames: zeroed, clean, ready to become guest memory or a table.
+//!
+//! The fault path takes from here and from nowhere else: no lock, no allocation, no zeroing. The run
+//! loop refills the stock at a safe point, when no guard and no lock is held ([`Stock::refill`]); a
+//! fault that finds it empty returns to the run loop and happens again.
+//!
+//! A frame in the stock is all zero, its lines are cleaned and invalidated to the point of coherency (a
+//! guest with its caches off sees zeroes, and so does a walker that does not snoop), and no CPU holds
+//! instructions of its former life.
+//!
+//! The stock belongs to one CPU and to no interrupt handler: EL2 runs with everything masked. So plain
+//! cells do, and the type is `!Sync`.
+
+use core::cell::Cell;
+
+use hyp_core::PaRange;
+
+use super::frames::{self, Use};
+use super::{PAGE, clean};
+
+/// Frames in a full stock.
+pub(crate) const FULL: usize = 64;
+/// A stock with fewer is refilled: one fault takes a page and, at the most, three tables.
+pub(crate) const LOW: usize = 8;
+
+/// A CPU's stock.
+#[derive(Debug)]
+pub(crate) struct Stock {
+    frames: [Cell<u64>; FULL],
+    len: Cell<usize>,
+}
+
+impl Stock {
+    /// An empty stock.
+    pub(crate) const fn new() -> Self {
+        Self { frames: [const { Cell::new(0) }; FULL], len: Cell::new(0) }
+    }
+
+    /// Takes a zeroed frame.
+    #[inline]
+    pub(crate) fn take(&self) -> Option<u64> {
+        let len = self.len.get().checked_sub(1)?;
+        self.len.set(len);
+        self.frames.get(len).map(Cell::get)
+    }
+
+    /// Puts back a frame that [`take`](Self::take) gave and that is still all zero.
+    ///
+    /// There is room: it was taken from here. Should there not be, the frame is lost and not the
+    /// hypervisor.
+    #[inline]
+    pub(crate) fn put_back(&self, frame: u64) {
+        if let Some(slot) = self.frames.get(self.len.get()) {
+            slot.set(frame);
+            self.len.set(self.len.get() + 1);
+        }
+    }
+
+    /// Whether [`refill`](Self::refill) is due.
+    #[inline]
+    pub(crate) fn is_low(&self) -> bool {
+        self.len.get() < LOW
+    }
+
+    /// Fills the stock from the pool. For a safe point: it takes the pool's lock, and it takes long.
+    ///
+    /// Returns whether the stock is now above [`LOW`]; if not, RAM is used up.
+    pub(crate) fn refill(&self) -> bool {
+        let mut fresh = false;
+        while self.len.get() < FULL {
+            let Some(frame) = frames::take(1, Use::Stock) else { break };
+            let page = core::ptr::with_exposed_provenance_mut::<u8>(frame as usize);
+            // SAFETY: (1) the frame is ours, mapped writable, one page long.
+            unsafe { page.write_bytes(0, PAGE as usize) };
+            clean::clean_and_invalidate(PaRange { start: frame, end: frame + PAGE });
+            self.put_back(frame);
+            fresh = true;
+        }
+        if fresh {
+            clean::forget_instructions();
+        }
+        !self.is_low()
+    }
+}

@@ -1,0 +1,169 @@
+//! All RAM that nobody else has, in 4 KiB frames.
+//!
+//! A buddy allocator (crate `buddy_system_allocator`) behind one ticket lock. The fault path never comes
+//! here: it takes frames from its CPU's stock (`mem/cache.rs`), which is refilled from here at a safe
+//! point, a batch at a time.
+//!
+//! The allocator keeps its lists in the free frames themselves, so a frame's bytes are undefined when it
+//! comes out, and nothing may be given back that a guest or a table walker can still reach.
+//!
+//! Each frame has a [`Meta`]: what it is used for, and the word of the lock that a translation table
+//! will have ("split page-table lock": in the metadata, so that the table page holds descriptors only).
+
+use core::alloc::Layout as AllocLayout;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use buddy_system_allocator::Heap;
+use hyp_core::PaRange;
+use spin::Once;
+use spin::mutex::TicketMutex;
+
+use super::PAGE;
+
+/// One more than the order of the largest block: 2^47 bytes.
+const ORDERS: usize = 48;
+/// Ranges of free RAM that are managed; more are left unused, and counted.
+const MAX_AREAS: usize = 16;
+
+/// What a frame is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Use {
+    /// In the allocator, or not yet told.
+    Free = 0,
+    /// In a CPU's stock.
+    Stock = 1,
+    /// A guest's memory.
+    Guest = 2,
+    /// A stage-2 table.
+    Table = 3,
+    /// The hypervisor's own: metadata.
+    Own = 4,
+}
+
+/// What is known of one frame.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Meta {
+    used: AtomicU32,
+    /// The table's ticket lock: next ticket in the upper half, the one being served in the lower.
+    _lock: AtomicU32,
+}
+
+/// A stretch of frames and its metadata.
+#[derive(Debug)]
+struct Area {
+    range: PaRange,
+    meta: &'static [Meta],
+}
+
+struct Pool {
+    heap: TicketMutex<Heap<ORDERS>>,
+    areas: [Option<Area>; MAX_AREAS],
+}
+
+// SAFETY: the allocator's lists hold addresses of memory that only it owns, guarded by the lock.
+unsafe impl Sync for Pool {}
+// SAFETY: as for `Sync`.
+unsafe impl Send for Pool {}
+
+static POOL: Once<Pool> = Once::new();
+
+/// Memory as the pool sees it, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Account {
+    /// Managed.
+    pub(crate) total: u64,
+    /// Not handed out.
+    pub(crate) free: u64,
+}
+
+/// Takes over the free ranges. The metadata lies at the start of each.
+///
+/// # Safety
+/// 1. The ranges are RAM, mapped writable, whole pages, apart, and used by nobody else, for ever.
+pub(crate) unsafe fn init(free: &[PaRange]) {
+    POOL.call_once(|| {
+        let mut heap = Heap::new();
+        let mut areas = [const { None }; MAX_AREAS];
+        let mut slots = areas.iter_mut();
+        for range in free {
+            let frames = range.len() / PAGE;
+            let bytes = frames * size_of::<Meta>() as u64;
+            let first = range.start + bytes.next_multiple_of(PAGE);
+            if first >= range.end {
+                continue;
+            }
+            let Some(slot) = slots.next() else { break };
+            let meta = core::ptr::with_exposed_provenance_mut::<Meta>(range.start as usize);
+            // SAFETY: (1) the range is ours by clause 1, and its first `bytes` are kept from the
+            // allocator; (2) all-zero is a valid `Meta`, written before the slice is made.
+            let meta = unsafe {
+                meta.write_bytes(0, frames as usize);
+                core::slice::from_raw_parts(meta.cast_const(), frames as usize)
+            };
+            for own in &meta[..((first - range.start) / PAGE) as usize] {
+                own.used.store(Use::Own as u32, Ordering::Relaxed);
+            }
+            // SAFETY: (1) clause 1, without the metadata's pages.
+            unsafe { heap.add_to_heap(first as usize, range.end as usize) };
+            *slot = Some(Area { range: *range, meta });
+        }
+        Pool { heap: TicketMutex::new(heap), areas }
+    });
+}
+
+fn layout(frames: usize) -> Option<AllocLayout> {
+    let bytes = frames.checked_next_power_of_two()?.checked_mul(PAGE as usize)?;
+    AllocLayout::from_size_align(bytes, bytes).ok()
+}
+
+/// Takes `frames` frames side by side (rounded up to a power of two), aligned to their size. Their
+/// bytes are undefined.
+pub(crate) fn take(frames: usize, used: Use) -> Option<u64> {
+    let pool = POOL.get()?;
+    let first = pool.heap.lock().alloc(layout(frames)?).ok()?.as_ptr().expose_provenance() as u64;
+    for frame in 0..frames as u64 {
+        mark(first + frame * PAGE, used);
+    }
+    Some(first)
+}
+
+/// Gives back what [`take`] gave.
+///
+/// # Safety
+/// 1. `first` came from `take` with the same `frames`, and is given back once.
+/// 2. Nobody reaches the frames any more: no table, no TLB, no CPU.
+pub(crate) unsafe fn give_back(first: u64, frames: usize) {
+    let (Some(pool), Some(layout)) = (POOL.get(), layout(frames)) else { return };
+    for frame in 0..frames as u64 {
+        mark(first + frame * PAGE, Use::Free);
+    }
+    if let Some(pointer) = NonNull::new(core::ptr::with_exposed_provenance_mut(first as usize)) {
+        // SAFETY: (1) the caller's clauses.
+        unsafe { pool.heap.lock().dealloc(pointer, layout) };
+    }
+}
+
+/// Notes what a frame is used for.
+pub(crate) fn mark(frame: u64, used: Use) {
+    if let Some(meta) = meta(frame) {
+        meta.used.store(used as u32, Ordering::Relaxed);
+    }
+}
+
+/// The metadata of the frame that holds an address; `None` for what the pool does not manage.
+pub(crate) fn meta(address: u64) -> Option<&'static Meta> {
+    let area = POOL.get()?.areas.iter().flatten().find(|area| area.range.contains(address))?;
+    area.meta.get(((address - area.range.start) / PAGE) as usize)
+}
+
+/// How much there is, and how much is left.
+pub(crate) fn account() -> Account {
+    POOL.get().map_or(Account { total: 0, free: 0 }, |pool| {
+        let heap = pool.heap.lock();
+        let total = heap.stats_total_bytes() as u64;
+        Account { total, free: total.saturating_sub(heap.stats_alloc_actual() as u64) }
+    })
+}

@@ -1,0 +1,167 @@
+//! The machine's PL011: one console for the hypervisor and its guest.
+//!
+//! Bytes of the guest pass through unchanged. A line of the hypervisor starts with `hyp: ` at the
+//! beginning of a line: where the guest left one open, it is ended first. The lock is held for whole
+//! lines, so that lines of several CPUs do not mix; a crash does not wait for it (`Uart` is `Copy`, and
+//! a byte on a half-written line is better than no dump).
+//!
+//! Firmware or QEMU has set the UART up; only its data and flag registers are used.
+
+use core::fmt::{self, Write};
+
+use hyp_core::PaRange;
+use spin::Once;
+use spin::mutex::TicketMutex;
+use tock_registers::interfaces::{Readable, Writeable};
+use tock_registers::registers::{ReadOnly, ReadWrite};
+use tock_registers::{register_bitfields, register_structs};
+
+register_bitfields! {u32,
+    Flags [
+        /// The transmit FIFO takes no more.
+        TXFF OFFSET(5) NUMBITS(1) [],
+        /// The receive FIFO holds nothing.
+        RXFE OFFSET(4) NUMBITS(1) [],
+        /// Still sending.
+        BUSY OFFSET(3) NUMBITS(1) []
+    ]
+}
+
+register_structs! {
+    #[allow(non_snake_case)]
+    Pl011 {
+        (0x00 => DR: ReadWrite<u32>),
+        (0x04 => _reserved),
+        (0x18 => FR: ReadOnly<u32, Flags::Register>),
+        (0x1c => @END),
+    }
+}
+
+/// Polls of a full FIFO before a byte is dropped: a dead UART must not hang EL2.
+const PATIENCE: u32 = 10_000_000;
+
+/// The UART. Copies refer to the same device.
+#[derive(Clone, Copy)]
+pub(crate) struct Uart(&'static Pl011);
+
+// SAFETY: (1) the registers are single words, and each access is one volatile access.
+unsafe impl Send for Uart {}
+// SAFETY: (1) as for `Send`.
+unsafe impl Sync for Uart {}
+
+impl Uart {
+    /// Sends one byte, waiting for room within reason.
+    pub(crate) fn put(self, byte: u8) {
+        for _ in 0..PATIENCE {
+            if !self.0.FR.is_set(Flags::TXFF) {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        self.0.DR.set(u32::from(byte));
+    }
+
+    /// The next byte that has arrived.
+    pub(crate) fn get(self) -> Option<u8> {
+        (!self.0.FR.is_set(Flags::RXFE)).then(|| self.0.DR.get() as u8)
+    }
+
+    /// Waits, within reason, until everything has left: before the power goes.
+    fn drain(self) {
+        for _ in 0..PATIENCE {
+            if !self.0.FR.is_set(Flags::BUSY) {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+impl Write for Uart {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                self.put(b'\r');
+            }
+            self.put(byte);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the last byte sent ended a line.
+struct Line {
+    open: bool,
+}
+
+static UART: Once<Uart> = Once::new();
+static LINE: TicketMutex<Line> = TicketMutex::new(Line { open: false });
+
+/// Makes the UART at `window` the console. The first call counts.
+///
+/// # Safety
+/// 1. `window` is a PL011's, mapped as device memory from now on for ever.
+pub(crate) unsafe fn init(window: PaRange) {
+    UART.call_once(|| {
+        let registers = core::ptr::with_exposed_provenance::<Pl011>(window.start as usize);
+        // SAFETY: (1) the caller's clause 1.
+        Uart(unsafe { &*registers })
+    });
+}
+
+/// The console, for a crash dump.
+pub(crate) fn uart() -> Option<Uart> {
+    UART.get().copied()
+}
+
+/// Prints one line (or several) of the hypervisor.
+pub(crate) fn print(text: fmt::Arguments<'_>) {
+    let Some(mut uart) = uart() else { return };
+    let mut line = LINE.lock();
+    start_of_line(uart, &mut line);
+    let _ = uart.write_str("hyp: ");
+    let _ = uart.write_fmt(text);
+    let _ = uart.write_str("\n");
+}
+
+/// Prints `text` as it is, at the beginning of a line, and ends the line.
+pub(crate) fn print_raw(text: fmt::Arguments<'_>) {
+    let Some(mut uart) = uart() else { return };
+    let mut line = LINE.lock();
+    start_of_line(uart, &mut line);
+    let _ = uart.write_fmt(text);
+    let _ = uart.write_str("\n");
+}
+
+/// Sends one byte of the guest.
+pub(crate) fn guest_put(byte: u8) {
+    let Some(uart) = uart() else { return };
+    let mut line = LINE.lock();
+    line.open = byte != b'\n';
+    uart.put(byte);
+}
+
+/// The next byte that a person has typed.
+pub(crate) fn guest_get() -> Option<u8> {
+    uart().and_then(Uart::get)
+}
+
+/// Waits until everything printed has left the machine.
+pub(crate) fn flush() {
+    if let Some(uart) = uart() {
+        uart.drain();
+    }
+}
+
+fn start_of_line(mut uart: Uart, line: &mut Line) {
+    if line.open {
+        let _ = uart.write_str("\n");
+        line.open = false;
+    }
+}
+
+/// Prints a line of the hypervisor.
+#[macro_export]
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::platform::console::print(format_args!($($arg)*)) };
+}

@@ -1,0 +1,120 @@
+//! The physical GICv3, for one purpose: an SGI that makes another CPU look (crate `arm-gic`).
+//!
+//! Everything else stays disabled, at the distributor and at the redistributors: no device interrupt
+//! reaches EL2 in this version. With `HCR_EL2.IMO` a pending SGI takes a CPU out of its guest whatever
+//! the guest masks; at EL2 interrupts stay masked and a pending one only ends a WFI. The SGI carries no
+//! message. What is to be looked at was stored before it, and a DSB stands between: a system register write
+//! is not ordered with stores by anything less.
+
+use core::ptr::NonNull;
+
+use aarch64_cpu::asm::barrier;
+use arm_gic::gicv3::registers::{Gicd, GicrSgi};
+use arm_gic::gicv3::{
+    GicCpuInterface, GicDistributor, GicRedistributorIterator, Group, HIGHEST_NS_PRIORITY, SgiTarget,
+    SgiTargetGroup,
+};
+use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
+use hyp_core::fdt::Gic;
+use spin::mutex::TicketMutex;
+
+/// The SGI that makes a CPU look.
+const LOOK: IntId = IntId::sgi(0);
+
+/// What cannot be used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum GicError {
+    /// The registers are at address 0.
+    Nowhere,
+    /// No redistributor belongs to the CPU of this affinity.
+    NoRedistributor(u64),
+    /// The crate refused.
+    Refused(arm_gic::gicv3::GicError),
+}
+
+impl core::fmt::Display for GicError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Nowhere => f.write_str("the GIC's registers are at address 0"),
+            Self::NoRedistributor(mpidr) => write!(f, "no GIC redistributor belongs to CPU {mpidr:#x}"),
+            Self::Refused(error) => write!(f, "GIC: {error}"),
+        }
+    }
+}
+
+impl From<arm_gic::gicv3::GicError> for GicError {
+    fn from(error: arm_gic::gicv3::GicError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// Redistributors are shared by address range: one CPU at a time.
+static REDISTRIBUTORS: TicketMutex<()> = TicketMutex::new(());
+
+/// Turns on affinity routing and non-secure group 1. The boot CPU, once.
+///
+/// # Safety
+/// 1. `gic` names a GICv3, mapped as device memory.
+pub(crate) unsafe fn init(gic: &Gic) -> Result<(), GicError> {
+    let registers = core::ptr::with_exposed_provenance_mut::<Gicd>(gic.dist.start as usize);
+    let registers = NonNull::new(registers).ok_or(GicError::Nowhere)?;
+    // SAFETY: (1) the caller's clause 1; (2) this is the only place that makes a pointer to it.
+    let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
+    // Bits 4 and 1 of GICD_CTLR: ARE and group 1, whether the GIC has one security state or this is
+    // the non-secure view of two.
+    distributor.enable_affinity_routing_secure(true);
+    distributor.enable_group1_non_secure(true);
+    Ok(())
+}
+
+/// Makes the executing CPU receive the SGI.
+///
+/// # Safety
+/// 1. As for [`init`], which has returned.
+pub(crate) unsafe fn join(gic: &Gic, mpidr: u64) -> Result<(), GicError> {
+    let registers = core::ptr::with_exposed_provenance_mut::<GicrSgi>(gic.redist.start as usize);
+    let registers = NonNull::new(registers).ok_or(GicError::Nowhere)?;
+    GicCpuInterface::enable_system_register_el2(false);
+    barrier::isb(barrier::SY);
+    {
+        let _one_at_a_time = REDISTRIBUTORS.lock();
+        // SAFETY: (1) the caller's clause 1; (2) the lock makes this the only iterator.
+        let mut all = unsafe { GicRedistributorIterator::new(registers) }?;
+        let mut mine = all
+            .find(|redistributor| redistributor.typer().core_mpidr() == mpidr)
+            .ok_or(GicError::NoRedistributor(mpidr))?;
+        // Awake already is as good.
+        let _ = mine.mark_core_awake();
+        mine.enable_all_interrupts(false);
+        mine.set_group(LOOK, Group::Group1NS)?;
+        mine.set_interrupt_priority(LOOK, HIGHEST_NS_PRIORITY)?;
+        mine.enable_interrupt(LOOK, true)?;
+        mine.wait_for_pending_write();
+    }
+    GicCpuInterface::set_priority_mask(0xff);
+    GicCpuInterface::enable_group1(true);
+    barrier::isb(barrier::SY);
+    Ok(())
+}
+
+/// Makes the CPU with this affinity look: it leaves its guest or its WFI.
+pub(crate) fn kick(mpidr: u64) {
+    let [aff0, affinity1, affinity2, _, affinity3, ..] = mpidr.to_le_bytes();
+    // Aff0 is a number in 0..16 within the list's range; QEMU and the hardware we know keep to it.
+    let target = SgiTarget::List { affinity3, affinity2, affinity1, target_list: 1 << (aff0 & 0xf) };
+    barrier::dsb(barrier::ISHST);
+    let _ = GicCpuInterface::send_sgi(LOOK, target, SgiTargetGroup::CurrentGroup1);
+    barrier::isb(barrier::SY);
+}
+
+/// Takes what is pending on this CPU; returns whether anything was.
+pub(crate) fn acknowledge() -> bool {
+    let Some(number) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1) else {
+        return false;
+    };
+    // The acknowledge is complete before what it announced is read.
+    barrier::dsb(barrier::SY);
+    GicCpuInterface::end_interrupt(number, InterruptGroup::Group1);
+    barrier::isb(barrier::SY);
+    true
+}
