@@ -3,7 +3,7 @@
 //! | field | bits | where |
 //! | --- | --- | --- |
 //! | MemAttr | 5:2 | table D8-96; with FWB tables D8-100, D8-101 |
-//! | S2AP | 7:6 | [RFQNDX]: bit 6 read, bit 7 write |
+//! | S2AP | 7:6 | \[RFQNDX\]: bit 6 read, bit 7 write |
 //! | SH | 9:8 | ignored by hardware for Device and non-cacheable memory |
 //! | AF | 10 | D8.5.1 |
 //! | DBM | 51 | D8.5.2: the hardware may turn S2AP\[1\] on |
@@ -99,7 +99,7 @@ pub struct Attributes {
     pub exec_el0: bool,
     /// Memory type.
     pub mem: MemType,
-    /// The access flag. A leaf with it clear is never cached in a TLB [RXCLRD].
+    /// The access flag. A leaf with it clear is never cached in a TLB \[RXCLRD\].
     pub accessed: bool,
     /// One of 16 adjacent leaves that a TLB may hold as one entry.
     pub contiguous: bool,
@@ -278,11 +278,11 @@ mod tests {
         (0..3 * 4 * 32u32).map(|n| Attributes {
             mem: [MemType::Normal, MemType::NonCacheable, MemType::Device][n as usize % 3],
             write: [Write::Denied, Write::Allowed, Write::Clean, Write::Dirty][n as usize / 3 % 4],
-            read: n / 12 & 1 != 0,
-            exec_el1: n / 12 & 2 != 0,
-            exec_el0: n / 12 & 4 != 0,
-            accessed: n / 12 & 8 != 0,
-            contiguous: n / 12 & 16 != 0,
+            read: (n / 12) & 1 != 0,
+            exec_el1: (n / 12) & 2 != 0,
+            exec_el0: (n / 12) & 4 != 0,
+            accessed: (n / 12) & 8 != 0,
+            contiguous: (n / 12) & 16 != 0,
         })
     }
 

@@ -219,10 +219,8 @@ mod tests {
                         let _guard = cpu.enter();
                         let seen = current.load(Ordering::Acquire);
                         // SAFETY: (1) points into `alive`, which outlives the scope.
-                        assert!(
-                            unsafe { &*seen }.load(Ordering::Relaxed),
-                            "read after retirement"
-                        );
+                        let is_alive = unsafe { &*seen }.load(Ordering::Relaxed);
+                        assert!(is_alive, "read after retirement");
                         reads.fetch_add(1, Ordering::Relaxed);
                         if seen == last {
                             break;

@@ -1,6 +1,6 @@
 //! The flush sequences of stage 2, each with its barriers in the order that the architecture asks.
 //!
-//! Stage 2 is cached in three ways [RRVJDB]: stage-2 entries by IPA, combined stage-1-and-2 entries by
+//! Stage 2 is cached in three ways \[RRVJDB\]: stage-2 entries by IPA, combined stage-1-and-2 entries by
 //! VA, and intermediate table entries. `IPAS2*` reaches the first only; the combined ones go with
 //! the VMID's stage 1, `VMALLE1IS`, and only **after** the stage-2 entries have gone, because a
 //! walk in between would make a new combined entry from an old stage-2 one:
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! It is needed in full even while the guest's stage 1 is off. A PE's DSB counts for its own stores
-//! and TLBIs only [RPSMWS], so whoever changed the tables flushes, on the same PE.
+//! and TLBIs only \[RPSMWS\], so whoever changed the tables flushes, on the same PE.
 //!
 //! All of it acts on the VMID in VTTBR_EL2. If that is another VM's, the flush switches, flushes
 //! and restores. A completed flush returns a [`Flushed`], against which memory may be given back.
@@ -148,7 +148,7 @@ mod tests {
     fn reduce_flushes_stage_2_before_combined_entries() {
         let operand = PageOperand::new(page().start(), LeafLevel::Unknown, Caps::empty());
         let log = run(VTTBR, |tlb| {
-            drop(tlb.reduce(page(), LeafLevel::Only(Level::L3)))
+            _ = tlb.reduce(page(), LeafLevel::Only(Level::L3))
         });
         assert_eq!(
             log,
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn another_vms_flush_switches_the_vmid_and_back() {
         let other = 9 << 48 | 0x9000_0000;
-        let log = run(other, |tlb| drop(tlb.vm()));
+        let log = run(other, |tlb| _ = tlb.vm());
         assert_eq!(
             log,
             [

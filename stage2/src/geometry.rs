@@ -2,8 +2,8 @@
 //!
 //! A stage-2 walk does not need to start at level 0. Where the IPA size leaves at most four bits to
 //! the level above, up to 16 tables of the start level stand side by side (concatenated) and the
-//! walk is one level shorter [RHRSBS]. This module always takes the shorter walk, which gives one
-//! answer for each IPA size, and the only one that is legal below 44 bits of physical address [RSRKBC]:
+//! walk is one level shorter \[RHRSBS\]. This module always takes the shorter walk, which gives one
+//! answer for each IPA size, and the only one that is legal below 44 bits of physical address \[RSRKBC\]:
 //!
 //! | IPA bits | starts at | root pages |
 //! | --- | --- | --- |
@@ -167,7 +167,7 @@ impl Geometry {
         self.root_tables
     }
 
-    /// Bytes of the root, which is aligned to its size [RVCLZN].
+    /// Bytes of the root, which is aligned to its size \[RVCLZN\].
     #[must_use]
     pub const fn root_bytes(&self) -> u64 {
         self.root_tables as u64 * PAGE_SIZE
@@ -281,7 +281,7 @@ mod tests {
                         assert!(!g.contains(Ipa::new(1 << ipa_bits)));
                     }
                     Err(GeometryError::IpaBits { wanted }) => {
-                        assert!(wanted < MIN_IPA_BITS || wanted > MAX_IPA_BITS);
+                        assert!(!(MIN_IPA_BITS..=MAX_IPA_BITS).contains(&wanted));
                     }
                     Err(GeometryError::ExceedsPa { wanted, pa_bits }) => assert!(wanted > pa_bits),
                     Err(other) => panic!("{other}"),

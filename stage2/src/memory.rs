@@ -1,6 +1,7 @@
 //! The first of the two traits: where table pages come from and how they are reached.
 
 use crate::addr::{Pa, SLOTS};
+use crate::descriptor::Descriptor;
 use crate::slot::Slot;
 
 /// One table page: 512 slots, 4 KiB, aligned to its size.
@@ -9,6 +10,12 @@ use crate::slot::Slot;
 pub struct Table([Slot; SLOTS]);
 
 impl Table {
+    /// A page of Empty slots: for memory that the program provides itself.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self([const { Slot::new(Descriptor::EMPTY) }; SLOTS])
+    }
+
     /// The slot at `index`, which [`Level::index`](crate::Level::index) keeps below 512.
     #[inline]
     #[must_use]

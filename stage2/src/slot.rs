@@ -91,7 +91,7 @@ impl Slot {
     /// Installs `new` if the slot is Empty, that is, exactly zero.
     ///
     /// Takes no lock, allocates nothing, flushes nothing: a translation that faults is not cached
-    /// [RXCLRD], so there is nothing to flush. It may therefore run in a fault handler that is nested
+    /// \[RXCLRD\], so there is nothing to flush. It may therefore run in a fault handler that is nested
     /// under any lock. `new` is published with release order: what it points to must be complete
     /// before. Remote PEs see the new translation once the caller's `DSB ISHST` completes; until
     /// then they may take one more fault.
@@ -122,7 +122,7 @@ impl Slot {
     /// The caller holds the lock of the table, and afterwards owes the flush that covers what the
     /// slot held. Until that completes, remote PEs may go on using the old translation; new walks
     /// fault. The access flag and the dirty state of what is returned are final for a walk that
-    /// reads the descriptor, because hardware re-reads it before an update [RSGJBL].
+    /// reads the descriptor, because hardware re-reads it before an update \[RSGJBL\].
     #[inline]
     pub fn clear<A: Arch>(&self, arch: &A) -> Drained<'_> {
         let old = arch.swap(self, Descriptor::DRAIN.bits());

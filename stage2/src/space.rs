@@ -461,3 +461,6 @@ impl From<TrySetError> for InstallError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

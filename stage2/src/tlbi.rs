@@ -3,7 +3,7 @@
 //! Two traps of the encoding, both of which shipped in real hypervisors:
 //!
 //! * The level hint TTL is the level of the **leaf**. A wrong hint, or a wrong granule in a range,
-//!   obliges hardware to invalidate **nothing** [RXKMMX]. So hints are a type, and leaving them out
+//!   obliges hardware to invalidate **nothing** \[RXKMMX\]. So hints are a type, and leaving them out
 //!   is the default.
 //! * A range covers `(NUM + 1) · 2^(5·SCALE + 1)` granules: two at the least, so an odd page needs
 //!   an invalidation of its own; and with a level hint its base must be aligned to that level.

@@ -18,7 +18,7 @@ pub(crate) mod host;
 pub enum Dsb {
     /// Stores only, Inner shareable: before a TLBI, and before relying on an install.
     IshSt,
-    /// Loads and stores, Inner shareable: completes a broadcast TLBI [RPSMWS].
+    /// Loads and stores, Inner shareable: completes a broadcast TLBI \[RPSMWS\].
     Ish,
     /// Loads and stores, this PE: completes a local TLBI.
     Nsh,

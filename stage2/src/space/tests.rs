@@ -1,0 +1,476 @@
+//! The walk against a reference map, and PEs racing each other.
+
+use std::boxed::Box;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::addr::PAGE_SIZE;
+use crate::arch::host::{Event, Host, NoAtomicInstall};
+use crate::attr::{MemType, Prot};
+use crate::epoch::Epochs;
+use crate::features::Bbm;
+use crate::geometry::HwUpdate;
+
+/// Host memory as table pages: an address is the page's place in an arena, so any is a legal [`Pa`].
+struct Pages {
+    arena: Box<[Table]>,
+    next: AtomicUsize,
+    /// Allocations that succeed before the next ones fail.
+    budget: AtomicUsize,
+    freed: Mutex<HashSet<Pa>>,
+}
+
+impl Pages {
+    fn new(budget: usize) -> Self {
+        Self {
+            arena: (0..4096).map(|_| Table::empty()).collect(),
+            next: AtomicUsize::new(0),
+            budget: AtomicUsize::new(budget),
+            freed: Mutex::default(),
+        }
+    }
+
+    /// Pages allocated and not given back. The root comes first, so alignment leaves no gap.
+    fn live(&self) -> usize {
+        self.next.load(Ordering::Relaxed) - self.freed.lock().unwrap().len()
+    }
+}
+
+// SAFETY: (1) each page of the arena is Empty and given out once. (2) The arena does not move.
+// (3) Nothing is reused.
+unsafe impl Memory for &Pages {
+    fn alloc_table(&self, pages: usize) -> Option<Pa> {
+        self.budget
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+            .ok()?;
+        let start = self.next.fetch_add(pages, Ordering::Relaxed);
+        assert!(start.is_multiple_of(pages) && start + pages <= self.arena.len());
+        Some(Pa::new(start as u64 * PAGE_SIZE))
+    }
+
+    unsafe fn free_table(&self, pa: Pa, pages: usize) {
+        assert_eq!(pages, 1, "a root is never freed here");
+        assert!(self.freed.lock().unwrap().insert(pa), "freed twice");
+    }
+
+    unsafe fn table(&self, pa: Pa) -> &Table {
+        &self.arena[usize::try_from(pa.get() / PAGE_SIZE).unwrap()]
+    }
+}
+
+/// Frames by number from `start`, with a count of those that came back.
+struct Counted {
+    next: u64,
+    step: u64,
+    left: usize,
+    returned: Vec<Pa>,
+}
+
+impl Counted {
+    fn new(start: u64, step: u64, left: usize) -> Self {
+        Self {
+            next: start,
+            step,
+            left,
+            returned: Vec::new(),
+        }
+    }
+}
+
+impl Frames for Counted {
+    fn take(&mut self) -> Option<Pa> {
+        self.left = self.left.checked_sub(1)?;
+        let frame = self.next;
+        self.next += self.step;
+        Some(Pa::new(frame))
+    }
+
+    fn give_back(&mut self, frame: Pa) {
+        self.left += 1;
+        self.returned.push(frame);
+    }
+}
+
+fn features(pa_bits: u32) -> Features {
+    Features {
+        caps: Caps::GRANULE_4K,
+        bbm: Bbm::Level0,
+        pa_bits,
+    }
+}
+
+fn space(pages: &Pages, ipa_bits: u32) -> Space<&Pages, Host> {
+    let features = features(48);
+    let geometry = Geometry::new(ipa_bits, &features, HwUpdate::Off).unwrap();
+    Space::new(
+        geometry,
+        &features,
+        Vmid::new(1, 8).unwrap(),
+        pages,
+        Host::new(),
+    )
+    .unwrap()
+}
+
+fn ram() -> Attributes {
+    Attributes::new(Prot::RWX, MemType::Normal)
+}
+
+/// Tables that can be reached from the root, the root's own pages included.
+fn linked_tables<A: Arch>(space: &Space<&Pages, A>) -> usize {
+    fn below<A: Arch>(space: &Space<&Pages, A>, pa: Pa, level: Level) -> usize {
+        // SAFETY: (1) linked, and nothing is freed in these tests but losers.
+        let table = unsafe { space.memory.table(pa) };
+        let children = table.slots().iter().filter_map(|slot| {
+            match (slot.load(&space.arch).view(level), level.next()) {
+                (View::Table(child), Some(next)) => Some(below(space, child, next)),
+                _ => None,
+            }
+        });
+        1 + children.sum::<usize>()
+    }
+    let start = space.geometry.start();
+    (0..space.geometry.root_tables() as u64)
+        .map(|page| below(space, Pa::new(space.root.get() + page * PAGE_SIZE), start))
+        .sum()
+}
+
+#[test]
+fn a_fault_installs_once_and_is_then_spurious() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let (space, cpu) = (space(&pages, 40), epochs.join(0).unwrap());
+    let _ = space.arch.take_log();
+    let (mut frames, mut tally) = (Counted::new(0x8000_0000, 4096, 2), Tally::default());
+    let ipa = Ipa::new(0x4000_1234);
+    let mut install = || {
+        space.install(
+            &cpu.enter(),
+            ipa,
+            Level::L3,
+            &ram(),
+            &mut frames,
+            &mut tally,
+        )
+    };
+    assert_eq!(install(), Ok(Install::Installed(Pa::new(0x8000_0000))));
+    assert!(matches!(install(), Ok(Install::Present(leaf)) if leaf.pa() == Pa::new(0x8000_0000)));
+    assert_eq!(
+        tally,
+        Tally {
+            installed: 1,
+            tables: 2,
+            ..Tally::default()
+        }
+    );
+    assert_eq!(frames.left, 1);
+    assert_eq!(
+        space.arch.take_log(),
+        [Event::Dsb(Dsb::IshSt)],
+        "visible, and nothing flushed"
+    );
+}
+
+#[test]
+fn a_new_space_flushes_its_vmid() {
+    let pages = Pages::new(usize::MAX);
+    let space = space(&pages, 40);
+    assert_eq!(space.vttbr() >> 48, 1);
+    let vttbr = space.vttbr();
+    let log = space.arch.take_log();
+    assert!(
+        log.contains(&Event::Tlbi(crate::tlbi::Tlbi::Vmalls12e1Is, vttbr)),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn beyond_the_ipa_size_is_refused_with_the_numbers() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let (space, cpu) = (space(&pages, 32), epochs.join(0).unwrap());
+    let ipa = Ipa::new(1 << 32);
+    let result = space.install(
+        &cpu.enter(),
+        ipa,
+        Level::L3,
+        &ram(),
+        &mut Counted::new(0, 4096, 1),
+        &mut Tally::default(),
+    );
+    assert_eq!(result, Err(InstallError::BeyondIpaSize { ipa, bits: 32 }));
+    assert_eq!(space.lookup(&cpu.enter(), ipa), None);
+}
+
+#[test]
+fn every_state_but_empty_stops_an_install() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let (space, cpu) = (space(&pages, 39), epochs.join(0).unwrap());
+    let guard = cpu.enter();
+    let note = Note::new(77).unwrap();
+    let live = Descriptor::table(Level::L1, Pa::new(0x1000)).unwrap();
+    let foreign = Descriptor::from_bits(0x1003);
+    for (held, expected) in [
+        (
+            Descriptor::DRAIN,
+            InstallError::Retry {
+                level: Level::L1,
+                seen: Descriptor::DRAIN,
+            },
+        ),
+        (
+            Descriptor::DEAD,
+            InstallError::Retry {
+                level: Level::L1,
+                seen: Descriptor::DEAD,
+            },
+        ),
+        (
+            live.to_busy().unwrap(),
+            InstallError::Retry {
+                level: Level::L1,
+                seen: live.to_busy().unwrap(),
+            },
+        ),
+        (
+            Descriptor::note(note),
+            InstallError::Note {
+                level: Level::L1,
+                note,
+            },
+        ),
+        (
+            foreign,
+            InstallError::Occupied {
+                level: Level::L1,
+                seen: foreign,
+            },
+        ),
+    ] {
+        space
+            .root_table(&guard, Ipa::new(0))
+            .slot(0)
+            .try_set(&space.arch, &guard, held)
+            .unwrap();
+        for level in [Level::L1, Level::L2, Level::L3] {
+            let mut frames = Counted::new(0, 4096, 1);
+            let result = space.install(
+                &guard,
+                Ipa::new(0),
+                level,
+                &ram(),
+                &mut frames,
+                &mut Tally::default(),
+            );
+            assert_eq!(result, Err(expected));
+            assert_eq!(frames.left, 1, "no frame was taken");
+        }
+        space
+            .arch
+            .store(space.root_table(&guard, Ipa::new(0)).slot(0), 0);
+    }
+}
+
+#[test]
+fn without_pages_at_hand_nothing_is_lost() {
+    let epochs = Epochs::<1>::new();
+    let cpu = epochs.join(0).unwrap();
+    // The root, then 0, 1 or 2 of the two tables that a page needs.
+    for (budget, expected) in [
+        (1, InstallError::OutOfTables),
+        (2, InstallError::OutOfTables),
+        (3, InstallError::OutOfFrames),
+    ] {
+        let pages = Pages::new(budget);
+        let space = space(&pages, 40);
+        let mut none = Counted::new(0, 4096, 0);
+        let mut tally = Tally::default();
+        let ipa = Ipa::new(0x4000_0000);
+        let result = space.install(&cpu.enter(), ipa, Level::L3, &ram(), &mut none, &mut tally);
+        assert_eq!(result, Err(expected));
+        assert_eq!(pages.live(), linked_tables(&space));
+        assert_eq!(
+            tally.tables as usize + space.geometry.root_tables(),
+            pages.live()
+        );
+    }
+    let pages = Pages::new(0);
+    let geometry = Geometry::new(40, &features(48), HwUpdate::Off).unwrap();
+    let vmid = Vmid::new(1, 8).unwrap();
+    let result = Space::new(geometry, &features(48), vmid, &pages, Host::new());
+    assert_eq!(result.err(), Some(NewSpaceError::OutOfTables { pages: 2 }));
+}
+
+#[test]
+fn without_an_atomic_install_the_caller_falls_through() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let cpu = epochs.join(0).unwrap();
+    let geometry = Geometry::new(40, &features(48), HwUpdate::Off).unwrap();
+    let vmid = Vmid::new(1, 8).unwrap();
+    let space = Space::new(geometry, &features(48), vmid, &pages, NoAtomicInstall).unwrap();
+    let (mut frames, mut tally) = (Counted::new(0, 4096, 1), Tally::default());
+    let ipa = Ipa::new(0x4000_0000);
+    let result = space.install(
+        &cpu.enter(),
+        ipa,
+        Level::L3,
+        &ram(),
+        &mut frames,
+        &mut tally,
+    );
+    assert_eq!(result, Err(InstallError::Unsupported));
+    assert_eq!(tally, Tally::default());
+    assert_eq!(frames.left, 1, "the frame is still the caller's");
+    assert_eq!(
+        pages.live(),
+        space.geometry.root_tables(),
+        "so is the table page"
+    );
+}
+
+/// Each of several PEs installs the same pages, in an order of its own.
+#[test]
+fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
+    const PES: usize = 4;
+    const PAGES: u64 = 1024;
+    let mut races = 0;
+    for round in 0..8 {
+        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<PES>::new());
+        let space = space(&pages, 40);
+        let start = AtomicBool::new(false);
+        let tallies: Vec<(Tally, Counted)> = std::thread::scope(|scope| {
+            let pes: Vec<_> = (0..PES)
+                .map(|pe| {
+                    let (space, epochs, start) = (&space, &epochs, &start);
+                    scope.spawn(move || {
+                        let cpu = epochs.join(pe).unwrap();
+                        let mut tally = Tally::default();
+                        // Frames of this PE: their bits 47:40 name it.
+                        let mut frames = Counted::new((pe as u64 + 1) << 40, 4096, 4096);
+                        while !start.load(Ordering::Acquire) {
+                            std::hint::spin_loop();
+                        }
+                        for n in 0..PAGES {
+                            // Same pages in the same order, forwards, backwards or strided: pages
+                            // that meet in one table, and pages that need a table each.
+                            let n = match (pe + round) % 3 {
+                                0 => n,
+                                1 => PAGES - 1 - n,
+                                _ => n * 5 % PAGES,
+                            };
+                            let ipa = Ipa::new((n % 32) << 21 | (n / 32) << 12);
+                            let guard = cpu.enter();
+                            let got = space.install(
+                                &guard,
+                                ipa,
+                                Level::L3,
+                                &ram(),
+                                &mut frames,
+                                &mut tally,
+                            );
+                            assert!(got.is_ok(), "{got:?}");
+                        }
+                        (tally, frames)
+                    })
+                })
+                .collect();
+            start.store(true, Ordering::Release);
+            pes.into_iter().map(|pe| pe.join().unwrap()).collect()
+        });
+
+        let sum = |f: fn(&Tally) -> u32| tallies.iter().map(|(t, _)| f(t) as usize).sum::<usize>();
+        assert_eq!(
+            sum(|t| t.installed),
+            PAGES as usize,
+            "each slot was won once"
+        );
+        let linked = linked_tables(&space);
+        assert_eq!(sum(|t| t.tables) + space.geometry.root_tables(), linked);
+        assert_eq!(
+            pages.live(),
+            linked,
+            "each table page is linked or was given back"
+        );
+        assert_eq!(pages.freed.lock().unwrap().len(), sum(|t| t.lost_tables));
+        races += sum(|t| t.lost_races);
+
+        let cpu = epochs.join(0).unwrap();
+        let mut mapped = HashSet::new();
+        for n in 0..PAGES {
+            let ipa = Ipa::new((n % 32) << 21 | (n / 32) << 12);
+            let View::Leaf(leaf) = space.lookup(&cpu.enter(), ipa).unwrap().view() else {
+                panic!("{ipa} is not mapped");
+            };
+            assert!(mapped.insert(leaf.pa()), "one frame, two addresses");
+        }
+        for (tally, frames) in &tallies {
+            assert_eq!(frames.returned.len(), tally.lost_races as usize);
+            assert!(
+                frames.returned.iter().all(|pa| !mapped.contains(pa)),
+                "a loser's frame is mapped"
+            );
+        }
+    }
+    assert!(races > 0, "no two PEs ever met: the test showed nothing");
+}
+
+proptest! {
+    /// Any sequence of installs at any level leaves what a map of ranges would.
+    #[test]
+    fn installs_match_a_reference_map(
+        ipa_bits in 30u32..=48,
+        requests in prop::collection::vec((any::<u64>(), 1u8..=3), 1..60),
+    ) {
+        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+        let (space, cpu) = (space(&pages, ipa_bits), epochs.join(0).unwrap());
+        // Start of each mapped range -> (end, frame).
+        let mut reference: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let covering = |map: &BTreeMap<u64, (u64, u64)>, at: u64| {
+            map.range(..=at).next_back().filter(|(_, (end, _))| at < *end).map(|(s, (_, pa))| (*s, *pa))
+        };
+        let mut frames = Counted::new(1 << 30, 1 << 30, usize::MAX);
+        for (seed, level) in requests {
+            // Few distinct addresses, so that they meet; all levels of the tree take part.
+            let level = [Level::L1, Level::L2, Level::L3][usize::from(level) - 1];
+            let level = level.max(space.geometry.start());
+            let spread = (seed & 3) << 12 | (seed >> 2 & 3) << 21 | (seed >> 4 & 1) << 30
+                | (seed >> 5 & 1) << (ipa_bits - 1);
+            let ipa = Ipa::new(spread & ((1 << ipa_bits) - 1));
+            let start = ipa.align_down(level.slot_bytes()).get();
+            let end = start + level.slot_bytes();
+            let mut tally = Tally::default();
+            frames.next = frames.next.next_multiple_of(level.slot_bytes());
+            let frame = frames.next;
+            let result = space.install(&cpu.enter(), ipa, level, &ram(), &mut frames, &mut tally);
+            if let Some((_, pa)) = covering(&reference, ipa.get()) {
+                let at_or_above = matches!(result, Ok(Install::Present(leaf)) if leaf.pa().get() == pa);
+                let below = matches!(result, Err(InstallError::Occupied { .. }));
+                prop_assert!(at_or_above || below, "{result:?}");
+            } else if reference.range(start..end).next().is_some()
+                || matches!(result, Err(InstallError::Occupied { .. })) {
+                // A table of smaller pages stands in the way of a block.
+                prop_assert!(matches!(result, Err(InstallError::Occupied { .. })), "{result:?}");
+                prop_assert!(reference.range(start..end).next().is_some());
+            } else {
+                prop_assert_eq!(result, Ok(Install::Installed(Pa::new(frame))));
+                reference.insert(start, (end, frame));
+            }
+        }
+        for (start, (end, frame)) in &reference {
+            for ipa in [*start, end - 4096] {
+                let lookup = space.lookup(&cpu.enter(), Ipa::new(ipa)).unwrap();
+                let View::Leaf(leaf) = lookup.view() else { panic!("{lookup:?}") };
+                prop_assert_eq!(leaf.pa().get(), *frame);
+                prop_assert_eq!(leaf.attributes(space.encoding()), Some(ram()));
+            }
+            let before = start.checked_sub(4096).map(Ipa::new);
+            if let Some(before) = before.filter(|ipa| covering(&reference, ipa.get()).is_none()) {
+                let view = space.lookup(&cpu.enter(), before).unwrap().view();
+                prop_assert_eq!(view, View::Empty);
+            }
+        }
+        prop_assert_eq!(pages.live(), linked_tables(&space));
+    }
+}
