@@ -22,15 +22,18 @@ struct Pages {
     /// Allocations that succeed before the next ones fail.
     budget: AtomicUsize,
     freed: Mutex<HashSet<Pa>>,
+    /// Let other threads run between an Empty slot and its compare-exchange, so that PEs meet.
+    yields: bool,
 }
 
 impl Pages {
     fn new(budget: usize) -> Self {
         Self {
-            arena: (0..4096).map(|_| Table::empty()).collect(),
+            arena: (0..512).map(|_| Table::empty()).collect(),
             next: AtomicUsize::new(0),
             budget: AtomicUsize::new(budget),
             freed: Mutex::default(),
+            yields: false,
         }
     }
 
@@ -44,6 +47,9 @@ impl Pages {
 // (3) Nothing is reused.
 unsafe impl Memory for &Pages {
     fn alloc_table(&self, pages: usize) -> Option<Pa> {
+        if self.yields {
+            std::thread::yield_now();
+        }
         self.budget
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
             .ok()?;
@@ -68,6 +74,7 @@ struct Counted {
     step: u64,
     left: usize,
     returned: Vec<Pa>,
+    yields: bool,
 }
 
 impl Counted {
@@ -77,12 +84,16 @@ impl Counted {
             step,
             left,
             returned: Vec::new(),
+            yields: false,
         }
     }
 }
 
 impl Frames for Counted {
     fn take(&mut self) -> Option<Pa> {
+        if self.yields {
+            std::thread::yield_now();
+        }
         self.left = self.left.checked_sub(1)?;
         let frame = self.next;
         self.next += self.step;
@@ -335,9 +346,13 @@ fn without_an_atomic_install_the_caller_falls_through() {
 fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
     const PES: usize = 4;
     const PAGES: u64 = 1024;
-    let mut races = 0;
+    let (mut races, mut table_races) = (0, 0);
     for round in 0..8 {
-        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<PES>::new());
+        let pages = Pages {
+            yields: true,
+            ..Pages::new(usize::MAX)
+        };
+        let epochs = Epochs::<PES>::new();
         let space = space(&pages, 40);
         let start = AtomicBool::new(false);
         let tallies: Vec<(Tally, Counted)> = std::thread::scope(|scope| {
@@ -349,6 +364,7 @@ fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
                         let mut tally = Tally::default();
                         // Frames of this PE: their bits 47:40 name it.
                         let mut frames = Counted::new((pe as u64 + 1) << 40, 4096, 4096);
+                        frames.yields = true;
                         while !start.load(Ordering::Acquire) {
                             std::hint::spin_loop();
                         }
@@ -395,6 +411,7 @@ fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
         );
         assert_eq!(pages.freed.lock().unwrap().len(), sum(|t| t.lost_tables));
         races += sum(|t| t.lost_races);
+        table_races += sum(|t| t.lost_tables);
 
         let cpu = epochs.join(0).unwrap();
         let mut mapped = HashSet::new();
@@ -413,7 +430,10 @@ fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
             );
         }
     }
-    assert!(races > 0, "no two PEs ever met: the test showed nothing");
+    assert!(
+        races > 0 && table_races > 0,
+        "no two PEs met: the test showed nothing"
+    );
 }
 
 proptest! {
