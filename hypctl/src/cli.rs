@@ -1,0 +1,261 @@
+//! The command line: what can be asked, in the words that `--help` shows.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Builds an EL2 hypervisor and its guests, runs them under QEMU, and tells how it went.
+#[derive(Debug, Parser)]
+#[command(name = "hypctl", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  the guest powered off, or its verdict was pass
+    1  the guest's verdict was fail, or the script's expectations were not met
+    2  usage or bad input; QEMU was not started
+    3  the VM was stopped with a diagnosis
+    4  the hypervisor refused to start
+    5  the hypervisor crashed
+    6  QEMU or the hypervisor ended without a report
+  124  timeout
+  130  Ctrl-C, or Ctrl-A x (128+N: signal N)
+  141  nobody reads the console any more";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  hypctl run                                    the default guest
+  hypctl run touch --vcpus 4 --cpu cortex-a53   a test guest on a CPU without LSE atomics
+  hypctl run u-boot                             Debian's U-Boot, interactive; Ctrl-A x leaves
+  hypctl run u-boot --send version --send poweroff --timeout 60
+  hypctl run ./Image --initrd ./initrd.cpio --append 'console=ttyAMA0' --mem 2G
+  hypctl run touch --dry-run                    the QEMU line, ready to paste
+  hypctl run hello -- -d int,guest_errors       more arguments for QEMU
+
+A script is one step a line: `expect TEXT`, `send TEXT` (and Enter), `send-raw TEXT`
+(escapes \\r \\n \\t \\\\ \\xHH), `# comment`.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build if needed, and run a guest under the hypervisor
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Build the hypervisor's image and the guests
+    Build(BuildArgs),
+    /// Show what was found on this machine, and what is missing
+    Doctor(DoctorArgs),
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Run cargo with the flags of the bare-metal crates
+    ///
+    /// For example: `hypctl cargo clippy -p hyp -- -D warnings`
+    Cargo(CargoArgs),
+}
+
+/// `hypctl run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// A guest of ours (hello, touch, attrs, …), `u-boot`, or a path to a raw image
+    ///
+    /// A path is a raw arm64 Image (Linux: arch/arm64/boot/Image, Debian's vmlinuz) or a flat
+    /// binary that runs where it is put. A name with a `/` in it is always a path.
+    #[arg(value_name = "GUEST|PATH", default_value = crate::build::DEFAULT_GUEST)]
+    pub guest: String,
+    /// Initial RAM disk for the guest
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The guest's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
+    #[arg(long, value_name = "MODEL", default_value = "max")]
+    pub cpu: String,
+    /// CPUs of the machine [default: as many as --vcpus, else 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub smp: Option<u32>,
+    /// Virtual CPUs of the guest [default: as many as --smp]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
+    pub vcpus: Option<u32>,
+    /// RAM of the machine: a number and K, M or G [default: 1G, or more if the guest needs it]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub mem: Option<u64>,
+    /// RAM of the guest [default: half of what is free, at most 1G]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub guest_mem: Option<u64>,
+    /// End the run after this time, with exit code 124
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<std::time::Duration>,
+    /// Write a summary here, whatever the end
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Play a conversation instead of the keyboard
+    #[arg(long, value_name = "FILE", conflicts_with = "send")]
+    pub script: Option<PathBuf>,
+    /// Type this line when the prompt shows; may be repeated
+    #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
+    pub send: Vec<String>,
+    /// The prompt that --send waits for
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "=> ",
+        allow_hyphen_values = true
+    )]
+    pub prompt: String,
+    /// A reset by the guest ends the run instead of starting over
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// Deterministic time: one virtual nanosecond an instruction
+    #[arg(long)]
+    pub icount: bool,
+    /// Only the console: no progress, no hints
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Print the QEMU command line (without the mark of the report) and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Run what is built already
+    #[arg(long)]
+    pub no_build: bool,
+    /// More arguments for QEMU
+    #[arg(last = true, value_name = "EXTRA")]
+    pub extra: Vec<OsString>,
+}
+
+/// `hypctl build`.
+#[derive(Args, Debug)]
+pub struct BuildArgs {
+    /// Build the variant that measures faults
+    #[arg(long)]
+    pub measure: bool,
+    /// Say nothing unless it fails
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `hypctl doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// As JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hypctl bench`.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// EL2 instructions of one populate fault, from abort to return
+    ///
+    /// Runs the guest `bench-fault` twice under deterministic icount and checks that the two runs
+    /// agree. Zeroing and cache cleaning of the page are not counted.
+    Fault(BenchArgs),
+}
+
+/// `hypctl bench fault`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// Fewer pages
+    #[arg(long)]
+    pub quick: bool,
+    /// CPU model
+    #[arg(long, value_name = "MODEL", default_value = "max")]
+    pub cpu: String,
+    /// Write the numbers here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Say nothing but the result
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `hypctl cargo`.
+#[derive(Args, Debug)]
+pub struct CargoArgs {
+    /// Cargo's command and arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub arguments: Vec<OsString>,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let size = hyp_core::config::parse_size(text).filter(|&size| size != 0);
+    size.ok_or_else(|| "a size is a number and K, M or G, such as 512M".to_owned())
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || "a time is a positive number of seconds, such as 30 or 0.5".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| wrong())?;
+    let time = std::time::Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+    if time.is_zero() {
+        Err(wrong())
+    } else {
+        Ok(time)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run(arguments: &[&str]) -> RunArgs {
+        let arguments = ["hypctl", "run"].iter().chain(arguments);
+        match Cli::try_parse_from(arguments).unwrap().command {
+            Command::Run(run) => *run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_for_qemu() {
+        let run = run(&["touch", "--vcpus", "4", "--mem", "512M", "--", "-d", "int"]);
+        assert_eq!(
+            (run.guest.as_str(), run.vcpus, run.mem),
+            ("touch", Some(4), Some(512 << 20))
+        );
+        assert_eq!(run.extra, ["-d", "int"]);
+    }
+
+    #[test]
+    fn cargo_gets_every_argument_as_it_is() {
+        let line = "hypctl cargo clippy -p hyp --config a=b -- -D warnings";
+        let Command::Cargo(cargo) = Cli::parse_from(line.split(' ')).command else {
+            panic!()
+        };
+        assert_eq!(
+            cargo.arguments.join(" ".as_ref()),
+            line["hypctl cargo ".len()..]
+        );
+    }
+
+    #[test]
+    fn numbers_without_sense_are_refused() {
+        for arguments in [
+            ["--mem", "512"],
+            ["--mem", "0M"],
+            ["--timeout", "0"],
+            ["--vcpus", "9"],
+        ] {
+            let line = ["hypctl", "run"].iter().chain(&arguments);
+            assert!(Cli::try_parse_from(line).is_err(), "{arguments:?}");
+        }
+        assert_eq!(
+            run(&["--timeout", "0.5"]).timeout,
+            Some(Duration::from_millis(500))
+        );
+    }
+}

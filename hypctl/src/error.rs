@@ -1,0 +1,38 @@
+//! Everything that can be wrong before QEMU starts, as one type. Each ends with exit code 2.
+
+use std::path::PathBuf;
+
+use crate::build::BuildError;
+use crate::guest::GuestError;
+use crate::machine::MachineError;
+use crate::qemu::QemuError;
+use crate::script::ScriptError;
+use crate::toolchain::ToolchainError;
+use crate::workspace::NoCheckout;
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "each is its module's, and says itself what it is"
+)]
+pub enum Error {
+    #[error(transparent)]
+    NoCheckout(#[from] NoCheckout),
+    #[error(transparent)]
+    Toolchain(#[from] ToolchainError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    #[error("--vcpus {vcpus} is more than the machine's CPUs, --smp {smp}")]
+    TooManyVcpus { vcpus: u32, smp: u32 },
+    #[error("--json: there is no folder {}", .0.display())]
+    NoFolder(PathBuf),
+}

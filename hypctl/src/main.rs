@@ -1,0 +1,7 @@
+//! `hypctl`; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hypctl::main()
+}

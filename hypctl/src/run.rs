@@ -1,0 +1,286 @@
+//! `hypctl run`: from a name to a guest's console and an exit code.
+//!
+//! Everything that can be wrong is looked at before anything slow happens and long before QEMU
+//! starts: the guest's file, the emulator, its CPU model, the script; then the build; then whether
+//! it all fits into memory. From QEMU's start on, the run has exactly one end ([`End`]), and that
+//! and the hypervisor's report give the exit code.
+
+use std::io::{self, IsTerminal, Write};
+
+use hyp_core::report::Report;
+
+use crate::build::{build, expect_built};
+use crate::cli::RunArgs;
+use crate::error::Error;
+use crate::exit::Exit;
+use crate::guest::{Guest, Wanted};
+use crate::machine::{Machine, shell_line};
+use crate::qemu::Qemu;
+use crate::script::{self, Step};
+use crate::session::{self, End, Input, Outcome};
+use crate::summary::{SCHEMA, Summary};
+use crate::terminal::ControlC;
+use crate::workspace::{Variant, Workspace};
+
+/// CPUs of a machine nobody has wishes for: enough for races, not more than small hosts have.
+const DEFAULT_SMP: u32 = 2;
+/// Machine memory nobody has wishes for, bytes.
+const DEFAULT_MEM: u64 = 1 << 30;
+
+/// Runs `hypctl run`.
+pub fn run(arguments: &RunArgs) -> Exit {
+    let mut summary = Summary {
+        schema: SCHEMA,
+        guest: arguments.guest.clone(),
+        cpu: arguments.cpu.clone(),
+        smp: smp(arguments),
+        ended: "not-started",
+        ..Summary::default()
+    };
+    let exit = match prepare(arguments, &mut summary) {
+        Ok(plan) if arguments.dry_run => {
+            let _ = writeln!(io::stdout(), "{}", plan.line());
+            return Exit::OK;
+        }
+        Ok(plan) => plan.play(arguments, &mut summary),
+        Err(error) => {
+            summary.message = Some(error.to_string());
+            Exit::USAGE
+        }
+    };
+    summary.exit_code = exit.code();
+    if let Some(message) = &summary.message {
+        say(message);
+    }
+    match arguments
+        .json
+        .as_ref()
+        .map(|path| (path, summary.write(path)))
+    {
+        Some((path, Err(error))) => {
+            say(&format!("{}: {error}", path.display()));
+            if exit == Exit::OK {
+                Exit::NO_REPORT
+            } else {
+                exit
+            }
+        }
+        _ => exit,
+    }
+}
+
+/// A run that nothing is known to be wrong with.
+struct Plan {
+    qemu: Qemu,
+    machine: Machine,
+    addresses: Vec<u64>,
+    script: Option<Vec<Step>>,
+    control_c: ControlC,
+}
+
+fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
+    if let Some(folder) = arguments.json.as_ref().and_then(|path| path.parent()) {
+        let here = folder.as_os_str().is_empty();
+        if !here && !folder.is_dir() {
+            return Err(Error::NoFolder(folder.to_owned()));
+        }
+    }
+    let workspace = Workspace::find()?;
+    let wanted = Wanted::find(&workspace, arguments)?;
+    let script = script_of(arguments)?;
+    if arguments.vcpus.is_some_and(|vcpus| vcpus > smp(arguments)) {
+        return Err(Error::TooManyVcpus {
+            vcpus: arguments.vcpus.unwrap_or_default(),
+            smp: smp(arguments),
+        });
+    }
+    let qemu = Qemu::find()?;
+    summary.qemu = Some(qemu.version().to_string());
+    qemu.expect_cpu(&arguments.cpu)?;
+    if arguments.no_build {
+        expect_built(&workspace, Variant::Plain)?;
+    } else {
+        build(&workspace, Variant::Plain, arguments.quiet)?;
+    }
+    let guest = wanted.load(&workspace, arguments)?;
+    let plan = plan(&workspace, arguments, qemu, guest, script)?;
+    summary.command = Some(plan.line());
+    Ok(plan)
+}
+
+fn plan(
+    workspace: &Workspace,
+    arguments: &RunArgs,
+    qemu: Qemu,
+    guest: Guest,
+    script: Option<Vec<Step>>,
+) -> Result<Plan, Error> {
+    let kernel = workspace.hyp_bin(Variant::Plain);
+    let hyp_size = crate::guest::hyp_footprint(&kernel)?;
+    let mut words = Vec::new();
+    words.extend(arguments.vcpus.map(|vcpus| format!("vcpus={vcpus}")));
+    words.extend(arguments.guest_mem.map(|mem| format!("mem={}K", mem >> 10)));
+    let mut machine = Machine {
+        cpu: arguments.cpu.clone(),
+        smp: smp(arguments),
+        mem: arguments.mem.unwrap_or(DEFAULT_MEM),
+        no_reboot: arguments.no_reboot,
+        icount: arguments.icount,
+        kernel,
+        append: words.join(" "),
+        modules: guest.modules,
+        extra: arguments.extra.clone(),
+    };
+    let addresses = match machine.place(hyp_size, guest.least_mem) {
+        Err(crate::machine::MachineError::TooSmall { needed, .. }) if arguments.mem.is_none() => {
+            machine.mem = needed;
+            machine.place(hyp_size, guest.least_mem)?
+        }
+        placed => placed?,
+    };
+    Ok(Plan {
+        qemu,
+        machine,
+        addresses,
+        script,
+        control_c: guest.control_c,
+    })
+}
+
+fn script_of(arguments: &RunArgs) -> Result<Option<Vec<Step>>, Error> {
+    if let Some(path) = &arguments.script {
+        let read = std::fs::read_to_string(path);
+        let text = read.map_err(|source| script::ScriptError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        return Ok(Some(script::parse(&text)?));
+    }
+    let typed = !arguments.send.is_empty();
+    Ok(typed.then(|| script::from_lines(&arguments.prompt, &arguments.send)))
+}
+
+fn smp(arguments: &RunArgs) -> u32 {
+    arguments.smp.or(arguments.vcpus).unwrap_or(DEFAULT_SMP)
+}
+
+impl Plan {
+    /// The line for a shell: without the report, which only a program reads.
+    fn line(&self) -> String {
+        shell_line(
+            self.qemu.program(),
+            &self.machine.arguments(&self.addresses),
+        )
+    }
+
+    fn play(mut self, arguments: &RunArgs, summary: &mut Summary) -> Exit {
+        let nonce = nonce();
+        let separator = if self.machine.append.is_empty() {
+            ""
+        } else {
+            " "
+        };
+        self.machine
+            .append
+            .push_str(&format!("{separator}report={nonce}"));
+        let input = match self.script.take() {
+            Some(steps) => Input::Script(steps),
+            None => {
+                if !arguments.quiet && io::stdin().is_terminal() {
+                    say(match self.control_c {
+                        ControlC::EndsTheRun => "Ctrl-C ends the run",
+                        ControlC::GoesToTheGuest => {
+                            "the keyboard is the guest's, Ctrl-C too; Ctrl-A x ends the run"
+                        }
+                    });
+                }
+                Input::Keyboard(self.control_c)
+            }
+        };
+        let mut command = self.machine.command(&self.qemu, &self.addresses);
+        let mut stdout = io::stdout();
+        match session::run(&mut command, &nonce, input, arguments.timeout, &mut stdout) {
+            Ok(outcome) => judge(&outcome, summary),
+            Err(error) => {
+                summary.message = Some(format!("{}: {error}", self.qemu.program().display()));
+                Exit::NO_REPORT
+            }
+        }
+    }
+}
+
+/// What a run comes to.
+fn judge(outcome: &Outcome, summary: &mut Summary) -> Exit {
+    summary.seconds = outcome.elapsed.as_secs_f64();
+    let report = outcome.reports.last().map(|line| read_report(line));
+    if let Some(Ok((_, value))) = &report {
+        summary.report = Some(value.clone());
+    }
+    let script = outcome
+        .waiting_for
+        .as_ref()
+        .map(|step| format!("; the script was at {step}"));
+    let script = script.unwrap_or_default();
+    let (ended, exit, message) = match (&outcome.end, report) {
+        (End::TimedOut(after), _) => {
+            let message = format!("timeout after {:.1} s{script}", after.as_secs_f64());
+            ("timeout", Exit::TIMEOUT, Some(message))
+        }
+        (End::Signal(signal), _) => {
+            let message = format!("ended by signal {signal}; QEMU is gone");
+            ("signal", Exit::from_signal(*signal), Some(message))
+        }
+        (End::Left, None) => ("left", Exit::INTERRUPTED, None),
+        (End::ConsoleGone, _) => ("console-gone", Exit::CONSOLE_GONE, None),
+        (End::Exited(_) | End::Left, Some(Ok((report, _)))) => {
+            let exit = Exit::from_report(report.exit_code.into());
+            if exit == Exit::OK && outcome.waiting_for.is_some() {
+                let message = format!("the guest ended before its time{script}");
+                ("report", Exit::VERDICT, Some(message))
+            } else {
+                ("report", exit, None)
+            }
+        }
+        (End::Exited(_) | End::Left, Some(Err(error))) => {
+            let message = format!("the hypervisor's report cannot be read: {error}");
+            ("no-report", Exit::NO_REPORT, Some(message))
+        }
+        (End::Exited(status), None) => {
+            let said = outcome.qemu_tail.trim().lines().last().unwrap_or_default();
+            let said = if said.is_empty() {
+                String::new()
+            } else {
+                format!(": {said}")
+            };
+            let message = format!("QEMU ended without a report ({status}){said}{script}");
+            ("no-report", Exit::NO_REPORT, Some(message))
+        }
+    };
+    summary.ended = ended;
+    summary.message = message;
+    if exit != Exit::OK {
+        summary.console_tail = Some(outcome.console_tail.clone());
+    }
+    exit
+}
+
+fn read_report(line: &str) -> serde_json::Result<(Report, serde_json::Value)> {
+    Ok((serde_json::from_str(line)?, serde_json::from_str(line)?))
+}
+
+/// A mark that no guest can guess.
+pub fn nonce() -> String {
+    let mut bytes = [0; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    if filled != Ok(bytes.len()) {
+        // No kernel that runs QEMU lacks it; the time is a weaker secret, and still one.
+        let time = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        bytes = time.as_nanos().to_le_bytes();
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A line of ours on standard error; a closed one is no reason to fail.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "hypctl: {text}");
+}
