@@ -48,7 +48,9 @@ macro_rules! probe {
 
 /// Reads one system register.
 macro_rules! reads {
-    ($name:literal) => { probe!(concat!("mrs x9, ", $name)) };
+    ($name:literal) => {
+        probe!(concat!("mrs x9, ", $name))
+    };
 }
 
 /// One promise.
@@ -103,7 +105,13 @@ const fn row(
     least: u64,
     probe: fn(),
 ) -> Promise {
-    Promise { feature, id, shift, least, probe }
+    Promise {
+        feature,
+        id,
+        shift,
+        least,
+        probe,
+    }
 }
 
 /// The promises and their probes. Fields as in the Arm ARM, D24.2.

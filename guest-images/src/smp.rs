@@ -64,7 +64,10 @@ pub fn run(machine: &Machine, count: usize, job: Job<'_>) {
 /// Where a started vCPU goes.
 pub(crate) fn secondary() -> ! {
     let job = JOB.load(Ordering::Acquire);
-    let me = Vcpu { index: start::vcpu(), count: COUNT.load(Ordering::Relaxed) };
+    let me = Vcpu {
+        index: start::vcpu(),
+        count: COUNT.load(Ordering::Relaxed),
+    };
     // SAFETY: 1. not null and live: `run` stored it before it started this vCPU and does not return
     // before this vCPU is off; 2. the erased lifetime ends with `run` for the same reason.
     match unsafe { job.as_ref() } {
@@ -85,7 +88,10 @@ pub struct Barrier {
 impl Barrier {
     /// A barrier that nobody waits at.
     pub const fn new() -> Self {
-        Self { arrived: AtomicUsize::new(0), sense: AtomicBool::new(false) }
+        Self {
+            arrived: AtomicUsize::new(0),
+            sense: AtomicBool::new(false),
+        }
     }
 
     /// Waits until all `me.count` vCPUs are here; what they wrote before is visible after.
@@ -121,7 +127,9 @@ impl Rendezvous {
     /// Meets all `me.count` vCPUs for the `nth` time, counted from 0 without gaps.
     pub fn meet(&self, me: Vcpu, nth: usize) {
         self.0.fetch_add(1, Ordering::AcqRel);
-        while self.0.load(Ordering::Acquire) < (nth + 1) * me.count {}
+        while self.0.load(Ordering::Acquire) < (nth + 1) * me.count {
+            relax();
+        }
     }
 }
 

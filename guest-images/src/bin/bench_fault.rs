@@ -41,7 +41,11 @@ fn bench(machine: &Machine) {
     let each = nanoseconds / pages as u128;
     say!("bench-fault: {pages} pages, {ticks} ticks of {rate} Hz, {each} ns a page");
     if let (Some(before), Some(after)) = (installed_before, installed()) {
-        check_eq!(after - before, pages as u64, "pages installed by the measured loop");
+        check_eq!(
+            after - before,
+            pages as u64,
+            "pages installed by the measured loop"
+        );
     }
 }
 

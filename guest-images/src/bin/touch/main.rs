@@ -43,8 +43,12 @@ type Order = fn(page: usize, pages: usize, me: Vcpu) -> usize;
 const ORDERS: [(&str, Order); 4] = [
     ("ascending", |page, _, _| page),
     ("descending", |page, pages, _| pages - 1 - page),
-    ("random", |page, pages, me| Permutation::new(pages, me.index as u64).at(page)),
-    ("interleaved", |page, pages, me| (page + me.index * pages / me.count) % pages),
+    ("random", |page, pages, me| {
+        Permutation::new(pages, me.index as u64).at(page)
+    }),
+    ("interleaved", |page, pages, me| {
+        (page + me.index * pages / me.count) % pages
+    }),
 ];
 
 /// The counters that a phase moves.
@@ -78,8 +82,14 @@ struct Run<'a> {
 }
 
 fn touch(machine: &Machine) {
-    let args =
-        machine.args(&["pages", "rounds", "tables", "vcpus", "min-lost", "min-lost-tables"]);
+    let args = machine.args(&[
+        "pages",
+        "rounds",
+        "tables",
+        "vcpus",
+        "min-lost",
+        "min-lost-tables",
+    ]);
     let vcpus = args.number("vcpus", machine.vcpus().len());
     check!(
         (1..=machine.vcpus().len()).contains(&vcpus),
@@ -87,7 +97,13 @@ fn touch(machine: &Machine) {
         machine.vcpus().len()
     );
     let rounds = args.number("rounds", 1);
-    let raced = |key, default| if vcpus > 1 { Some(args.number(key, default) as u64) } else { None };
+    let raced = |key, default| {
+        if vcpus > 1 {
+            Some(args.number(key, default) as u64)
+        } else {
+            None
+        }
+    };
     let least = raced("min-lost", MIN_LOST).zip(raced("min-lost-tables", MIN_LOST_TABLES));
     let mut run = Run {
         machine,
@@ -101,18 +117,28 @@ fn touch(machine: &Machine) {
     let before = Counters::read();
     let mut round = 0;
     loop {
-        check!(run.has_room(), "round {round} needs more RAM than is left ({:#x})", run.arena.left());
+        check!(
+            run.has_room(),
+            "round {round} needs more RAM than is left ({:#x})",
+            run.arena.left()
+        );
         run.round(round);
         round += 1;
         let now = before.zip(Counters::read());
-        let few = now.zip(least).is_some_and(|((before, now), (lost, lost_tables))| {
-            now.lost - before.lost <= lost || now.lost_tables - before.lost_tables <= lost_tables
-        });
+        let few = now
+            .zip(least)
+            .is_some_and(|((before, now), (lost, lost_tables))| {
+                now.lost - before.lost <= lost
+                    || now.lost_tables - before.lost_tables <= lost_tables
+            });
         if round >= rounds && !(few && round < MOST_ROUNDS && run.has_room()) {
             break;
         }
     }
-    say!("touch: {vcpus} vCPUs, {round} rounds, {} pages touched and verified", run.touched);
+    say!(
+        "touch: {vcpus} vCPUs, {round} rounds, {} pages touched and verified",
+        run.touched
+    );
     match before.zip(Counters::read()) {
         Some((before, now)) => judge(&run, before, now, least),
         None => say!("touch: no hypervisor, so nobody counted the races"),
@@ -126,14 +152,22 @@ fn judge(run: &Run<'_>, before: Counters, now: Counters, least: Option<(u64, u64
     let (installed, touched) = (now.installed - before.installed, run.touched as u64);
     let (lost, lost_tables) = (now.lost - before.lost, now.lost_tables - before.lost_tables);
     let faults = now.faults - before.faults;
-    say!("touch: {faults} faults, {installed} pages installed, {lost} leaf races and {lost_tables} table races lost");
+    say!(
+        "touch: {faults} faults, {installed} pages installed, {lost} leaf races and {lost_tables} table races lost"
+    );
     check!(
         (touched..touched + RUNTIME).contains(&installed),
         "{installed} pages installed for {touched} touched"
     );
     if let Some((least, least_tables)) = least {
-        check!(lost > least, "{lost} leaf races lost, more than {least} wanted");
-        check!(lost_tables > least_tables, "{lost_tables} table races lost, more than {least_tables} wanted");
+        check!(
+            lost > least,
+            "{lost} leaf races lost, more than {least} wanted"
+        );
+        check!(
+            lost_tables > least_tables,
+            "{lost_tables} table races lost, more than {least_tables} wanted"
+        );
     }
 }
 
@@ -186,7 +220,9 @@ impl Run<'_> {
 
         smp::run(machine, vcpus, &|_| {
             private.verify(Spread::Owner { count: vcpus });
-            shared.iter().for_each(|pages| pages.verify(Spread::All { count: vcpus }));
+            shared
+                .iter()
+                .for_each(|pages| pages.verify(Spread::All { count: vcpus }));
             together.verify(Spread::All { count: vcpus });
             blocks.verify_blocks(vcpus);
         });
@@ -196,7 +232,13 @@ impl Run<'_> {
 
     fn take(&mut self, name: &'static str, count: usize, stride: usize, seed: u64) -> Pages {
         let align = if stride == MIB2 { MIB2 } else { PAGE };
-        Pages::new(name, self.arena.take(count * stride, align), count, stride, seed)
+        Pages::new(
+            name,
+            self.arena.take(count * stride, align),
+            count,
+            stride,
+            seed,
+        )
     }
 }
 

@@ -33,8 +33,20 @@ pub(crate) enum Spread {
 
 impl Pages {
     /// `count` pages from `base`, `stride` bytes apart, which nobody else uses.
-    pub(crate) fn new(name: &'static str, base: usize, count: usize, stride: usize, seed: u64) -> Self {
-        Self { name, base, count, stride, seed }
+    pub(crate) fn new(
+        name: &'static str,
+        base: usize,
+        count: usize,
+        stride: usize,
+        seed: u64,
+    ) -> Self {
+        Self {
+            name,
+            base,
+            count,
+            stride,
+            seed,
+        }
     }
 
     /// How many they are.
@@ -74,8 +86,15 @@ impl Pages {
             _ => part[0].fetch_or(signature, Ordering::Relaxed),
         };
         part[0].store(signature, Ordering::Relaxed);
-        if first != 0 || part[1..].iter().any(|word| word.load(Ordering::Relaxed) != 0) {
-            fail!("{}: page {page} was not zero when vCPU {vcpu} first saw it: {first:#x}", self.name);
+        if first != 0
+            || part[1..]
+                .iter()
+                .any(|word| word.load(Ordering::Relaxed) != 0)
+        {
+            fail!(
+                "{}: page {page} was not zero when vCPU {vcpu} first saw it: {first:#x}",
+                self.name
+            );
         }
         part[PART - 1].store(signature, Ordering::Relaxed);
     }
@@ -104,15 +123,30 @@ impl Pages {
 
     /// Pages that [`Self::visit_block`] touched in all blocks together.
     pub(crate) fn block_pages(&self, count: usize) -> usize {
-        (0..self.count).map(|block| if block % 2 == 0 { 1 } else { count }).sum()
+        (0..self.count)
+            .map(|block| if block % 2 == 0 { 1 } else { count })
+            .sum()
     }
 
     fn verify_part(&self, page: usize, offset: usize, vcpu: usize, visited: bool) {
-        let signature = if visited { self.signature(page, vcpu) } else { 0 };
+        let signature = if visited {
+            self.signature(page, vcpu)
+        } else {
+            0
+        };
         for (index, word) in self.part(page, offset, vcpu).iter().enumerate() {
-            let expected = if index == 0 || index == PART - 1 { signature } else { 0 };
+            let expected = if index == 0 || index == PART - 1 {
+                signature
+            } else {
+                0
+            };
             let found = word.load(Ordering::Relaxed);
-            check_eq!(found, expected, "{}: page {page}, vCPU {vcpu}, word {index}", self.name);
+            check_eq!(
+                found,
+                expected,
+                "{}: page {page}, vCPU {vcpu}, word {index}",
+                self.name
+            );
         }
     }
 }

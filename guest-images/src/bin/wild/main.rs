@@ -1,3 +1,111 @@
+//! Does one wrong or odd thing, chosen by `case=`, and says beforehand what should come of it.
+//!
+//! A test asserts the end from outside: the guest's verdict where the hypervisor emulates or the
+//! guest's own vectors catch, the hypervisor's diagnosis and exit code where the VM is to be stopped.
+//! A case that should have been the end and was survived is the verdict *fail*. `case=list` prints
+//! the cases. Further arguments: `at=` an IPA, `code=` a verdict, `reg=S3_0_C15_C0_0` and `value=`
+//! for `sysreg`.
+
 #![no_std]
 #![no_main]
-guest_rt::guest!("x", f); fn f(_: &guest_rt::Machine){}
+
+mod calls;
+mod cpus;
+mod devices;
+mod memory;
+mod sysreg;
+
+use guest_rt::{Args, Machine, fail, say};
+
+guest_rt::guest!("wild", wild);
+
+/// What should come of a case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The guest goes on and passes.
+    Pass,
+    /// The hypervisor stops the VM with a diagnosis.
+    Stopped,
+    /// Whatever the name says.
+    Named(&'static str),
+}
+
+/// One wrong or odd thing.
+struct Case {
+    name: &'static str,
+    about: &'static str,
+    end: End,
+    run: fn(&Machine, Args),
+}
+
+const fn case(name: &'static str, about: &'static str, end: End, run: fn(&Machine, Args)) -> Case {
+    Case {
+        name,
+        about,
+        end,
+        run,
+    }
+}
+
+#[rustfmt::skip]
+static CASES: &[Case] = &[
+    case("read", "loads from an IPA where nothing is", End::Stopped, memory::read),
+    case("write", "stores to an IPA where nothing is", End::Stopped, memory::write),
+    case("exec", "jumps to an IPA where nothing is", End::Stopped, memory::exec),
+    case("s1ptw", "puts a stage-1 table at an IPA where nothing is", End::Stopped, memory::walk),
+    case("fill", "touches every page of RAM", End::Pass, memory::fill),
+    case("uart", "reads every UART register in every size", End::Pass, devices::uart),
+    case("echo", "repeats keys until q", End::Pass, devices::echo),
+    case("flash-read", "reads the flash area", End::Pass, devices::flash_read),
+    case("flash-write", "writes the flash area", End::Pass, devices::flash_write),
+    case("flash-exec", "jumps into the flash area", End::Stopped, devices::flash_exec),
+    case("mmio-pair", "loads a pair from the UART", End::Stopped, devices::pair),
+    case("mmio-simd", "loads a SIMD register from the flash area", End::Stopped, devices::simd),
+    case("no-device", "stores to a device that is not there", End::Stopped, devices::missing),
+    case("unaligned-device", "loads from device memory, unaligned", End::Pass, devices::unaligned),
+    case("smc-unknown", "makes SMC calls, one known", End::Pass, calls::smc_unknown),
+    case("hvc-unknown", "makes HVC calls that nobody knows", End::Pass, calls::hvc_unknown),
+    case("stat-bad", "asks for a counter that is not there", End::Pass, calls::stat_bad),
+    case("psci", "makes PSCI calls with wrong arguments", End::Pass, calls::psci_wrong),
+    case("off", "calls PSCI SYSTEM_OFF", End::Named("power-off"), calls::off),
+    case("reset", "calls PSCI SYSTEM_RESET", End::Named("reset"), calls::reset),
+    case("verdict-fail", "ends with the verdict fail", End::Named("verdict fail"), calls::verdict_fail),
+    case("cpu-off", "switches its only running vCPU off", End::Named("the VM's end"), calls::cpu_off),
+    case("hlt", "executes HLT #0xF000, the semihosting call", End::Pass, cpus::hlt),
+    case("wfx", "executes WFE and its kin, woken at once", End::Pass, cpus::wfx),
+    case("sleep", "waits for an interrupt that never comes", End::Named("a time-out"), cpus::sleep),
+    case("spin-others", "powers off while the others spin", End::Named("power-off"), cpus::spin_others),
+    case("sleep-others", "powers off while the others sleep", End::Named("power-off"), cpus::sleep_others),
+    case("fail-other", "fails on the last vCPU", End::Named("verdict fail"), cpus::fail_other),
+    case("crash", "takes an exception that it does not expect", End::Named("verdict fail"), cpus::crash),
+    case("panic", "panics", End::Named("verdict fail"), cpus::panic),
+    case("idregs", "reads the whole block of ID registers", End::Pass, sysreg::idregs),
+    case("sysreg", "accesses the system register reg=", End::Named("a report"), sysreg::any),
+];
+
+fn wild(machine: &Machine) {
+    let args = machine.args(&["case", "at", "code", "reg", "value"]);
+    let name = args.get("case").unwrap_or("list");
+    if name == "list" {
+        CASES
+            .iter()
+            .for_each(|case| say!("wild: case={}: {}", case.name, case.about));
+        return;
+    }
+    let Some(case) = CASES.iter().find(|case| case.name == name) else {
+        fail!("case={name}: there is no such case; case=list prints them");
+    };
+    let end = match case.end {
+        End::Pass => "pass",
+        End::Stopped => "VM stopped with a diagnosis",
+        End::Named(end) => end,
+    };
+    say!(
+        "wild: case={name}: {}; what should come of it: {end}",
+        case.about
+    );
+    (case.run)(machine, args);
+    if case.end == End::Stopped {
+        fail!("case={name}: still running");
+    }
+}
