@@ -191,12 +191,12 @@ guest_enter:                            // x0 = context
 
     // x1 = kind; the old x0, x1 in TPIDR_EL0, TPIDRRO_EL0; every other register as it was.
 el2_crash:
-    mov     x0, sp
+    sub     x0, sp, #{frame}            // would the frame lie on the stack?
     tbnz    x0, #{on_stack}, 0f
-    mrs     x0, tpidr_el2               // off the stack: to the emergency stack
+    mrs     x0, tpidr_el2               // no: to the emergency stack
     ldr     x0, [x0, #{emergency}]
-0:  sub     x0, x0, #{frame}
-    bic     x0, x0, #0xf
+    sub     x0, x0, #{frame}
+0:  bic     x0, x0, #0xf
     stp     x2, x3, [x0, #16]
     stp     x4, x5, [x0, #32]
     stp     x6, x7, [x0, #48]

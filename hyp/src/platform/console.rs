@@ -5,7 +5,7 @@
 //! lines, so that lines of several CPUs do not mix; a crash does not wait for it (`Uart` is `Copy`, and
 //! a byte on a half-written line is better than no dump).
 //!
-//! Firmware or QEMU has set the UART up; only its data and flag registers are used.
+//! It is polled: no interrupt is enabled. The baud rate is left as firmware set it.
 
 use core::fmt::{self, Write};
 
@@ -24,6 +24,20 @@ register_bitfields! {u32,
         RXFE OFFSET(4) NUMBITS(1) [],
         /// Still sending.
         BUSY OFFSET(3) NUMBITS(1) []
+    ],
+    LineControl [
+        /// Word length.
+        WLEN OFFSET(5) NUMBITS(2) [ Eight = 3 ],
+        /// Use the FIFOs.
+        FEN OFFSET(4) NUMBITS(1) []
+    ],
+    Control [
+        /// Receive.
+        RXE OFFSET(9) NUMBITS(1) [],
+        /// Transmit.
+        TXE OFFSET(8) NUMBITS(1) [],
+        /// The UART as a whole.
+        UARTEN OFFSET(0) NUMBITS(1) []
     ]
 }
 
@@ -33,7 +47,12 @@ register_structs! {
         (0x00 => DR: ReadWrite<u32>),
         (0x04 => _reserved),
         (0x18 => FR: ReadOnly<u32, Flags::Register>),
-        (0x1c => @END),
+        (0x1c => _reserved2),
+        (0x2c => LCR_H: ReadWrite<u32, LineControl::Register>),
+        (0x30 => CR: ReadWrite<u32, Control::Register>),
+        (0x34 => _reserved3),
+        (0x38 => IMSC: ReadWrite<u32>),
+        (0x3c => @END),
     }
 }
 
@@ -50,6 +69,13 @@ unsafe impl Send for Uart {}
 unsafe impl Sync for Uart {}
 
 impl Uart {
+    /// Eight bits, FIFOs, no interrupts, both directions. Nobody may have used it before us.
+    fn switch_on(self) {
+        self.0.IMSC.set(0);
+        self.0.LCR_H.write(LineControl::WLEN::Eight + LineControl::FEN::SET);
+        self.0.CR.write(Control::UARTEN::SET + Control::TXE::SET + Control::RXE::SET);
+    }
+
     /// Sends one byte, waiting for room within reason.
     pub(crate) fn put(self, byte: u8) {
         for _ in 0..PATIENCE {
@@ -105,7 +131,9 @@ pub(crate) unsafe fn init(window: PaRange) {
     UART.call_once(|| {
         let registers = core::ptr::with_exposed_provenance::<Pl011>(window.start as usize);
         // SAFETY: (1) the caller's clause 1.
-        Uart(unsafe { &*registers })
+        let uart = Uart(unsafe { &*registers });
+        uart.switch_on();
+        uart
     });
 }
 
