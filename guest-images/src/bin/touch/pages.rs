@@ -153,5 +153,5 @@ impl Pages {
 
 /// Where in a block a vCPU goes, in pages.
 fn own_offset(block: usize, vcpu: usize) -> usize {
-    if block % 2 == 0 { 0 } else { vcpu }
+    if block.is_multiple_of(2) { 0 } else { vcpu }
 }
