@@ -8,7 +8,7 @@ export RUSTUP_TOOLCHAIN := HYP_CACHE / "toolchain"
 export PYTHONPATH := justfile_directory() / "hypctl"
 export PYTHONDONTWRITEBYTECODE := "1"
 
-bootstrap := "python3 -m bootstrap"
+bootstrap := "python3 -S -m bootstrap"
 hypctl := "cargo run --quiet --package hypctl --"
 bare := "-p hyp -p guest-images"
 deny := "--config 'build.rustdocflags=[\"-Dwarnings\"]'"

@@ -19,7 +19,8 @@ is complete, under a lock: an interrupted run leaves nothing half done, and two 
 other. A run that cannot go on ends with a `Refusal`: what was wanted, where it was looked for,
 what to do, and an exit code of its own (`report.Exit`).
 
-Python 3.9 or newer, standard library only.
+Python 3.9 or newer, standard library only; started with `-S`, so that what else is installed for
+that Python neither slows it down nor gets in its way.
 """
 
 import sys

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ class Runner:
     name = "runner"
 
     def holds(self, record: dict) -> bool:
-        wanted = record.get("path") in (str(HOME / "bin/just"), on_path())
+        wanted = record["path"] in (str(HOME / "bin/just"), on_path())
         return wanted and cache.unchanged(record["mark"])
 
     def find(self) -> dict | None:
@@ -39,9 +38,9 @@ class Runner:
     def get(self) -> dict:
         cache.require(20_000_000, "the command runner")
         with cache.workshop() as place:
-            done = install([sys.executable, "-m", "pip"], place)
+            done = install(["python3", "-m", "pip"], place)
             if not done.ok() and "no module named pip" in done.output.lower() and aptget.present():
-                done = install([sys.executable, pip_from_debian(place)], place)
+                done = install(["python3", pip_from_debian(place)], place)
             if not done.ok():
                 raise refuse(done)
             cache.publish(place / "made", HOME)
@@ -81,11 +80,11 @@ def pip_from_debian(place: Path) -> str:
 
 
 def refuse(done: Done) -> Refusal:
-    looked = f"On the PATH and in {HOME}; then tried pip for {sys.executable}: "
+    looked = f"On the PATH and in {HOME}; then tried `python3 -m pip`: "
     if done.no_space():
         return cache.disk_full("20 MB for the command runner")
     if "no module named pip" in done.output.lower():
-        looked += "this Python has no pip."
+        looked += "there is no pip."
         do = "Install pip (Debian: python3-pip), or install `just` yourself, and run this again."
         return Refusal(Exit.RUNNER, WANTED, looked, do)
     if done.no_network():

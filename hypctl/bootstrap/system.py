@@ -26,7 +26,7 @@ class Linker:
     wanted = "A C linker, `cc`, to link the programs that run on this machine."
 
     def holds(self, record: dict) -> bool:
-        return record.get("path") == shutil.which("cc") and cache.unchanged(record["mark"])
+        return record["path"] == shutil.which("cc") and cache.unchanged(record["mark"])
 
     def find(self) -> dict | None:
         path = shutil.which("cc")
@@ -48,7 +48,7 @@ class Qemu:
     wanted = f"{program} {LOWEST[0]}.{LOWEST[1]} or newer."
 
     def holds(self, record: dict) -> bool:
-        return record.get("path") == shutil.which(self.program) and cache.unchanged(record["mark"])
+        return record["path"] == shutil.which(self.program) and cache.unchanged(record["mark"])
 
     def find(self) -> dict | None:
         path = shutil.which(self.program)

@@ -50,7 +50,8 @@ class Rustup:
     name = "rustup"
 
     def holds(self, record: dict) -> bool:
-        return record.get("path") == shutil.which("rustup") and bool(shutil.which("cargo"))
+        there = record["path"] == shutil.which("rustup") and record["cargo"] == shutil.which("cargo")
+        return there and None not in (record["path"], record["cargo"])
 
     def find(self) -> dict:
         absent = [name for name in ("rustup", "cargo") if not shutil.which(name)]
@@ -72,7 +73,7 @@ class Toolchain:
     name = "toolchain"
 
     def holds(self, record: dict) -> bool:
-        return record.get("pin") == PIN and LINK.exists() and cache.unchanged(record["mark"])
+        return record["pin"] == PIN and LINK.exists() and cache.unchanged(record["mark"])
 
     def find(self) -> dict | None:
         ours = STORE / PIN["channel"]

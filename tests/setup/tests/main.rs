@@ -1,0 +1,9 @@
+//! The set-up on machines that lack something: what it says, how it ends, what it leaves behind.
+
+mod disk;
+mod fetch;
+mod idle;
+mod interrupt;
+mod qemu;
+mod runner;
+mod toolchain;
