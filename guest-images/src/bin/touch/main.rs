@@ -13,7 +13,7 @@
 //! hypervisor's counters: pages installed are the pages touched (and a few of the runtime's), and
 //! more races were lost than the minimum, when more than one vCPU took part.
 //!
-//! Arguments (`key=value`): `pages` of a phase (512), `rounds` at least (1), `tables` a round (32),
+//! Arguments (`key=value`): `pages` of a phase (512), `rounds` at least (1), `tables` a round (16, fewer where RAM is small),
 //! `vcpus` (all), `min-lost` and `min-lost-tables` (see `MIN_LOST`). While a minimum is not reached,
 //! rounds are added, up to `MOST_ROUNDS` or until RAM is used up.
 
@@ -105,12 +105,15 @@ fn touch(machine: &Machine) {
         }
     };
     let least = raced("min-lost", MIN_LOST).zip(raced("min-lost-tables", MIN_LOST_TABLES));
+    let arena = machine.arena();
+    // At most a quarter of RAM: a block costs 2 MiB of address space for one page.
+    let tables = (arena.left() / MIB2 / 4).min(16);
     let mut run = Run {
         machine,
-        arena: machine.arena(),
+        arena,
         vcpus,
         pages: args.number("pages", 512).max(8),
-        tables: args.number("tables", 32),
+        tables: args.number("tables", tables),
         touched: 0,
     };
 

@@ -124,7 +124,7 @@ impl Pages {
     /// Pages that [`Self::visit_block`] touched in all blocks together.
     pub(crate) fn block_pages(&self, count: usize) -> usize {
         (0..self.count)
-            .map(|block| if block % 2 == 0 { 1 } else { count })
+            .map(|block| if block.is_multiple_of(2) { 1 } else { count })
             .sum()
     }
 
