@@ -18,8 +18,9 @@ use alloc::borrow::Cow;
 
 use super::error::{FdtError, StructureFault};
 
-/// The largest tree that is read, in bytes (Linux's bound as well).
-pub const MAX_SIZE: usize = 2 << 20;
+/// The largest tree that is read, in bytes. QEMU makes trees of 1 MiB, mostly empty, and doubles the size
+/// of one that it is given by `-dtb`.
+pub const MAX_SIZE: usize = 8 << 20;
 /// How deep nodes may nest, the root included.
 pub const MAX_DEPTH: usize = 16;
 /// The longest name of a node or property, in bytes.
