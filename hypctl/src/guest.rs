@@ -8,20 +8,18 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use hyp_abi::map::RAM_BASE;
 use hyp_core::config::MIN_MEM;
 use hyp_core::image::{self, Format, HEAD, ImageError};
 
 use crate::build::DEFAULT_GUEST;
+use crate::catalogue::{self, FetchError, UBOOT, ours};
 use crate::cli::RunArgs;
 use crate::machine::{Module, Role};
 use crate::terminal::ControlC;
 use crate::workspace::Workspace;
 
-/// The guest that the bootstrap fetches.
-const UBOOT: &str = "u-boot";
 /// RAM that no guest has: for asking how much an image needs, bytes.
 const PLENTY: u64 = 1 << 40;
 
@@ -58,8 +56,8 @@ pub enum GuestError {
         source: ImageError,
     },
     /// The bootstrap could not bring it.
-    #[error("{UBOOT} could not be fetched: {0}")]
-    Fetch(String),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// Our own image is not one.
     #[error("{}: no arm64 Image header; build it again", .0.display())]
     Hypervisor(PathBuf),
@@ -97,7 +95,7 @@ impl Wanted {
             return Ok(Self::Ours(word.clone()));
         }
         let path = if word == UBOOT {
-            fetch(workspace)?
+            catalogue::fetch(workspace)?
         } else {
             PathBuf::from(word)
         };
@@ -197,73 +195,6 @@ pub fn hyp_footprint(path: &Path) -> Result<u64, GuestError> {
     match Format::of(&head) {
         Format::Arm64(header) => Ok(header.image_size.max(size)),
         _ => Err(GuestError::Hypervisor(path.to_owned())),
-    }
-}
-
-/// The names of our guests: the programs of the package `guest-images`, as cargo knows them.
-pub fn ours(workspace: &Workspace) -> Vec<String> {
-    let mut cargo = Command::new("cargo");
-    cargo
-        .args([
-            "metadata",
-            "--no-deps",
-            "--format-version",
-            "1",
-            "--manifest-path",
-        ])
-        .arg(workspace.root().join("guest-images/Cargo.toml"))
-        .stderr(Stdio::null());
-    let metadata = cargo
-        .output()
-        .map(|output| output.stdout)
-        .unwrap_or_default();
-    let metadata: serde_json::Value = serde_json::from_slice(&metadata).unwrap_or_default();
-    let packages = metadata["packages"].as_array().into_iter().flatten();
-    let targets = packages
-        .filter(|package| package["name"] == "guest-images")
-        .filter_map(|package| package["targets"].as_array())
-        .flatten();
-    let mut names: Vec<_> = targets
-        .filter(|target| {
-            target["kind"]
-                .as_array()
-                .is_some_and(|kinds| kinds.contains(&"bin".into()))
-        })
-        .filter_map(|target| target["name"].as_str().map(str::to_owned))
-        .collect();
-    // Without cargo there is still what was built before; the default guest always is ours.
-    if names.is_empty() {
-        names.push(DEFAULT_GUEST.to_owned());
-    }
-    names
-}
-
-/// U-Boot's file, fetched by the bootstrap if it is not in the cache yet.
-fn fetch(workspace: &Workspace) -> Result<PathBuf, GuestError> {
-    let path = workspace.cache("guests/u-boot.bin");
-    if path.is_file() {
-        return Ok(path);
-    }
-    let mut python = Command::new("python3");
-    python
-        .args(["-m", "bootstrap", "fetch", UBOOT])
-        .env("PYTHONPATH", workspace.root().join("hypctl"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .current_dir(workspace.root())
-        .stdin(Stdio::null());
-    let output = python
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| GuestError::Fetch(format!("python3: {error}")))?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let path = said.lines().last().map(PathBuf::from).unwrap_or_default();
-    if output.status.success() && path.is_file() {
-        Ok(path)
-    } else {
-        Err(GuestError::Fetch(format!(
-            "the set-up ended with {}; see above",
-            output.status
-        )))
     }
 }
 

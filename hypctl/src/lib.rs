@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cli ─ run ─┬─ guest ──── what was typed → files, checked before anything starts
+//!            │  catalogue  the guests that have names
 //!            ├─ qemu ───── the emulator that is there
 //!            ├─ build ──── toolchain, flatten: cargo for bare metal, ELF → raw image
 //!            ├─ machine ── QEMU's command line; where modules lie in memory
@@ -14,6 +15,7 @@
 pub mod atomic;
 pub mod bench;
 pub mod build;
+pub mod catalogue;
 pub mod cli;
 pub mod console;
 pub mod doctor;
