@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from . import aptget, cache
-from .report import Done, Exit, Refusal, ask, run
+from .report import Done, Exit, Refusal, ask, run, say
 from .system import dotted, numbers
 
 VERSION = "1.59.0"
@@ -38,9 +38,7 @@ class Runner:
     def get(self) -> dict:
         cache.require(20_000_000, "the command runner")
         with cache.workshop() as place:
-            done = install(["python3", "-m", "pip"], place)
-            if not done.ok() and "no module named pip" in done.output.lower() and aptget.present():
-                done = install(["python3", pip_from_debian(place)], place)
+            done = install(pip(place), place)
             if not done.ok():
                 raise refuse(done)
             cache.publish(place / "made", HOME)
@@ -66,27 +64,34 @@ def on_path() -> str | None:
 def install(pip: list, place: Path) -> Done:
     words = ["install", "--target", place / "made", "--no-deps", "--only-binary", ":all:"]
     words += ["--disable-pip-version-check", "--no-cache-dir", f"rust-just=={VERSION}"]
-    env = {**os.environ, "PIP_USER": "0", "TMPDIR": str(place)}
+    # The user's own settings of pip stay in force, but for two that --target cannot live with.
+    ours = {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", "TMPDIR": str(place)}
+    env = {**os.environ, **ours}
     return run([*pip, *words], f"installing the command runner just {VERSION} (about 2 MB)", env)
 
 
-def pip_from_debian(place: Path) -> str:
+def pip(place: Path) -> list:
+    """The start of a command line for pip; unpacked under `place` if there is no other."""
+    if ask(["python3", "-m", "pip", "--version"]) is not None:
+        return ["python3", "-m", "pip"]
+    if not aptget.present():
+        looked = f"On the PATH and in {HOME}; to install it, `python3 -m pip`: there is no pip."
+        do = "Install pip (Debian: python3-pip), or install `just` yourself, and run this again."
+        raise Refusal(Exit.RUNNER, WANTED, looked, do)
+    say("no pip on this machine: borrowing the wheel of Debian's")
     view = aptget.View("system", WANTED, extra=())
     offer = view.candidates("python3-pip-whl")
     if not offer:
         raise view.missing("python3-pip-whl")
     tree = view.download("python3-pip-whl", offer[0][0], place)
-    return str(next(tree.glob("usr/share/python-wheels/pip-*.whl"))) + "/pip"
+    wheel = next(tree.glob("usr/share/python-wheels/pip-*.whl"))
+    return ["python3", f"{wheel}/pip"]
 
 
 def refuse(done: Done) -> Refusal:
     looked = f"On the PATH and in {HOME}; then tried `python3 -m pip`: "
     if done.no_space():
         return cache.disk_full("20 MB for the command runner")
-    if "no module named pip" in done.output.lower():
-        looked += "there is no pip."
-        do = "Install pip (Debian: python3-pip), or install `just` yourself, and run this again."
-        return Refusal(Exit.RUNNER, WANTED, looked, do)
     if done.no_network():
         do = "Connect this machine to the network, or install `just` yourself, and run this again."
         return Refusal(Exit.NETWORK, WANTED, looked + "no answer from the network.", do, done.output)
