@@ -12,7 +12,7 @@
 //! 3. one root; every node that begins ends, at most [`MAX_DEPTH`] deep; properties come before children;
 //! 4. every name is printable ASCII, terminated, and at most [`MAX_NAME`] bytes; only the root's is empty;
 //! 5. every property's value lies inside the structure block;
-//! 6. there is no NOP.
+//! 6. there is no NOP, and at most [`MAX_TOKENS`] other tokens: reading takes a bounded time.
 
 use alloc::borrow::Cow;
 
@@ -25,6 +25,8 @@ pub const MAX_SIZE: usize = 8 << 20;
 pub const MAX_DEPTH: usize = 16;
 /// The longest name of a node or property, in bytes.
 pub const MAX_NAME: usize = 255;
+/// The most nodes and properties together (their ends count as well). Real trees have a few thousand.
+pub const MAX_TOKENS: usize = 1 << 16;
 
 const MAGIC: u32 = 0xd00d_feed;
 const HEADER: usize = 40;
@@ -269,10 +271,15 @@ impl Tokens<'_> {
     fn check(&self) -> Result<bool, FdtError> {
         let (mut offset, mut depth, mut clean) = (0, 0_usize, true);
         let (mut seen_root, mut in_head) = (false, false);
+        let mut count = 0_usize;
         loop {
             let (token, next) = self.next(offset, depth == 0)?;
             let fault = |what| Err(self.fault(offset, what));
+            if !matches!(token, Token::Nop) {
+                count = count.saturating_add(1);
+            }
             match token {
+                _ if count > MAX_TOKENS => return fault(StructureFault::TooMany(MAX_TOKENS)),
                 Token::Nop => clean = false,
                 Token::Begin if depth == 0 && seen_root => {
                     return fault(StructureFault::SecondRoot);

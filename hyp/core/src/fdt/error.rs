@@ -139,6 +139,9 @@ pub enum StructureFault {
     /// Deeper than the bound.
     #[error("nodes nest deeper than {0}")]
     TooDeep(usize),
+    /// More nodes and properties than the bound.
+    #[error("more than {0} nodes and properties")]
+    TooMany(usize),
     /// A node ends that never began.
     #[error("a node ends that never began")]
     Unbalanced,

@@ -22,7 +22,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-pub use check::{MAX_DEPTH, MAX_NAME, MAX_SIZE, claimed_size};
+pub use check::{MAX_DEPTH, MAX_NAME, MAX_SIZE, MAX_TOKENS, claimed_size};
 pub use error::{FdtError, StructureFault};
 use node::{Cells, Node};
 
@@ -300,7 +300,7 @@ impl<'b, 'a> Devices<'b, 'a> {
     fn find(root: Node<'b, 'a>) -> Result<Self, FdtError> {
         let mut found = Self::default();
         let mut parents = alloc::vec![root];
-        // Level by level: the tree is finite and checked, so is this.
+        // Ends: the tree is finite, and each node is put on the list once. Only buses are searched.
         while let Some(parent) = parents.pop() {
             for node in parent.children()? {
                 if is_uart(&node) {

@@ -1,0 +1,154 @@
+//! Tests as specifications; see the module.
+
+use alloc::string::ToString;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn sample() -> Report {
+    let mut report = Report::new(Outcome::Verdict(0));
+    report.vcpus = 4;
+    report.guest_mem = 256 << 20;
+    report.cpu_features = "40-bit IPA, HAFDBS".into();
+    report.stats.faults = 4242;
+    report.stats.installed = 4096;
+    report.stats.lost_races = 146;
+    report.stats.tlbi.insert("vmalls12e1is".into(), 1);
+    report.stats.tlbi.insert("ipas2e1is".into(), 17);
+    report.measure = Some(Measure {
+        samples: 64,
+        min: 200,
+        median: 212,
+        max: 480,
+    });
+    report
+}
+
+fn nonce() -> Nonce {
+    Nonce::new("0123456789abcdef").unwrap()
+}
+
+#[test]
+fn the_summary_has_one_fact_a_line_in_columns() {
+    let expected = "\
+outcome              the guest's verdict is pass
+guest                4 vCPUs, 256 MiB of RAM
+stage-2 features     40-bit IPA, HAFDBS
+faults taken                 4242 faults
+pages installed              4096 pages
+races lost                    146 installs
+tables allocated                0 tables
+table races lost                0 tables
+faults retried                  0 faults
+spurious faults                 0 faults
+device accesses                 0 accesses
+hypercalls                      0 calls
+register traps                  0 accesses
+TLBI ipas2e1is                 17 instructions
+TLBI vmalls12e1is               1 instructions
+DSB                             0 barriers
+populate fault                212 instructions (median of 64, 200 to 480)";
+    assert_eq!(sample().to_string(), expected);
+}
+
+#[test]
+fn a_refusal_says_why_and_shows_no_empty_table() {
+    let mut report = Report::new(Outcome::Refused);
+    report.reason = Some("no PL011".into());
+    assert_eq!(
+        report.to_string(),
+        "outcome              nothing was started\nreason               no PL011"
+    );
+}
+
+#[test]
+fn exit_codes_are_the_documented_ones() {
+    let codes = [
+        (Outcome::PoweredOff, 0),
+        (Outcome::Reset, 0),
+        (Outcome::Verdict(0), 0),
+        (Outcome::Verdict(7), 1),
+        (Outcome::Verdict(u64::MAX), 1),
+        (Outcome::Stopped, 3),
+        (Outcome::Refused, 4),
+        (Outcome::Crashed, 5),
+    ];
+    for (outcome, code) in codes {
+        assert_eq!(Report::new(outcome).exit_code, code, "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_line_is_found_after_output_that_the_guest_left_unfinished() {
+    let line = alloc::format!("=> {}\r\n", sample().to_line(&nonce()).unwrap());
+    assert_eq!(
+        Report::from_line(&line, &nonce()).unwrap().unwrap(),
+        sample()
+    );
+}
+
+#[test]
+fn a_forged_line_is_no_report() {
+    let other = Nonce::new("fedcba9876543210").unwrap();
+    let line = sample().to_line(&other).unwrap();
+    assert!(Report::from_line(&line, &nonce()).is_none());
+    assert!(Report::from_line("hyp: outcome", &nonce()).is_none());
+    // A longer nonce that begins with ours is another one.
+    let longer = Nonce::new("0123456789abcdef0123").unwrap();
+    assert!(Report::from_line(&sample().to_line(&longer).unwrap(), &nonce()).is_none());
+}
+
+#[test]
+fn a_line_cut_short_is_an_error_and_not_a_report() {
+    let line = sample().to_line(&nonce()).unwrap();
+    let cut = &line[..line.len() - 2];
+    assert!(matches!(
+        Report::from_line(cut, &nonce()),
+        Some(Err(ReportError::Json(_)))
+    ));
+}
+
+#[test]
+fn another_version_is_called_that() {
+    let text = sample()
+        .to_json()
+        .unwrap()
+        .replace("\"version\":1", "\"version\":9");
+    assert!(matches!(
+        Report::from_json(&text),
+        Err(ReportError::Version(9))
+    ));
+}
+
+#[test]
+fn text_from_a_guest_cannot_break_the_line() {
+    let mut report = sample();
+    report.reason = Some("a\nb\x1e0123456789abcdef{}".into());
+    let line = report.to_line(&nonce()).unwrap();
+    assert_eq!(line.matches(MARK).count(), 1);
+    assert!(!line.contains('\n'));
+    assert_eq!(Report::from_line(&line, &nonce()).unwrap().unwrap(), report);
+}
+
+proptest! {
+    #[test]
+    fn a_report_comes_back_from_its_line(
+        code: u64, vcpus in 1..=8_u32, mem: u64, faults: u64, dsb: u64, reason in ".{0,40}",
+        kinds in proptest::collection::btree_map("[a-z0-9]{1,12}", any::<u64>(), 0..6),
+        (vm, vcpu, pc, esr, ipa) in any::<(u32, u32, u64, u64, Option<u64>)>(),
+    ) {
+        let mut report = Report::new(Outcome::Verdict(code));
+        report.vcpus = vcpus;
+        report.guest_mem = mem;
+        report.reason = Some(reason);
+        report.stats.faults = faults;
+        report.stats.dsb = dsb;
+        report.stats.tlbi = kinds;
+        let mut diagnosis = Diagnosis::new(vm, vcpu, pc, esr).with_region("none");
+        diagnosis.ipa = ipa;
+        report.diagnosis = Some(diagnosis);
+        let line = report.to_line(&nonce()).unwrap();
+        prop_assert_eq!(Report::from_line(&line, &nonce()).unwrap().unwrap(), report);
+    }
+}
