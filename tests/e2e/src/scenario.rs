@@ -1,0 +1,160 @@
+//! A run, described.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use hypctl::workspace::{Variant, Workspace};
+
+use crate::bounded;
+use crate::run::Run;
+
+/// How long a run may take unless the scenario says otherwise. Generous: a slow host is no failure.
+const TIMEOUT: u64 = 60;
+/// How much longer the harness waits than `hypctl`'s own timeout.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// One call of `hypctl run`, and what is typed meanwhile.
+#[derive(Debug)]
+#[must_use = "a scenario does nothing until it is run"]
+pub struct Scenario {
+    guest: OsString,
+    arguments: Vec<OsString>,
+    extra: Vec<OsString>,
+    script: Option<String>,
+    timeout: u64,
+    needs_images: bool,
+}
+
+impl Scenario {
+    /// A run of a guest: a name or a path.
+    pub fn of(guest: impl Into<OsString>) -> Self {
+        Self {
+            guest: guest.into(),
+            arguments: Vec::new(),
+            extra: Vec::new(),
+            script: None,
+            timeout: TIMEOUT,
+            needs_images: true,
+        }
+    }
+
+    /// A run that must fail before anything is built: the images are not made for it.
+    pub fn before_the_build(mut self) -> Self {
+        self.needs_images = false;
+        self
+    }
+
+    /// Adds an option with a value.
+    pub fn with(mut self, option: &str, value: impl ToString) -> Self {
+        self.arguments
+            .extend([option.into(), value.to_string().into()]);
+        self
+    }
+
+    /// Adds an option without a value.
+    pub fn flag(mut self, option: &str) -> Self {
+        self.arguments.push(option.into());
+        self
+    }
+
+    /// The CPU model.
+    pub fn cpu(self, model: &str) -> Self {
+        self.with("--cpu", model)
+    }
+
+    /// The number of virtual CPUs, and of CPUs.
+    pub fn vcpus(self, count: u32) -> Self {
+        self.with("--vcpus", count)
+    }
+
+    /// The guest's command line.
+    pub fn append(self, words: &str) -> Self {
+        self.with("--append", words)
+    }
+
+    /// What is typed, in the language of `hypctl run --script`.
+    pub fn script(mut self, script: &str) -> Self {
+        self.script = Some(script.to_owned());
+        self
+    }
+
+    /// More arguments for QEMU.
+    pub fn qemu(mut self, words: &[&str]) -> Self {
+        self.extra.extend(words.iter().map(OsString::from));
+        self
+    }
+
+    /// How long the run may take.
+    pub fn timeout(mut self, seconds: u64) -> Self {
+        self.timeout = seconds;
+        self
+    }
+
+    /// Runs it. Fails only if `hypctl` cannot be started or does not keep its own timeout; what
+    /// the run came to is for the caller to judge.
+    #[track_caller]
+    pub fn run(self) -> Run {
+        if self.needs_images {
+            images();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let summary = folder.path().join("summary.json");
+        let mut command = Command::new(hypctl());
+        command.arg("run").arg(&self.guest).args(&self.arguments);
+        command
+            .arg("--timeout")
+            .arg(self.timeout.to_string())
+            .arg("--json")
+            .arg(&summary);
+        if self.needs_images {
+            command.arg("--no-build");
+        }
+        if let Some(script) = &self.script {
+            let path = folder.path().join("script");
+            std::fs::write(&path, script).unwrap();
+            command.arg("--script").arg(path);
+        }
+        if !self.extra.is_empty() {
+            command.arg("--").args(&self.extra);
+        }
+        let bound = Duration::from_secs(self.timeout) + GRACE;
+        let ended = bounded::run(&mut command, b"", bound).unwrap();
+        Run::new(&command, ended, std::fs::read_to_string(summary).ok())
+    }
+
+    /// Runs it and expects a guest that passes.
+    #[track_caller]
+    pub fn passes(self) -> Run {
+        self.run().exits(0)
+    }
+}
+
+/// The `hypctl` that was built with the tests: beside the folder of the test program.
+pub fn hypctl() -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.join("e2e-hypctl")
+}
+
+/// Builds hypervisor and guests once, and says where things are.
+#[track_caller]
+pub fn images() -> &'static Workspace {
+    static BUILT: OnceLock<Workspace> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let workspace = Workspace::find().unwrap();
+        if let Err(error) = hypctl::build::build(&workspace, Variant::Plain, true) {
+            panic!("the images cannot be built: {error}");
+        }
+        workspace
+    })
+}
+
+/// The hypervisor's raw image.
+#[track_caller]
+pub fn image() -> PathBuf {
+    images().hyp_bin(Variant::Plain)
+}

@@ -1,0 +1,102 @@
+//! Our own guests pass on every CPU model.
+
+use e2e::{Scenario, on_every_cpu};
+use hyp_core::report::Outcome;
+
+on_every_cpu!(hello, |cpu| {
+    Scenario::of("hello")
+        .cpu(cpu)
+        .vcpus(2)
+        .passes()
+        .shows("hello from vCPU 1 of 2")
+        .shows("pages installed")
+        .checks("the verdict is pass", |report| {
+            report.outcome == Outcome::Verdict(0)
+        })
+        .checks("pages were populated on demand", |report| {
+            report.stats.installed > 0
+        });
+});
+
+on_every_cpu!(attrs, |cpu| {
+    Scenario::of("attrs").cpu(cpu).vcpus(2).passes();
+});
+
+on_every_cpu!(touch_with_1_vcpu, |cpu| touch(cpu, 1));
+on_every_cpu!(touch_with_2_vcpus, |cpu| touch(cpu, 2));
+on_every_cpu!(touch_with_4_vcpus, |cpu| touch(cpu, 4));
+
+#[track_caller]
+fn touch(cpu: &str, vcpus: u32) {
+    // The guest itself fails unless races were lost; the host's view must agree with it.
+    let run = Scenario::of("touch").cpu(cpu).vcpus(vcpus).passes();
+    let stats = run.report().stats;
+    let (lost, lost_tables) = (stats.lost_races, stats.lost_tables);
+    let run = run.checks("every installed page had its fault", |_| {
+        stats.faults >= stats.installed
+    });
+    if vcpus == 1 {
+        run.checks("a vCPU alone loses no race", |_| {
+            lost == 0 && lost_tables == 0
+        });
+    } else {
+        run.checks("several vCPUs lose races", |_| lost > 0 && lost_tables > 0);
+    }
+}
+
+#[test]
+fn the_embedded_guest_and_the_loaded_one_are_the_same() {
+    let embedded = Scenario::of("hello").passes();
+    let loaded = Scenario::of("hello").append("").passes();
+    assert_eq!(
+        embedded.report().vcpus,
+        loaded.report().vcpus,
+        "{embedded}{loaded}"
+    );
+}
+
+#[test]
+fn eight_vcpus_come_up() {
+    Scenario::of("hello")
+        .vcpus(8)
+        .passes()
+        .shows("hello from vCPU 7 of 8");
+}
+
+#[test]
+fn fewer_vcpus_than_cpus_leave_the_rest_alone() {
+    Scenario::of("hello")
+        .with("--smp", 4)
+        .vcpus(2)
+        .passes()
+        .checks("two vCPUs", |report| report.vcpus == 2);
+}
+
+#[test]
+fn guest_memory_is_what_was_asked_for() {
+    Scenario::of("wild")
+        .append("case=fill")
+        .with("--guest-mem", "16M")
+        .passes()
+        .checks("16 MiB", |report| report.guest_mem == 16 << 20);
+}
+
+#[test]
+fn memory_is_populated_on_demand_only() {
+    Scenario::of("hello")
+        .with("--guest-mem", "256M")
+        .passes()
+        .checks("a small part of 65536 pages", |report| {
+            report.stats.installed < 4096
+        });
+}
+
+#[test]
+fn an_initrd_reaches_the_guest_memory_and_costs_nothing_untouched() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("initrd,with comma");
+    std::fs::write(&path, vec![0x5a; 5 << 20]).unwrap();
+    Scenario::of("hello")
+        .with("--initrd", path.display())
+        .passes();
+}

@@ -1,0 +1,25 @@
+//! The end-to-end tests: `cargo test -p e2e`, or `./just test-qemu`.
+//!
+//! | module | what it shows |
+//! | --- | --- |
+//! | `guests` | our guests pass, on every CPU model and with 1, 2 and 4 vCPUs |
+//! | `wild` | what a guest does wrong ends in a diagnosis, or is emulated; nothing else |
+//! | `uboot` | an unmodified program runs, and answers |
+//! | `usage` | mistakes at the prompt are sentences, and QEMU is not started |
+//! | `refusals` | machines that the hypervisor must refuse, with both sides named |
+//! | `images` | the image alone, by plain QEMU lines |
+//! | `leftovers` | no end of `hypctl` leaves a QEMU behind |
+//! | `terminal` | keyboard and terminal, on a pseudo terminal |
+//! | `code` | the machine code keeps the protocol's promises |
+//! | `cost` | what a populate fault costs, in instructions |
+
+mod code;
+mod cost;
+mod guests;
+mod images;
+mod leftovers;
+mod refusals;
+mod terminal;
+mod uboot;
+mod usage;
+mod wild;
