@@ -8,6 +8,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable, TPIDR_EL2, Writeable};
 use hyp_abi::MAX_VCPUS;
+use spin::Once;
+use stage2::Features;
+use stage2::arch::aarch64::Aarch64;
 
 use crate::boot::stack;
 use crate::event::counters::Counters;
@@ -28,6 +31,8 @@ pub(crate) struct PerCpu {
     pub(crate) mpidr: AtomicU64,
     /// The CPU has reached the hypervisor.
     pub(crate) online: AtomicBool,
+    /// What its stage 2 can do.
+    pub(crate) features: Once<Features>,
     /// Crashes taken on this CPU: the second one does not try a dump.
     pub(crate) crashes: AtomicU64,
     /// What has been counted here.
@@ -51,8 +56,9 @@ static BLOCKS: [PerCpu; MAX_VCPUS] = {
 };
 
 impl PerCpu {
-    /// The CPU is up and reachable.
+    /// The executing CPU is up and reachable.
     pub(crate) fn came_up(&self) {
+        self.features.call_once(|| Features::from_id_registers(&Aarch64::id_registers()));
         self.online.store(true, Ordering::Release);
     }
 
@@ -62,6 +68,7 @@ impl PerCpu {
             number: 0,
             mpidr: AtomicU64::new(0),
             online: AtomicBool::new(false),
+            features: Once::new(),
             crashes: AtomicU64::new(0),
             counters: Counters::new(),
             stock: Stock::new(),

@@ -8,19 +8,31 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_abi::call::Stat;
 
-/// How many counters there are: those of [`Stat`], then ours.
-const COUNT: usize = Stat::ALL.len() + 3;
-
 /// What is counted beyond [`Stat`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Own {
     /// Trapped system register accesses.
     Sysregs,
-    /// Cache maintenance by set and way, which is ignored.
-    SetWay,
-    /// Pages installed that carry bytes of the image, the device tree or the ramdisk.
-    Payload,
+    /// Data synchronisation barriers of the stage-2 protocols.
+    Dsb,
+    /// TLB invalidations, in the order of [`TLBI_NAMES`]: the first of them.
+    Tlbi,
 }
+
+/// Names of the invalidations that are counted.
+pub(crate) const TLBI_NAMES: [&str; 8] = [
+    "IPAS2E1IS",
+    "IPAS2LE1IS",
+    "RIPAS2E1IS",
+    "IPAS2E1",
+    "VMALLE1IS",
+    "VMALLE1",
+    "VMALLS12E1IS",
+    "ALLE1IS",
+];
+
+const OWN: usize = Stat::ALL.len();
+const COUNT: usize = OWN + Own::Tlbi as usize + TLBI_NAMES.len();
 
 /// One CPU's counters, on cache lines of their own.
 #[derive(Debug)]
@@ -40,25 +52,29 @@ impl Counters {
 
     /// Adds `count`. Only the owner calls this.
     #[inline]
-    pub(crate) fn add(&self, stat: Stat, count: u64) {
-        self.add_at(stat as usize, count);
+    pub(crate) fn add(&self, stat: Stat, count: u32) {
+        self.add_at(stat as usize, u64::from(count));
     }
 
     /// Adds one to a counter of ours. Only the owner calls this.
     #[inline]
     pub(crate) fn bump_own(&self, own: Own) {
-        self.add_at(Stat::ALL.len() + own as usize, 1);
+        self.add_at(OWN + own as usize, 1);
+    }
+
+    /// Counts one TLB invalidation of this name. Only the owner calls this.
+    pub(crate) fn bump_tlbi(&self, name: &str) {
+        if let Some(kind) = TLBI_NAMES.iter().position(|known| *known == name) {
+            self.add_at(OWN + Own::Tlbi as usize + kind, 1);
+        }
     }
 
     #[inline]
     fn add_at(&self, index: usize, count: u64) {
         if let Some(counter) = self.0.get(index) {
-            counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+            let sum = counter.load(Ordering::Relaxed).wrapping_add(count);
+            counter.store(sum, Ordering::Relaxed);
         }
-    }
-
-    fn get_at(&self, index: usize) -> u64 {
-        self.0.get(index).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 }
 
@@ -69,9 +85,16 @@ pub(crate) fn sum(stat: Stat) -> u64 {
 
 /// The sum over all CPUs of a counter of ours.
 pub(crate) fn sum_own(own: Own) -> u64 {
-    total(Stat::ALL.len() + own as usize)
+    total(OWN + own as usize)
+}
+
+/// The sums over all CPUs of the invalidations that happened, by name.
+pub(crate) fn sum_tlbi() -> impl Iterator<Item = (&'static str, u64)> {
+    let sums = (0..).map(|kind| total(OWN + Own::Tlbi as usize + kind));
+    TLBI_NAMES.into_iter().zip(sums).filter(|(_, count)| *count != 0)
 }
 
 fn total(index: usize) -> u64 {
-    crate::cpu::all().iter().fold(0, |sum, cpu| sum.wrapping_add(cpu.counters.get_at(index)))
+    let of = |counters: &Counters| counters.0.get(index).map_or(0, |one| one.load(Ordering::Relaxed));
+    crate::cpu::all().iter().fold(0, |sum, cpu| sum.wrapping_add(of(&cpu.counters)))
 }

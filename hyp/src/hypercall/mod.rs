@@ -1,1 +1,73 @@
-//! x
+//! Calls of the guest: PSCI by HVC or SMC, and our own in the vendor range (crate `hyp-abi`).
+//!
+//! Every argument comes from the guest. A VM can only ask about itself; a bad argument gets
+//! INVALID_PARAMETER and changes nothing; an unknown function NOT_SUPPORTED. Only immediate 0 is SMCCC:
+//! with any other the call is unknown. x4-x17 keep their values, as SMCCC 1.1 allows.
+
+use core::sync::atomic::Ordering;
+
+use alloc::boxed::Box;
+use hyp_abi::call::{self, Stat};
+use hyp_core::diagnosis::Diagnosis;
+use hyp_core::psci::Action;
+
+use crate::cpu;
+use crate::event::counters;
+use crate::platform::gic;
+use crate::vm::run::{Env, Step};
+use crate::vm::stop::Reason;
+use crate::vm::vcpu::{Entry, Vcpu};
+use crate::vm::{NUMBER, Vm};
+
+/// Answers a call; `immediate` is that of the instruction, `esr` its syndrome.
+pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> Step {
+    env.cpu.counters.bump(Stat::Hypercalls);
+    let [function, arguments @ ..] = [0, 1, 2, 3].map(|number| vcpu.context.x(number));
+    let function = function as u32;
+    if immediate != 0 {
+        return answer(vcpu, call::NOT_SUPPORTED as u64);
+    }
+    match function {
+        call::VENDOR_UID => {
+            for (number, word) in (0..).zip(call::UID) {
+                vcpu.context.set_x(number, u64::from(word));
+            }
+            Step::Resume
+        }
+        call::VERDICT => Step::Stop(Reason::Verdict(arguments[0])),
+        call::STAT => match Stat::from_u64(arguments[0]) {
+            Some(stat) => {
+                vcpu.context.set_x(1, counters::sum(stat));
+                answer(vcpu, call::SUCCESS as u64)
+            }
+            None => answer(vcpu, call::INVALID_PARAMETER as u64),
+        },
+        _ => psci(env.vm, vcpu, function, arguments, esr),
+    }
+}
+
+fn answer(vcpu: &mut Vcpu, value: u64) -> Step {
+    vcpu.context.set_x(0, value);
+    Step::Resume
+}
+
+fn psci(vm: &Vm, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: u64) -> Step {
+    match vm.psci.call(vcpu.number, function, arguments) {
+        Action::Return(value) => answer(vcpu, value),
+        Action::Start { vcpu: target, entry, context } => {
+            if let (Some(mailbox), Some(other)) = (vm.mailboxes.get(target), cpu::all().get(target)) {
+                mailbox.post(Entry { pc: entry, argument: context });
+                gic::kick(other.mpidr.load(Ordering::Relaxed));
+            }
+            answer(vcpu, 0)
+        }
+        Action::Off { last: false } => Step::Off,
+        Action::Off { last: true } => {
+            let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, esr)
+                .with_hint("the last running vCPU switched itself off: nothing can start one again");
+            Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
+        }
+        Action::SystemOff => Step::Stop(Reason::PoweredOff),
+        Action::SystemReset => Step::Stop(Reason::Reset),
+    }
+}

@@ -15,8 +15,7 @@ use core::cell::Cell;
 
 use hyp_core::PaRange;
 
-use super::frames::{self, Use};
-use super::{PAGE, clean};
+use super::{PAGE, clean, frames};
 
 /// Frames in a full stock.
 pub(crate) const FULL: usize = 64;
@@ -68,7 +67,7 @@ impl Stock {
     pub(crate) fn refill(&self) -> bool {
         let mut fresh = false;
         while self.len.get() < FULL {
-            let Some(frame) = frames::take(1, Use::Stock) else { break };
+            let Some(frame) = frames::take(1) else { break };
             let page = core::ptr::with_exposed_provenance_mut::<u8>(frame as usize);
             // SAFETY: (1) the frame is ours, mapped writable, one page long.
             unsafe { page.write_bytes(0, PAGE as usize) };
@@ -81,4 +80,15 @@ impl Stock {
         }
         !self.is_low()
     }
+}
+
+/// Zeroes `bytes` bytes from `start` and cleans and invalidates their lines to the point of coherency.
+///
+/// # Safety
+/// 1. They are whole frames of the caller's, in no table and reached by nobody else.
+pub(crate) unsafe fn wipe(start: u64, bytes: u64) {
+    let page = core::ptr::with_exposed_provenance_mut::<u8>(start as usize);
+    // SAFETY: (1) the caller's clause 1; frames are mapped writable.
+    unsafe { page.write_bytes(0, bytes as usize) };
+    clean::clean_and_invalidate(PaRange { start, end: start + bytes });
 }

@@ -7,8 +7,8 @@
 //! The allocator keeps its lists in the free frames themselves, so a frame's bytes are undefined when it
 //! comes out, and nothing may be given back that a guest or a table walker can still reach.
 //!
-//! Each frame has a [`Meta`]: what it is used for, and the word of the lock that a translation table
-//! will have ("split page-table lock": in the metadata, so that the table page holds descriptors only).
+//! Each frame has a [`Meta`]: where it is, and the word of the lock that a translation table will have
+//! ("split page-table lock": in the metadata, so that the table page holds descriptors only).
 
 use core::alloc::Layout as AllocLayout;
 use core::ptr::NonNull;
@@ -26,27 +26,23 @@ const ORDERS: usize = 48;
 /// Ranges of free RAM that are managed; more are left unused, and counted.
 const MAX_AREAS: usize = 16;
 
-/// What a frame is used for.
+/// Where a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum Use {
-    /// In the allocator, or not yet told.
+enum State {
+    /// In the allocator.
     Free = 0,
-    /// In a CPU's stock.
-    Stock = 1,
-    /// A guest's memory.
-    Guest = 2,
-    /// A stage-2 table.
-    Table = 3,
-    /// The hypervisor's own: metadata.
-    Own = 4,
+    /// Handed out.
+    Taken = 1,
+    /// The pool's own: holds metadata.
+    Own = 2,
 }
 
 /// What is known of one frame.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Meta {
-    used: AtomicU32,
+    state: AtomicU32,
     /// The table's ticket lock: next ticket in the upper half, the one being served in the lower.
     _lock: AtomicU32,
 }
@@ -104,7 +100,7 @@ pub(crate) unsafe fn init(free: &[PaRange]) {
                 core::slice::from_raw_parts(meta.cast_const(), frames as usize)
             };
             for own in &meta[..((first - range.start) / PAGE) as usize] {
-                own.used.store(Use::Own as u32, Ordering::Relaxed);
+                own.state.store(State::Own as u32, Ordering::Relaxed);
             }
             // SAFETY: (1) clause 1, without the metadata's pages.
             unsafe { heap.add_to_heap(first as usize, range.end as usize) };
@@ -121,11 +117,11 @@ fn layout(frames: usize) -> Option<AllocLayout> {
 
 /// Takes `frames` frames side by side (rounded up to a power of two), aligned to their size. Their
 /// bytes are undefined.
-pub(crate) fn take(frames: usize, used: Use) -> Option<u64> {
+pub(crate) fn take(frames: usize) -> Option<u64> {
     let pool = POOL.get()?;
     let first = pool.heap.lock().alloc(layout(frames)?).ok()?.as_ptr().expose_provenance() as u64;
     for frame in 0..frames as u64 {
-        mark(first + frame * PAGE, used);
+        swap_state(first + frame * PAGE, State::Taken);
     }
     Some(first)
 }
@@ -136,9 +132,14 @@ pub(crate) fn take(frames: usize, used: Use) -> Option<u64> {
 /// 1. `first` came from `take` with the same `frames`, and is given back once.
 /// 2. Nobody reaches the frames any more: no table, no TLB, no CPU.
 pub(crate) unsafe fn give_back(first: u64, frames: usize) {
-    let (Some(pool), Some(layout)) = (POOL.get(), layout(frames)) else { return };
+    let (Some(pool), Some(layout)) = (POOL.get(), layout(frames)) else {
+        return;
+    };
     for frame in 0..frames as u64 {
-        mark(first + frame * PAGE, Use::Free);
+        // A second time is a mistake of ours; the frame stays out of circulation.
+        if swap_state(first + frame * PAGE, State::Free) != Some(State::Taken as u32) {
+            return;
+        }
     }
     if let Some(pointer) = NonNull::new(core::ptr::with_exposed_provenance_mut(first as usize)) {
         // SAFETY: (1) the caller's clauses.
@@ -146,11 +147,9 @@ pub(crate) unsafe fn give_back(first: u64, frames: usize) {
     }
 }
 
-/// Notes what a frame is used for.
-pub(crate) fn mark(frame: u64, used: Use) {
-    if let Some(meta) = meta(frame) {
-        meta.used.store(used as u32, Ordering::Relaxed);
-    }
+/// Notes where a frame is; returns where it was.
+fn swap_state(frame: u64, state: State) -> Option<u32> {
+    meta(frame).map(|meta| meta.state.swap(state as u32, Ordering::Relaxed))
 }
 
 /// The metadata of the frame that holds an address; `None` for what the pool does not manage.

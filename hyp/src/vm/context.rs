@@ -1,7 +1,12 @@
 //! The registers of a vCPU that an exit moves to memory. The layout is known to `exception/vectors.rs`.
 
+/// `SPSR_EL2.BTYPE`: the kind of branch that led here; an emulated instruction is none.
+const BTYPE: u64 = 0b11 << 10;
+/// `SPSR_EL2.SS`: single step, pending.
+const SINGLE_STEP: u64 = 1 << 21;
+
 /// General registers, program counter, processor state.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Context {
     /// x0-x30.
@@ -14,4 +19,29 @@ pub(crate) struct Context {
     pub(crate) entered: u64,
     /// `PMCCNTR_EL0` at the last return to the guest. Likewise.
     pub(crate) left: u64,
+}
+
+impl Context {
+    /// All zero: not a state to enter a guest with.
+    pub(crate) const fn new() -> Self {
+        Self { x: [0; 31], pc: 0, pstate: 0, entered: 0, left: 0 }
+    }
+
+    /// A general register; 31 is the zero register.
+    pub(crate) fn x(&self, number: u8) -> u64 {
+        self.x.get(usize::from(number)).copied().unwrap_or(0)
+    }
+
+    /// Writes a general register; 31 is the zero register.
+    pub(crate) fn set_x(&mut self, number: u8, value: u64) {
+        if let Some(register) = self.x.get_mut(usize::from(number)) {
+            *register = value;
+        }
+    }
+
+    /// Steps over the instruction that was emulated.
+    pub(crate) fn advance(&mut self) {
+        self.pc = self.pc.wrapping_add(4);
+        self.pstate &= !(BTYPE | SINGLE_STEP);
+    }
 }

@@ -1,10 +1,145 @@
-//! The virtual machine.
+//! The virtual machine: what it consists of, and who may touch which part.
+//!
+//! | part | shared how |
+//! | --- | --- |
+//! | stage-2 tables | lock-free installs by any vCPU's faults (crate `stage2`) |
+//! | region map | immutable, published by pointer, read under a guard |
+//! | payload (image, device tree, ramdisk) | immutable bytes, copied into a page when it is first touched |
+//! | power states, mailboxes | atomics |
+//! | devices | one lock, never taken on the populate path |
+//! | a vCPU's registers | its CPU's alone |
+//!
+//! There is one VM, and a vCPU owns its CPU for good: vCPU *n* runs on CPU *n*. So EL1's registers stay live
+//! in the hardware and nothing is switched.
+//!
+//! # Guest memory
+//!
+//! RAM is a region, nothing more, until the guest touches it. A translation fault takes a zeroed frame
+//! from the CPU's stock, copies what the payload has for that page, cleans that, and installs it. The guard
+//! spans the look into the region map and the install, so that a later change of policy can wait for
+//! decisions that were made under the old one.
+//!
+//! # A vCPU's life
+//!
+//! ```text
+//!            CPU_ON                     exits                       stop claimed by anybody
+//!   off ───────────────▶ running ◀──────────────▶ handled at EL2 ─────────────────────────▶ parked
+//!    ▲                     │ CPU_OFF
+//!    └─────────────────────┘
+//! ```
+//!
+//! The first vCPU that has a reason to end the VM claims the stop, kicks the others by SGI, waits until
+//! they are parked and tells the report (`stop`).
+
 pub(crate) mod context;
+mod control;
+mod create;
+mod fault;
+mod idregs;
+mod inject;
+pub(crate) mod payload;
+mod pe;
+pub(crate) mod run;
+pub(crate) mod stop;
+mod trap;
+pub(crate) mod vcpu;
+
 use core::convert::Infallible;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use aarch64_cpu::asm;
+use hyp_abi::MAX_VCPUS;
+use hyp_core::mmio::Devices;
+use hyp_core::psci::Psci;
+use spin::Once;
+use spin::mutex::TicketMutex;
+use stage2::{Epochs, Features, Guard, Region, RegionMap, Space};
+
 use crate::boot::{Machine, Refusal};
 use crate::cpu::PerCpu;
-pub(crate) fn start(machine: Machine) -> Result<Infallible, Refusal> {
-    crate::say!("{} CPUs, {:?} {:?}", machine.cpus, crate::mem::frames::account(), machine.request);
-    Err("no vm yet".into())
+use crate::mem::tables::Tables;
+use idregs::IdRegisters;
+use payload::Payload;
+use pe::Counted;
+use stop::Stop;
+use vcpu::Mailbox;
+
+/// The number of the only VM.
+pub(crate) const NUMBER: u32 = 0;
+
+/// Regions: RAM and the windows of the emulated devices.
+pub(crate) type Regions = RegionMap<[Region; create::REGIONS]>;
+
+/// The guards of all CPUs.
+pub(crate) static EPOCHS: Epochs<MAX_VCPUS> = Epochs::new();
+
+static VM: Once<Vm> = Once::new();
+
+/// A virtual machine.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    /// Virtual CPUs: numbers 0 up to here.
+    pub(crate) vcpus: usize,
+    /// Guest RAM in bytes.
+    pub(crate) mem: u64,
+    /// Whether populate faults are timed.
+    pub(crate) measure: bool,
+    /// What stage 2 makes use of.
+    pub(crate) features: Features,
+    /// Stage-2 tables.
+    pub(crate) space: Space<Tables, Counted>,
+    regions: AtomicPtr<Regions>,
+    /// What RAM holds initially.
+    pub(crate) payload: Payload,
+    /// Power states.
+    pub(crate) psci: Psci,
+    /// Start requests.
+    pub(crate) mailboxes: [Mailbox; MAX_VCPUS],
+    /// Emulated devices.
+    pub(crate) devices: TicketMutex<Devices>,
+    /// What the guest sees in the ID registers.
+    pub(crate) ids: IdRegisters,
+    /// Whether, and by whom, the VM is ended.
+    pub(crate) stop: Stop,
 }
-pub(crate) fn secondary(_cpu: &PerCpu) -> ! { crate::platform::power::stay() }
+
+impl Vm {
+    /// The region map as it stands while the guard is open.
+    #[inline]
+    pub(crate) fn regions<'g>(&self, _guard: &'g Guard<'_>) -> &'g Regions {
+        // SAFETY: (1) the pointer came from a leaked box; (2) whoever replaces the map waits for the
+        // guards that may have seen it before freeing it.
+        unsafe { &*self.regions.load(Ordering::Acquire) }
+    }
+
+    /// All regions as names and ranges, for a diagnosis.
+    pub(crate) fn all_regions<'g>(
+        &self,
+        guard: &'g Guard<'_>,
+    ) -> impl Iterator<Item = (&'g str, hyp_core::IpaRange)> {
+        self.regions(guard).all().iter().map(|region| {
+            let (start, end) = (region.range.start().get(), region.range.end().get());
+            (region.name, hyp_core::IpaRange { start, end })
+        })
+    }
+}
+
+/// Makes the VM and runs its first vCPU on this, the boot CPU. Returns only if the VM cannot be made.
+pub(crate) fn start(machine: Machine) -> Result<Infallible, Refusal> {
+    let vm = create::create(machine)?;
+    let vm = VM.call_once(|| vm);
+    // The others look at `VM` after the event.
+    asm::sev();
+    run::run(vm, crate::cpu::current())
+}
+
+/// Where the other CPUs wait until there is a VM, and run their vCPU.
+pub(crate) fn secondary(cpu: &'static PerCpu) -> ! {
+    let vm = loop {
+        match VM.get() {
+            Some(vm) => break vm,
+            None => asm::wfe(),
+        }
+    };
+    run::run(vm, cpu)
+}

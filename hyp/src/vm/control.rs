@@ -1,0 +1,118 @@
+//! EL2's controls over the guest, and EL1's registers after reset. Every one is written: none keeps what
+//! firmware left in it.
+//!
+//! | register | why |
+//! | --- | --- |
+//! | HCR_EL2 | stage 2 on, AArch64; interrupts and SErrors to EL2; traps: SMC, ID registers, implementation-defined registers, set/way, ACTLR, error records, LORegions; barriers and TLB maintenance of the guest reach all CPUs (BSU, FB); pointer authentication allowed; FWB as the tables are encoded |
+//! | CPTR_EL2 | FP and SIMD allowed; SVE, SME, trace and activity monitors trapped |
+//! | MDCR_EL2 | debug, OS lock, PMU, SPE and trace trapped |
+//! | HCRX_EL2, HFG*_EL2, HDFG*_EL2 | 0: nothing that they could enable, and what is not known is trapped |
+//! | CNTHCTL_EL2, CNTVOFF_EL2 | counters and timers readable; virtual time is physical time |
+//! | ICH_HCR_EL2, ICC_SRE_EL2 | there is no interrupt controller for guests: its registers trap |
+//! | VTCR_EL2, VTTBR_EL2 | the VM's tables, VMID not 0 |
+//! | VPIDR_EL2, VMPIDR_EL2 | the real part, the vCPU's number |
+//!
+//! A trapped register that the ID registers do not promise is undefined for the guest (`trap`).
+
+use core::arch::asm;
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{
+    CNTHCTL_EL2, CNTVOFF_EL2, CPTR_EL2, HCR_EL2, MIDR_EL1, Readable, VTCR_EL2, VTTBR_EL2, Writeable,
+};
+
+use super::Vm;
+use crate::sysreg;
+
+/// `HCR_EL2.TID5` and `TERR`, `TLOR`, which the crate has; kept together here for one glance.
+const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
+/// `MDCR_EL2`: TDCC, TTRF, TPMS, TDRA, TDOSA, TDA, TPM, TPMCR; E2PB and E2TB 0.
+const MDCR: u64 = 1 << 27 | 1 << 19 | 1 << 14 | 0b111 << 9 | 0b11 << 5;
+/// `ICH_HCR_EL2`: TC, TALL0, TALL1; En 0.
+const ICH_HCR: u64 = 0b111 << 10;
+/// `SCTLR_EL1` after reset: its RES1 bits, MMU and caches off.
+const SCTLR_EL1: u64 = 0x30d0_0800;
+
+/// Sets EL2's controls on this CPU for its vCPU.
+pub(super) fn load(vm: &Vm, vcpu: usize) {
+    VTCR_EL2.set(vm.space.geometry().vtcr());
+    VTTBR_EL2.set(vm.space.vttbr());
+    HCR_EL2.write(
+        HCR_EL2::VM::SET
+            + HCR_EL2::SWIO::SET
+            + HCR_EL2::FMO::SET
+            + HCR_EL2::IMO::SET
+            + HCR_EL2::AMO::SET
+            + HCR_EL2::FB::SET
+            + HCR_EL2::BSU::InnerShareable
+            + HCR_EL2::TID3::SET
+            + HCR_EL2::TSC::SET
+            + HCR_EL2::TIDCP::SET
+            + HCR_EL2::TACR::SET
+            + HCR_EL2::TSW::SET
+            + HCR_EL2::RW::EL1IsAarch64
+            + HCR_EL2::TLOR::SET
+            + HCR_EL2::TERR::SET
+            + HCR_EL2::APK::SET
+            + HCR_EL2::API::SET
+            + HCR_EL2::TID5::SET
+            + HCR_EL2::FWB.val(u64::from(vm.space.encoding().fwb)),
+    );
+    CPTR_EL2.set(CPTR);
+    // HPMN: all counters belong to the lower levels, where their use is trapped.
+    sysreg::write!("mdcr_el2", MDCR | (sysreg::read!("pmcr_el0") >> 11 & 0x1f));
+    sysreg::write!("hstr_el2", 0);
+    CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCEN::SET + CNTHCTL_EL2::EL1PCTEN::SET);
+    CNTVOFF_EL2.set(0);
+    sysreg::write!("S3_4_C12_C11_0", ICH_HCR);
+    sysreg::write!("vpidr_el2", MIDR_EL1.get());
+    // Bit 31 is RES1; Aff0 is the number.
+    sysreg::write!("vmpidr_el2", 1 << 31 | vcpu as u64);
+    optional();
+    barrier::isb(barrier::SY);
+}
+
+/// The controls that only newer CPUs have.
+fn optional() {
+    let mmfr0 = sysreg::read!("id_aa64mmfr0_el1");
+    let mmfr1 = sysreg::read!("id_aa64mmfr1_el1");
+    if mmfr1 >> 40 & 0xf != 0 {
+        sysreg::write!("S3_4_C1_C2_2", 0); // HCRX_EL2
+    }
+    let fine_grained = mmfr0 >> 56 & 0xf;
+    if fine_grained >= 1 {
+        sysreg::write!("S3_4_C1_C1_4", 0); // HFGRTR_EL2
+        sysreg::write!("S3_4_C1_C1_5", 0); // HFGWTR_EL2
+        sysreg::write!("S3_4_C1_C1_6", 0); // HFGITR_EL2
+        sysreg::write!("S3_4_C3_C1_4", 0); // HDFGRTR_EL2
+        sysreg::write!("S3_4_C3_C1_5", 0); // HDFGWTR_EL2
+    }
+    if fine_grained >= 2 {
+        sysreg::write!("S3_4_C3_C1_0", 0); // HDFGRTR2_EL2
+        sysreg::write!("S3_4_C3_C1_1", 0); // HDFGWTR2_EL2
+        sysreg::write!("S3_4_C3_C1_2", 0); // HFGRTR2_EL2
+        sysreg::write!("S3_4_C3_C1_3", 0); // HFGWTR2_EL2
+        sysreg::write!("S3_4_C3_C1_7", 0); // HFGITR2_EL2
+    }
+}
+
+/// EL1's registers of a vCPU that is switched on, and its translations from an earlier life. After
+/// [`load`].
+pub(super) fn reset_el1() {
+    macro_rules! zero {
+        ($($name:literal)*) => { $(sysreg::write!($name, 0);)* };
+    }
+    sysreg::write!("sctlr_el1", SCTLR_EL1);
+    zero! {
+        "actlr_el1" "afsr0_el1" "afsr1_el1" "amair_el1" "contextidr_el1" "cpacr_el1" "csselr_el1"
+        "elr_el1" "esr_el1" "far_el1" "mair_el1" "mdscr_el1" "par_el1" "spsr_el1" "tcr_el1"
+        "tpidr_el0" "tpidr_el1" "tpidrro_el0" "ttbr0_el1" "ttbr1_el1" "vbar_el1"
+        "sp_el0" "sp_el1" "cntkctl_el1" "cntv_ctl_el0" "cntp_ctl_el0"
+    }
+    barrier::isb(barrier::SY);
+    // SAFETY: (1) local invalidations of EL1's regime under the VM's VMID, which `load` has set: what
+    // is valid in the tables comes back by walking them.
+    unsafe {
+        asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags));
+    }
+}

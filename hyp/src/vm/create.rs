@@ -1,0 +1,158 @@
+//! Making the VM: which guest, where it goes, what its machine looks like.
+//!
+//! Everything that can be wrong with the guest or the wishes on the command line is found here, before
+//! anything runs, and refused in words.
+
+use alloc::boxed::Box;
+use core::sync::atomic::AtomicPtr;
+
+use hyp_abi::{MAX_VCPUS, map};
+use hyp_core::PaRange;
+use hyp_core::config::{Bounds, Config};
+use hyp_core::fdt::{Module, ModuleKind, Platform};
+use hyp_core::guest_dtb::{self, GuestTree};
+use hyp_core::image;
+use hyp_core::mmio::{Devices, Window};
+use hyp_core::psci::Psci;
+use hyp_core::range::Bytes;
+use spin::mutex::TicketMutex;
+use stage2::arch::aarch64::Aarch64;
+use stage2::flush;
+use stage2::geometry::{Geometry, HwUpdate};
+use stage2::{Backing, Features, Ipa, IpaRange, MemType, Prot, Region, RegionMap, Space, Vmid};
+
+use super::idregs::IdRegisters;
+use super::payload::Payload;
+use super::pe::Counted;
+use super::stop::Stop;
+use super::vcpu::Mailbox;
+use super::{Regions, Vm};
+use crate::boot::{Machine, Refusal};
+use crate::mem::tables::Tables;
+use crate::mem::{PAGE, cache, frames};
+use crate::{cpu, say};
+
+/// Regions of a VM.
+pub(crate) const REGIONS: usize = 1 + Window::ALL.len();
+
+/// IPA sizes to choose from: those that PARange can tell the guest.
+const IPA_BITS: [u32; 6] = [32, 36, 40, 42, 44, 48];
+
+/// The guest that was built into the image; empty if there is none.
+static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.bin"));
+
+/// The guest as it was found.
+struct Guest {
+    image: &'static [u8],
+    ramdisk: Option<&'static [u8]>,
+    bootargs: alloc::string::String,
+}
+
+/// Makes the VM.
+pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
+    let Machine { platform, request, cpus } = machine;
+    let guest = find_guest(&platform)?;
+    let config = request.resolve(&bounds(cpus))?;
+    let head = guest.image.get(..image::HEAD).unwrap_or(guest.image);
+    let length = |bytes: &[u8]| bytes.len() as u64;
+    let placed =
+        image::place(head, length(guest.image), guest.ramdisk.map(length), config.mem)?;
+    let tree = guest_dtb::build(&GuestTree {
+        vcpus: config.vcpus,
+        ram: placed.ram,
+        ramdisk: placed.ramdisk,
+        bootargs: &guest.bootargs,
+        flash: false,
+    })?;
+    let payload = Payload::new(
+        [Some(&*tree.leak()), Some(guest.image), guest.ramdisk],
+        [Some(placed.dtb.start), Some(placed.image.start), placed.ramdisk.map(|range| range.start)],
+        placed.entry,
+        placed.dtb.start,
+    );
+
+    let features = features(cpus)?;
+    let end = placed.ram.end;
+    let ipa_bits = IPA_BITS
+        .into_iter()
+        .find(|bits| end <= 1 << bits)
+        .ok_or_else(|| alloc::format!("guest RAM up to {end:#x} is beyond 48 bits"))?;
+    let geometry = Geometry::new(ipa_bits, &features, HwUpdate::Off)?;
+    // SAFETY: (1) this is EL2; (2) `features` are those of all CPUs; (3) TGE is never set.
+    let arch = Counted(unsafe { Aarch64::new(&features) });
+    let vmid = Vmid::new(1, features.vmid_bits()).ok_or("no VMID")?;
+    // TLBs may hold anything of EL1's regime since power came on.
+    let _ = flush::all(&arch);
+    let space = Space::new(geometry, &features, vmid, Tables, arch)?;
+    let vm = Vm {
+        vcpus: config.vcpus,
+        mem: config.mem,
+        measure: config.measure,
+        features,
+        space,
+        regions: AtomicPtr::new(Box::leak(Box::new(regions(placed.ram)?))),
+        payload,
+        psci: Psci::new(config.vcpus, placed.ram),
+        mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
+        devices: TicketMutex::new(Devices::new()),
+        ids: IdRegisters::read(ipa_bits),
+        stop: Stop::new(),
+    };
+    announce(&vm, &config, &guest);
+    Ok(vm)
+}
+
+/// The loader's modules, or what was built in.
+fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
+    let ramdisk = platform.module(ModuleKind::Ramdisk)?.map(|module| bytes(module.range));
+    let Some(Module { range, bootargs, .. }) = platform.module(ModuleKind::Kernel)? else {
+        if EMBEDDED.is_empty() {
+            return Err(Refusal(
+                "no guest: none is built into this image, and the device tree names no kernel module \
+                 (QEMU: -device guest-loader,addr=ADDRESS,kernel=FILE)"
+                    .into(),
+            ));
+        }
+        return Ok(Guest { image: EMBEDDED, ramdisk, bootargs: Default::default() });
+    };
+    Ok(Guest { image: bytes(*range), ramdisk, bootargs: bootargs.clone() })
+}
+
+/// A module's bytes.
+fn bytes(module: PaRange) -> &'static [u8] {
+    let start = core::ptr::with_exposed_provenance::<u8>(module.start as usize);
+    // SAFETY: (1) the layout has found every module inside RAM and apart from everything else; (2) EL2's
+    // map has it read-only, for ever.
+    unsafe { core::slice::from_raw_parts(start, module.len() as usize) }
+}
+
+/// What this machine has for a guest. Tables take one page in 512; the rest is for stocks and slack.
+fn bounds(cpus: usize) -> Bounds {
+    let free = frames::account().free;
+    let overhead = free / 256 + (cpus * cache::FULL) as u64 * PAGE + (1 << 20);
+    Bounds { cpus, free, overhead, can_measure: cfg!(feature = "measure") }
+}
+
+/// What every CPU has.
+fn features(cpus: usize) -> Result<Features, Refusal> {
+    let all = cpu::all().iter().take(cpus).filter_map(|cpu| cpu.features.get().copied());
+    all.reduce(Features::and).ok_or_else(|| "no CPU has told its features".into())
+}
+
+fn regions(ram: hyp_core::IpaRange) -> Result<Regions, Refusal> {
+    let range = |range: hyp_core::IpaRange| IpaRange::new(Ipa::new(range.start), range.len());
+    let device = |index: usize| -> Result<Region, Refusal> {
+        let window = Window::ALL[index];
+        let backing = Backing::Emulated(index as u16);
+        Ok(Region { range: range(window.range())?, backing, name: window.name() })
+    };
+    let backing = Backing::Ram { prot: Prot::RWX, mem: MemType::Normal };
+    let ram = Region { range: range(ram)?, backing, name: "RAM" };
+    Ok(RegionMap::new([ram, device(0)?, device(1)?])?)
+}
+
+fn announce(vm: &Vm, config: &Config, guest: &Guest) {
+    let image = Bytes(guest.image.len() as u64);
+    say!("VM {}: {} vCPUs, {} of RAM at {:#x}, image {image}", super::NUMBER, config.vcpus, Bytes(config.mem), map::RAM_BASE);
+    say!("stage 2: {}, {}-bit IPA", vm.features, vm.space.geometry().ipa_bits());
+}

@@ -1,0 +1,43 @@
+//! Exceptions that the guest takes because EL2 says so.
+
+use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, Readable, SCTLR_EL1, SPSR_EL1, VBAR_EL1, Writeable};
+
+use super::context::Context;
+use crate::sysreg;
+
+/// `ESR_EL1` of an undefined instruction: EC 0, IL.
+const UNDEFINED: u64 = 1 << 25;
+/// N, Z, C, V and DIT, which an exception keeps; PAN, which it may set.
+const KEPT: u64 = 0b1111 << 28 | 1 << 24 | PAN;
+const PAN: u64 = 1 << 22;
+const SSBS: u64 = 1 << 12;
+/// D, A, I, F masked, EL1 with SP_EL1.
+const HANDLER: u64 = 0x3c5;
+const LEVEL: u64 = 0b1100;
+const STACK: u64 = 1;
+
+/// Makes the guest take an Undefined Instruction exception at its current instruction
+/// [AArch64.TakeException].
+pub(super) fn undefined(context: &mut Context) {
+    let from = context.pstate;
+    let offset = match (from & LEVEL, from & STACK) {
+        (0, _) => 0x400,
+        (_, 0) => 0x000,
+        _ => 0x200,
+    };
+    ESR_EL1.set(UNDEFINED);
+    ELR_EL1.set(context.pc);
+    SPSR_EL1.set(from);
+    let sctlr = SCTLR_EL1.get();
+    let mut state = from & KEPT | HANDLER;
+    // SPAN (bit 23) clear: PAN is set, where there is one.
+    if sctlr >> 23 & 1 == 0 && sysreg::read!("id_aa64mmfr1_el1") >> 20 & 0xf != 0 {
+        state |= PAN;
+    }
+    // DSSBS (bit 44).
+    if sctlr >> 44 & 1 != 0 {
+        state |= SSBS;
+    }
+    context.pstate = state;
+    context.pc = VBAR_EL1.get().wrapping_add(offset);
+}

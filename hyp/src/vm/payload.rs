@@ -1,0 +1,129 @@
+//! What guest RAM holds initially, and where a populate fault gets its frame.
+//!
+//! Image, device tree and ramdisk stay where the loader put them; a page of guest RAM gets its share of
+//! their bytes when it is first touched. So starting a guest costs nothing for its size, and a page that is
+//! never touched is never there.
+//!
+//! A copied page is cleaned to the point of coherency before it is installed: the guest starts with its
+//! caches off. No instruction cache can hold anything of the frame: it was invalidated when the frame
+//! came into the stock, and nobody has been able to execute from it since (EL2 never, the guest not yet).
+
+use hyp_core::{IpaRange, PaRange};
+use stage2::{Frames, Pa};
+
+use crate::mem::cache::{Stock, wipe};
+use crate::mem::{PAGE, clean};
+
+/// Image, device tree, ramdisk.
+const PARTS: usize = 3;
+
+/// Bytes and where the guest finds them.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    range: IpaRange,
+    bytes: &'static [u8],
+}
+
+/// What guest RAM holds initially.
+#[derive(Debug)]
+pub(crate) struct Payload {
+    parts: [Part; PARTS],
+    /// From the first byte of any part to the last: outside, no part is looked at.
+    span: IpaRange,
+    /// The first instruction.
+    pub(crate) entry: u64,
+    /// The device tree: vCPU 0's `x0`.
+    pub(crate) tree: u64,
+}
+
+impl Payload {
+    /// The parts that are there, each at its place.
+    pub(crate) fn new(
+        bytes: [Option<&'static [u8]>; PARTS],
+        starts: [Option<u64>; PARTS],
+        entry: u64,
+        tree: u64,
+    ) -> Self {
+        let mut parts = [Part { range: IpaRange { start: 0, end: 0 }, bytes: &[] }; PARTS];
+        let mut span = IpaRange { start: u64::MAX, end: 0 };
+        for ((part, bytes), start) in parts.iter_mut().zip(bytes).zip(starts) {
+            let (Some(bytes), Some(start)) = (bytes, start) else { continue };
+            let Some(range) = IpaRange::from_len(start, bytes.len() as u64) else { continue };
+            *part = Part { range, bytes };
+            span.start = span.start.min(range.start);
+            span.end = span.end.max(range.end);
+        }
+        Self { parts, span, entry, tree }
+    }
+
+    /// Whether a page may have bytes of the payload.
+    #[inline]
+    fn may_touch(&self, page: u64) -> bool {
+        page < self.span.end && page.saturating_add(PAGE) > self.span.start
+    }
+
+    /// Copies what the payload has for the page at `page` into `frame`, and cleans the frame's lines to
+    /// the point of coherency; returns whether there was anything.
+    ///
+    /// # Safety
+    /// 1. `frame` is a frame of the caller's that nobody else reaches.
+    #[inline(never)]
+    unsafe fn fill(&self, page: u64, frame: u64) -> bool {
+        let wanted = IpaRange { start: page, end: page.saturating_add(PAGE) };
+        let mut filled = false;
+        for part in &self.parts {
+            let Some(common) = part.range.intersection(&wanted) else { continue };
+            let from = (common.start - part.range.start) as usize;
+            let Some(bytes) = part.bytes.get(from..from + common.len() as usize) else { continue };
+            let to = frame + (common.start - page);
+            let target = core::ptr::with_exposed_provenance_mut::<u8>(to as usize);
+            // SAFETY: (1) clause 1, and `common` lies within one page; (2) the payload is never in a
+            // frame of the pool.
+            unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+            filled = true;
+        }
+        if filled {
+            clean::clean_and_invalidate(PaRange { start: frame, end: frame + PAGE });
+        }
+        filled
+    }
+}
+
+/// One fault's source of a frame: the stock, with the payload's bytes for the page.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    stock: &'a Stock,
+    payload: &'a Payload,
+    page: u64,
+    /// The frame that was taken carries bytes of the payload.
+    pub(crate) filled: bool,
+}
+
+impl<'a> Source<'a> {
+    /// For the page at `page`.
+    #[inline]
+    pub(crate) fn new(stock: &'a Stock, payload: &'a Payload, page: u64) -> Self {
+        Self { stock, payload, page, filled: false }
+    }
+}
+
+impl Frames for Source<'_> {
+    #[inline]
+    fn take(&mut self) -> Option<Pa> {
+        let frame = self.stock.take()?;
+        if self.payload.may_touch(self.page) {
+            // SAFETY: (1) just taken from the stock.
+            self.filled = unsafe { self.payload.fill(self.page, frame) };
+        }
+        Some(Pa::new(frame))
+    }
+
+    #[inline]
+    fn give_back(&mut self, frame: Pa) {
+        if self.filled {
+            // SAFETY: (1) never mapped: it lost its race.
+            unsafe { wipe(frame.get(), PAGE) };
+        }
+        self.stock.put_back(frame.get());
+    }
+}

@@ -1,0 +1,48 @@
+//! The executing CPU as crate `stage2` uses it, with what it does counted.
+
+use stage2::arch::aarch64::Aarch64;
+use stage2::arch::{Arch, Dsb};
+use stage2::slot::Slot;
+use stage2::tlbi::Tlbi;
+
+use crate::cpu;
+use crate::event::counters::Own;
+
+/// [`Aarch64`], counting barriers and invalidations in the executing CPU's counters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counted(pub(crate) Aarch64);
+
+// SAFETY: every method is that of `Aarch64`.
+unsafe impl Arch for Counted {
+    #[inline]
+    fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        self.0.compare_exchange(slot, old, new)
+    }
+
+    #[inline]
+    fn dsb(&self, kind: Dsb) {
+        cpu::current().counters.bump_own(Own::Dsb);
+        self.0.dsb(kind);
+    }
+
+    #[inline]
+    fn isb(&self) {
+        self.0.isb();
+    }
+
+    fn tlbi(&self, op: Tlbi) {
+        cpu::current().counters.bump_tlbi(op.name());
+        self.0.tlbi(op);
+    }
+
+    #[inline]
+    fn vttbr(&self) -> u64 {
+        self.0.vttbr()
+    }
+
+    #[inline]
+    unsafe fn set_vttbr(&self, value: u64) {
+        // SAFETY: (1, 2) the caller's clauses.
+        unsafe { self.0.set_vttbr(value) };
+    }
+}

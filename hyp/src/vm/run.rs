@@ -1,0 +1,150 @@
+//! The run loop of a vCPU: enter the guest, handle the exit, again.
+//!
+//! The top of the loop is the safe point: no lock, no guard, nothing of ours in transition. There the stock
+//! of frames is refilled, and a claimed stop is obeyed. A stop that is claimed later finds the CPU in the
+//! guest, and the SGI takes it out: interrupts go to EL2 whatever the guest masks.
+
+use aarch64_cpu::asm;
+use aarch64_cpu::registers::{ESR_EL2, Readable};
+use alloc::boxed::Box;
+use hyp_core::diagnosis::Diagnosis;
+use hyp_core::syndrome::{Class, Syndrome};
+use stage2::epoch::Cpu as Guards;
+
+use super::stop::{self, Reason};
+use super::vcpu::{Entry, Vcpu};
+use super::{EPOCHS, NUMBER, Vm, control, fault, trap};
+use crate::cpu::PerCpu;
+use crate::exception::vectors::{Exit, guest_enter};
+use crate::hypercall;
+use crate::platform::{gic, power};
+
+/// Where exits are handled: the VM, this CPU, and its right to open guards.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Env<'a> {
+    /// The VM.
+    pub(crate) vm: &'a Vm,
+    /// The executing CPU.
+    pub(crate) cpu: &'a PerCpu,
+    /// Its guards.
+    pub(crate) guards: &'a Guards<'a>,
+}
+
+/// What an exit leads to.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Back to the guest.
+    Resume,
+    /// The vCPU is off now.
+    Off,
+    /// The VM ends.
+    Stop(Reason),
+}
+
+/// Runs this CPU's vCPU for ever. A CPU without one waits.
+pub(super) fn run(vm: &'static Vm, cpu: &'static PerCpu) -> ! {
+    let number = cpu.number;
+    if number >= vm.vcpus {
+        power::stay();
+    }
+    // Each CPU comes here once, so the right to open guards is there.
+    let Some(guards) = EPOCHS.join(number) else { power::stay() };
+    let env = Env { vm, cpu, guards: &guards };
+    let mut vcpu = Vcpu::new(number);
+    control::load(vm, number);
+    let mut next = (number == 0).then_some(Entry { pc: vm.payload.entry, argument: vm.payload.tree });
+    loop {
+        let entry = next.take().unwrap_or_else(|| wait_for_start(vm, number));
+        vcpu.switch_on(entry);
+        control::reset_el1();
+        vm.psci.started(number);
+        if let Some(reason) = until_off(env, &mut vcpu) {
+            stop::stop(vm, cpu, reason);
+        }
+    }
+}
+
+/// Waits in WFI for a start request or the VM's end. The mailbox is looked at after the interrupt has been
+/// taken: one that comes in between stays pending and ends the WFI.
+fn wait_for_start(vm: &Vm, number: usize) -> Entry {
+    loop {
+        gic::acknowledge();
+        if vm.stop.is_claimed() {
+            vm.stop.park();
+        }
+        if let Some(entry) = vm.mailboxes.get(number).and_then(|mailbox| mailbox.take()) {
+            return entry;
+        }
+        asm::wfi();
+    }
+}
+
+/// Runs until the vCPU switches itself off (`None`) or the VM is to end.
+fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> Option<Reason> {
+    let Env { vm, cpu, .. } = env;
+    loop {
+        if cpu.stock.is_low() {
+            // If RAM is used up the fault comes back, and is counted.
+            cpu.stock.refill();
+        }
+        if vm.stop.is_claimed() {
+            vm.stop.park();
+        }
+        // SAFETY: (1) `control` has set this CPU up for this vCPU and nobody else runs here. (2) `pstate`
+        // starts as EL1 and then comes from SPSR_EL2 or `inject`.
+        let exit = Exit::from_raw(unsafe { guest_enter(&raw mut vcpu.context) });
+        let step = match exit {
+            Exit::Sync => synchronous(env, vcpu),
+            Exit::Irq => {
+                gic::acknowledge();
+                Step::Resume
+            }
+            Exit::Fiq | Exit::SError | Exit::AArch32 => unexpected(vcpu, exit),
+        };
+        match step {
+            Step::Resume => {}
+            Step::Off => return None,
+            Step::Stop(reason) => return Some(reason),
+        }
+    }
+}
+
+#[inline]
+fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
+    let syndrome = Syndrome(ESR_EL2.get());
+    if let Some(abort) = syndrome.abort() {
+        return fault::abort(env, vcpu, abort);
+    }
+    match syndrome.class() {
+        Class::Hvc64 => hypercall::call(env, vcpu, syndrome.immediate(), syndrome.0),
+        Class::Smc64 => {
+            // A trapped SMC has not been executed: an HVC has.
+            vcpu.context.advance();
+            hypercall::call(env, vcpu, syndrome.immediate(), syndrome.0)
+        }
+        Class::SystemRegister => match syndrome.system_register() {
+            Some(access) => trap::system_register(env, vcpu, access),
+            None => unexpected(vcpu, Exit::Sync),
+        },
+        Class::WaitForEvent => {
+            vcpu.context.advance();
+            Step::Resume
+        }
+        Class::FpSimd | Class::Sve | Class::Sme | Class::PointerAuth => {
+            trap::hidden_feature(env, vcpu)
+        }
+        _ => unexpected(vcpu, Exit::Sync),
+    }
+}
+
+/// An exit that nothing is done about: the VM stops.
+#[cold]
+fn unexpected(vcpu: &Vcpu, exit: Exit) -> Step {
+    let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, ESR_EL2.get());
+    let diagnosis = match exit {
+        Exit::Fiq => diagnosis.with_hint("an FIQ reached EL2: group 0 interrupts belong to firmware"),
+        Exit::AArch32 => diagnosis.with_hint("the guest ran AArch32 code, which HCR_EL2.RW excludes"),
+        Exit::Sync | Exit::Irq | Exit::SError => diagnosis,
+    };
+    Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
+}

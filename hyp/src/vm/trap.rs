@@ -1,0 +1,67 @@
+//! Trapped system registers and instructions.
+//!
+//! | what | answer |
+//! | --- | --- |
+//! | ID registers | the sanitised table |
+//! | OS lock, breakpoints, watchpoints, debug channel | reads as zero (OSLSR: 8), writes ignored: debugging is not given to guests, and firmware-like guests write OSLAR once |
+//! | set/way cache maintenance | ignored |
+//! | ACTLR_EL1 | reads as zero, writes ignored |
+//! | everything else | undefined, as on a CPU without the feature: PMU, trace, SVE, the GIC's registers, implementation-defined ones |
+//!
+//! Ignoring set/way is a simplification: a guest that switches its caches off and relies on it may see stale
+//! memory on hardware that does not force write-back. No other guest is affected.
+
+use hyp_core::idreg::Encoding;
+use hyp_core::syndrome::SystemRegister;
+
+use super::run::{Env, Step};
+use super::vcpu::Vcpu;
+use super::{Vm, inject};
+use crate::event::counters::Own;
+
+/// `OSLSR_EL1`: the OS lock is implemented and not locked.
+const OSLSR: u64 = 1 << 3;
+
+/// What a trapped access does.
+enum Answer {
+    /// A read gives this; a write does nothing.
+    Value(u64),
+    /// The guest takes an Undefined Instruction exception.
+    Undefined,
+}
+
+fn answer(vm: &Vm, register: Encoding, is_read: bool) -> Answer {
+    match register {
+        (2, 0, 1, 1, 4) => Answer::Value(OSLSR),
+        // The debug registers; op1 1 would be trace.
+        (2, 0 | 3, ..) => Answer::Value(0),
+        // DC ISW, CSW, CISW.
+        (1, 0, 7, 6 | 10 | 14, 2) => Answer::Value(0),
+        // ACTLR_EL1.
+        (3, 0, 1, 0, 1) => Answer::Value(0),
+        _ if is_read => vm.ids.get(register).map_or(Answer::Undefined, Answer::Value),
+        _ => Answer::Undefined,
+    }
+}
+
+/// A trapped MSR, MRS or system instruction.
+pub(super) fn system_register(env: Env<'_>, vcpu: &mut Vcpu, access: SystemRegister) -> Step {
+    env.cpu.counters.bump_own(Own::Sysregs);
+    match answer(env.vm, access.encoding(), access.is_read()) {
+        Answer::Value(value) => {
+            if access.is_read() {
+                vcpu.context.set_x(access.register(), value);
+            }
+            vcpu.context.advance();
+        }
+        Answer::Undefined => inject::undefined(&mut vcpu.context),
+    }
+    Step::Resume
+}
+
+/// An instruction of a feature that the ID registers hide.
+pub(super) fn hidden_feature(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
+    env.cpu.counters.bump_own(Own::Sysregs);
+    inject::undefined(&mut vcpu.context);
+    Step::Resume
+}

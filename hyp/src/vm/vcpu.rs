@@ -1,0 +1,96 @@
+//! A virtual CPU: its registers, and how it is started.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::context::Context;
+
+/// `SPSR_EL2` of a vCPU that starts: EL1 with SP_EL1, everything masked.
+const START_STATE: u64 = 0x3c5;
+
+/// Where and with what a vCPU starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    /// The first instruction.
+    pub(crate) pc: u64,
+    /// `x0`.
+    pub(crate) argument: u64,
+}
+
+/// A start request from one CPU to another. Crate `hyp-core`'s PSCI sees to it that there is one at a
+/// time: it has to be taken before the power state says On.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    pc: AtomicU64,
+    argument: AtomicU64,
+    full: AtomicBool,
+}
+
+impl Mailbox {
+    /// An empty one.
+    pub(crate) const fn new() -> Self {
+        Self { pc: AtomicU64::new(0), argument: AtomicU64::new(0), full: AtomicBool::new(false) }
+    }
+
+    /// Leaves a request. The receiver still has to be made to look.
+    pub(crate) fn post(&self, entry: Entry) {
+        self.pc.store(entry.pc, Ordering::Relaxed);
+        self.argument.store(entry.argument, Ordering::Relaxed);
+        self.full.store(true, Ordering::Release);
+    }
+
+    /// Takes the request, if there is one.
+    pub(crate) fn take(&self) -> Option<Entry> {
+        self.full.swap(false, Ordering::Acquire).then(|| Entry {
+            pc: self.pc.load(Ordering::Relaxed),
+            argument: self.argument.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// How often the same fault came back with nothing done about it.
+#[derive(Debug, Default)]
+struct Repeat {
+    pc: u64,
+    page: u64,
+    count: u32,
+}
+
+/// Faults at one instruction and page that change nothing, in a row, before the VM is stopped: a slot in
+/// transition becomes stable within microseconds, and a translation in place does not fault.
+const PATIENCE: u32 = 100_000;
+
+/// A virtual CPU, on the stack of its CPU.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    /// Its number, and that of its CPU.
+    pub(crate) number: usize,
+    /// Its registers.
+    pub(crate) context: Context,
+    repeat: Repeat,
+}
+
+impl Vcpu {
+    /// One that is off.
+    pub(crate) fn new(number: usize) -> Self {
+        Self { number, context: Context::new(), repeat: Repeat::default() }
+    }
+
+    /// The registers of a CPU that was just switched on.
+    pub(crate) fn switch_on(&mut self, entry: Entry) {
+        self.context = Context::new();
+        self.context.pc = entry.pc;
+        self.context.pstate = START_STATE;
+        self.context.set_x(0, entry.argument);
+    }
+
+    /// Notes a fault about which nothing was done; `false` when it has happened too often in a row.
+    #[cold]
+    pub(crate) fn may_repeat(&mut self, page: u64) -> bool {
+        let pc = self.context.pc;
+        if (self.repeat.pc, self.repeat.page) != (pc, page) {
+            self.repeat = Repeat { pc, page, count: 0 };
+        }
+        self.repeat.count += 1;
+        self.repeat.count < PATIENCE
+    }
+}
