@@ -72,11 +72,13 @@ lint: setup
 fmt: setup
     cargo fmt --all
 
-# Build the API reference and the book
+# Build the API reference and the book (into target/doc and target/book)
 [group('develop')]
+[no-exit-message]
 docs: setup
-    cargo doc --no-deps
+    cargo doc --no-deps --document-private-items
     {{ hypctl }} cargo doc --no-deps {{ bare }}
+    book=$({{ bootstrap }} book) && "$book" build docs --dest-dir "{{ justfile_directory() }}/target/book"
 
 # Delete build products; `./just clean all` also deletes the cache
 [group('develop')]
@@ -104,7 +106,7 @@ clippy-bare: setup
 [group('stages')]
 [no-exit-message]
 rustdoc: setup
-    cargo doc --no-deps {{ deny }}
+    cargo doc --no-deps --document-private-items {{ deny }}
     {{ hypctl }} cargo doc --no-deps {{ bare }} {{ deny }}
 
 # Unit and property tests of the host crates

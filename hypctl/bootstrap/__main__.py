@@ -1,7 +1,8 @@
-"""The command line: `python3 -m bootstrap ensure | runner | fetch GUEST`.
+"""The command line: `python3 -m bootstrap ensure | runner | book | fetch GUEST`.
 
     ensure          all parts that building and testing need
     runner          the command runner only; prints its path
+    book            mdBook; prints its path
     fetch GUEST     a guest from the distribution (u-boot); prints its path
 """
 
@@ -12,6 +13,7 @@ import errno
 import sys
 
 from . import cache, fetch, report
+from .book import Book
 from .report import Exit, Refusal
 from .runner import Runner
 from .system import Linker, Qemu
@@ -45,6 +47,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ensure", help="bring in all that building and testing need")
     commands.add_parser("runner", help="bring in the command runner; print its path")
+    commands.add_parser("book", help="bring in mdBook; print its path")
     guest = commands.add_parser("fetch", help="bring in a guest; print its path")
     guest.add_argument("guest", choices=sorted(fetch.GUESTS))
     arguments = parser.parse_args()
@@ -54,6 +57,8 @@ def main() -> int:
             ensure(PARTS)
         elif arguments.command == "runner":
             print(ensure([Runner()])["runner"]["path"])
+        elif arguments.command == "book":
+            print(ensure([Book()])["mdbook"]["path"])
         else:
             print(fetch.fetch(arguments.guest))
     except Refusal as refusal:

@@ -30,6 +30,7 @@ class Exit(enum.IntEnum):
     NOT_ROOT = 17
     APT = 18  # apt answered, and said no
     PYTHON = 19  # said by `just` and by __init__.py, before this file can be read
+    BOOK = 20  # mdBook does not compile
     INTERRUPTED = 130
 
 
@@ -79,6 +80,7 @@ class Done:
         "error sending request",
         "dns error",
         "could not download",
+        "failed to download",
     )
     NO_SPACE = ("no space left on device", "enough free space", "disk quota exceeded")
 

@@ -1,5 +1,6 @@
 //! The set-up on machines that lack something: what it says, how it ends, what it leaves behind.
 
+mod book;
 mod disk;
 mod fetch;
 mod idle;
