@@ -13,6 +13,9 @@
 //! [`Request::parse`] says what was asked for, [`Request::resolve`] what that comes to. An unknown word
 //! or a bad number is an error: a guest that was not asked for is never started.
 
+#[cfg(test)]
+mod tests;
+
 use alloc::string::String;
 use core::fmt;
 

@@ -3,6 +3,9 @@
 //! A [`Diagnosis`] names the VM, the virtual CPU, the instruction, the address, what lies there, and gives
 //! a hint. It is printed on the console and goes into the [`report`](crate::report).
 
+#[cfg(test)]
+mod tests;
+
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -125,12 +128,12 @@ pub fn locate(ipa: u64, regions: &[(&str, IpaRange)]) -> String {
         });
     match nearest {
         Some((name, range)) if ipa < range.start => {
-            let below = range.start.saturating_sub(ipa);
-            format!("none; nearest is {name} ({range}), {below:#x} bytes above")
+            let gap = range.start.saturating_sub(ipa);
+            format!("none; nearest is {name} ({range}), {gap:#x} bytes further up")
         }
         Some((name, range)) => {
-            let above = ipa.saturating_sub(range.end).saturating_add(1);
-            format!("none; nearest is {name} ({range}), {above:#x} bytes below")
+            let gap = ipa.saturating_sub(range.end);
+            format!("none; nearest is {name} ({range}), which ended {gap:#x} bytes before")
         }
         None => "none".to_string(),
     }

@@ -8,6 +8,9 @@
 //! interrupt. The flash node is optional: the window behaves as zeroes, and only a program that looks for a
 //! flash device should be told of one.
 
+#[cfg(test)]
+mod tests;
+
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use alloc::{format, vec};

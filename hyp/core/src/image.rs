@@ -14,6 +14,9 @@
 //! which is what U-Boot and our own guests are. Everything that is recognised as something else (ELF, a
 //! compressed kernel, U-Boot's containers) is refused by name: started as raw code it would only crash.
 
+#[cfg(test)]
+mod tests;
+
 use core::fmt;
 
 use hyp_abi::map;

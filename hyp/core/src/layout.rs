@@ -7,6 +7,9 @@
 //!
 //! Free ranges are whole pages, sorted and apart: a page that anything touches is not free.
 
+#[cfg(test)]
+mod tests;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 

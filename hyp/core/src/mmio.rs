@@ -5,6 +5,9 @@
 //! result. An access that hardware did not decode (ISV=0: pairs, writeback, SIMD) is never guessed at:
 //! there is no [`Access`] for it, and the caller stops the VM with a diagnosis.
 
+#[cfg(test)]
+mod tests;
+
 use hyp_abi::map;
 
 use crate::pl011::{Console, Pl011};

@@ -10,6 +10,9 @@
 //! Baud rate, parity and FIFO settings read back and have no other effect. Transmission does not wait for
 //! `UARTCR.UARTEN`: early boot code often writes without enabling the UART, relying on firmware.
 
+#[cfg(test)]
+mod tests;
+
 use bitflags::bitflags;
 
 /// Where characters come from and go to.

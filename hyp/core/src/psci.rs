@@ -18,6 +18,9 @@
 //! the target has to empty it *before* it calls [`Psci::started`]. The winner's writes before the wake-up are the
 //! caller's to publish; the word itself is read and written with acquire and release order.
 
+#[cfg(test)]
+mod tests;
+
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use hyp_abi::MAX_VCPUS;

@@ -15,6 +15,7 @@
 //! 6. there is no NOP, and at most [`MAX_TOKENS`] other tokens: reading takes a bounded time.
 
 use alloc::borrow::Cow;
+use alloc::vec::Vec;
 
 use super::error::{FdtError, StructureFault};
 
@@ -167,7 +168,7 @@ pub(super) fn check(blob: &[u8]) -> Result<Checked<'_>, FdtError> {
         need: header.total,
         have: blob.len(),
     })?;
-    reservations(tree, header.reservations)?;
+    let reservations = reservations(tree, header.reservations)?;
     let structure = header.structure.of(tree)?;
     let strings = header.strings.of(tree)?;
     let tokens = Tokens {
@@ -178,28 +179,26 @@ pub(super) fn check(blob: &[u8]) -> Result<Checked<'_>, FdtError> {
     if tokens.check()? {
         return Ok(Checked(Cow::Borrowed(tree)));
     }
-    Ok(Checked(Cow::Owned(without_nops(tree, &header, &tokens)?)))
+    Ok(Checked(Cow::Owned(without_nops(reservations, &tokens)?)))
 }
 
-fn reservations(tree: &[u8], start: u32) -> Result<(), FdtError> {
+/// The memory reservation block, up to and with the entry that ends it.
+fn reservations(tree: &[u8], start: u32) -> Result<&[u8], FdtError> {
     let entries = tree
         .get(start as usize..)
         .filter(|_| start as usize >= HEADER);
-    let ended = entries.is_some_and(|entries| {
-        entries
-            .chunks_exact(16)
-            .any(|entry| entry.iter().all(|&byte| byte == 0))
-    });
-    if ended {
-        Ok(())
-    } else {
-        Err(FdtError::Block {
+    entries
+        .and_then(|entries| {
+            let ends = |entry: &[u8]| entry.iter().all(|&byte| byte == 0);
+            let last = entries.chunks_exact(16).position(ends)?;
+            entries.get(..last.checked_add(1)?.checked_mul(16)?)
+        })
+        .ok_or(FdtError::Block {
             block: "memory reservation",
             start,
             size: 16,
             total: tree.len(),
         })
-    }
 }
 
 /// The structure block as a sequence of tokens.
@@ -317,36 +316,44 @@ fn name_len(text: &[u8], may_be_empty: bool) -> Option<usize> {
     (printable && (len != 0 || may_be_empty)).then_some(len)
 }
 
-/// The same tree without NOP tokens: the structure block moves together in place, and its size shrinks.
-fn without_nops(
-    tree: &[u8],
-    header: &Header,
-    tokens: &Tokens<'_>,
-) -> Result<alloc::vec::Vec<u8>, FdtError> {
-    let mut packed = alloc::vec::Vec::with_capacity(tokens.structure.len());
+/// A tree of the same content without NOP tokens, and without whatever lies between the blocks: QEMU's
+/// trees are a few KiB of content in MiBs of space, and this one goes to the heap.
+fn without_nops(reservations: &[u8], tokens: &Tokens<'_>) -> Result<Vec<u8>, FdtError> {
+    let mut structure = Vec::with_capacity(tokens.structure.len());
     let mut offset = 0;
     loop {
         // Names were checked in the first pass; empty ones are fine here.
         let (token, next) = tokens.next(offset, true)?;
         if !matches!(token, Token::Nop) {
-            packed.extend_from_slice(tokens.structure.get(offset..next).unwrap_or_default());
+            structure.extend_from_slice(tokens.structure.get(offset..next).unwrap_or_default());
         }
         offset = next;
         if matches!(token, Token::End) {
             break;
         }
     }
-    let mut copy = tree.to_vec();
-    let start = header.structure.start as usize;
-    let parts = [
-        (start, packed.as_slice()),
-        (36, &(packed.len() as u32).to_be_bytes()),
+    let blocks = [reservations, &structure, tokens.strings];
+    let [at_reservations, at_structure, at_strings, total] =
+        [0, 1, 2, 3].map(|count| blocks.iter().take(count).map(|block| block.len()).sum());
+    let at = |offset: usize| offset.saturating_add(HEADER);
+    let fields: [usize; HEADER / 4] = [
+        MAGIC as usize,
+        at(total),
+        at(at_structure),
+        at(at_strings),
+        at(at_reservations),
+        17,
+        16,
+        0,
+        tokens.strings.len(),
+        structure.len(),
     ];
-    for (at, bytes) in parts {
-        let end = at.saturating_add(bytes.len());
-        if let Some(place) = copy.get_mut(at..end) {
-            place.copy_from_slice(bytes);
-        }
-    }
+    let mut copy = Vec::with_capacity(at(total));
+    copy.extend(
+        fields
+            .iter()
+            .flat_map(|&field| (field as u32).to_be_bytes()),
+    );
+    copy.extend(blocks.into_iter().flatten());
     Ok(copy)
 }

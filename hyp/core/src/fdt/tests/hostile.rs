@@ -261,7 +261,7 @@ fn piece() -> impl Strategy<Value = Vec<u32>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn random_structure_never_panics(pieces in proptest::collection::vec(piece(), 0..40)) {

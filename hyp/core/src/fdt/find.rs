@@ -1,173 +1,16 @@
-//! The machine's device tree, read once at boot into a [`Platform`].
+//! Finding each thing in the tree: by its place, its `device_type` or its `compatible`.
 //!
-//! Two steps. [`check`] proves the blob well-formed, within bounds, before any other code walks it (the
-//! `fdt` crate panics on trees that are not). Then the nodes are read with that crate, and every value
-//! decoded with its length checked ([`node`]). A malformed tree, or one without what the hypervisor needs,
-//! is an [`FdtError`] and never a panic.
-//!
-//! What is read: RAM, reserved memory (both kinds), CPUs, the console's PL011 (`/chosen/stdout-path`, or
-//! else the first one), the GICv3, the PSCI conduit, boot arguments, and the modules that QEMU's
-//! guest-loader describes. Nodes that carry a `status` other than `okay` do not exist.
-//!
-//! Module nodes have their own habits: `reg` is written in 2+2 cells although `/chosen` carries no
-//! `#address-cells`, and the two strings of `compatible` come in either order, so they are read as a set.
+//! Devices count only where their addresses are physical ones: in the root, or below buses whose empty
+//! `ranges` says so.
 
-mod check;
-mod error;
-mod node;
-#[cfg(test)]
-mod tests;
-
-use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 
-pub use check::{MAX_DEPTH, MAX_NAME, MAX_SIZE, MAX_TOKENS, claimed_size};
-pub use error::{FdtError, StructureFault};
-use node::{Cells, Node};
-
+use super::node::{Cells, Node};
+use super::{Conduit, Cpu, FdtError, Gic, MAX_ENTRIES, Module, ModuleKind};
 use crate::range::{Named, PaRange};
-
-/// The most CPUs, RAM ranges, reserved ranges and modules that are read.
-pub const MAX_ENTRIES: usize = 64;
 
 /// Affinity fields of MPIDR_EL1: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
 const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
-
-/// What the device tree says about the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Platform {
-    /// RAM: sorted, apart, not empty.
-    pub ram: Vec<PaRange>,
-    /// Memory that must be left alone, as the tree lists it: in any order, possibly outside RAM.
-    pub reserved: Vec<Named<PaRange>>,
-    /// CPUs, in the tree's order.
-    pub cpus: Vec<Cpu>,
-    /// Registers of the console's PL011.
-    pub uart: PaRange,
-    /// The GICv3, if there is one.
-    pub gic: Option<Gic>,
-    /// How PSCI is called.
-    pub psci: Conduit,
-    /// Blobs that the loader put into memory, in the tree's order (QEMU: last on the command line first).
-    pub modules: Vec<Module>,
-    /// `/chosen/bootargs`; empty when there is none.
-    pub bootargs: String,
-}
-
-impl Platform {
-    /// The module of this kind, if there is one.
-    ///
-    /// # Errors
-    /// [`FdtError::DuplicateModule`] when there are two: nothing says which kernel a ramdisk belongs to.
-    pub fn module(&self, kind: ModuleKind) -> Result<Option<&Module>, FdtError> {
-        let mut of_kind = self.modules.iter().filter(|module| module.kind == kind);
-        match (of_kind.next(), of_kind.next()) {
-            (Some(first), Some(second)) => Err(FdtError::DuplicateModule {
-                kind,
-                first: first.range,
-                second: second.range,
-            }),
-            (module, _) => Ok(module),
-        }
-    }
-}
-
-/// A CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cpu {
-    /// Affinity fields of its MPIDR_EL1: what PSCI CPU_ON takes.
-    pub mpidr: u64,
-}
-
-/// The interrupt controller: a GICv3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gic {
-    /// The distributor's registers.
-    pub dist: PaRange,
-    /// The first redistributor region.
-    pub redist: PaRange,
-}
-
-/// The instruction that reaches firmware.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conduit {
-    /// `SMC #0`.
-    Smc,
-    /// `HVC #0`.
-    Hvc,
-}
-
-impl fmt::Display for Conduit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Smc => "SMC",
-            Self::Hvc => "HVC",
-        })
-    }
-}
-
-/// What a module is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModuleKind {
-    /// The guest's image.
-    Kernel,
-    /// The guest's initial ramdisk.
-    Ramdisk,
-}
-
-impl fmt::Display for ModuleKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kernel => "kernel",
-            Self::Ramdisk => "ramdisk",
-        })
-    }
-}
-
-/// A blob that the loader put into memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Module {
-    /// What it is.
-    pub kind: ModuleKind,
-    /// Where it lies.
-    pub range: PaRange,
-    /// Its `bootargs`; empty when there are none.
-    pub bootargs: String,
-}
-
-/// Reads a device tree. `blob` may be longer than the tree.
-///
-/// Time is linear in the tree's size times its depth; allocations are bounded by the tree's size.
-///
-/// # Errors
-/// [`FdtError`]: the blob is no well-formed tree, or lacks RAM, CPUs, PSCI or a PL011.
-pub fn parse(blob: &[u8]) -> Result<Platform, FdtError> {
-    let checked = check::check(blob)?;
-    let bytes = checked.bytes();
-    // It looks at the header only, which was checked.
-    let tree = ::fdt::Fdt::new(bytes).map_err(|_| FdtError::Truncated {
-        need: bytes.len(),
-        have: bytes.len(),
-    })?;
-    let root = Node::root(&tree).ok_or(FdtError::MissingNode("root node"))?;
-    let chosen = root.child("chosen")?;
-    let devices = Devices::find(root)?;
-    Ok(Platform {
-        ram: ram(root)?,
-        reserved: reserved(&tree, root)?,
-        cpus: cpus(root)?,
-        uart: uart(root, chosen, &devices)?,
-        gic: devices.gic.map(gic).transpose()?,
-        psci: psci(root)?,
-        modules: chosen.map_or(Ok(Vec::new()), modules)?,
-        bootargs: chosen
-            .map_or(Ok(""), |node| {
-                node.string("bootargs").map(Option::unwrap_or_default)
-            })?
-            .into(),
-    })
-}
 
 /// Appends, within [`MAX_ENTRIES`].
 fn push<T>(list: &mut Vec<T>, item: T, what: &'static str) -> Result<(), FdtError> {
@@ -181,7 +24,7 @@ fn push<T>(list: &mut Vec<T>, item: T, what: &'static str) -> Result<(), FdtErro
     Ok(())
 }
 
-fn ram(root: Node<'_, '_>) -> Result<Vec<PaRange>, FdtError> {
+pub(super) fn ram(root: Node<'_, '_>) -> Result<Vec<PaRange>, FdtError> {
     let mut found = Vec::new();
     for node in root.children()? {
         let is_memory = node.value("device_type") == Some(b"memory\0");
@@ -208,7 +51,10 @@ fn ram(root: Node<'_, '_>) -> Result<Vec<PaRange>, FdtError> {
     }
 }
 
-fn reserved(tree: &::fdt::Fdt<'_>, root: Node<'_, '_>) -> Result<Vec<Named<PaRange>>, FdtError> {
+pub(super) fn reserved(
+    tree: &::fdt::Fdt<'_>,
+    root: Node<'_, '_>,
+) -> Result<Vec<Named<PaRange>>, FdtError> {
     let mut found = Vec::new();
     for entry in tree.memory_reservations() {
         let (start, size) = (entry.address() as u64, entry.size() as u64);
@@ -240,7 +86,7 @@ fn reserved(tree: &::fdt::Fdt<'_>, root: Node<'_, '_>) -> Result<Vec<Named<PaRan
     Ok(found)
 }
 
-fn cpus(root: Node<'_, '_>) -> Result<Vec<Cpu>, FdtError> {
+pub(super) fn cpus(root: Node<'_, '_>) -> Result<Vec<Cpu>, FdtError> {
     let parent = root.child("cpus")?.ok_or(FdtError::MissingNode("/cpus"))?;
     let mut found: Vec<Cpu> = Vec::new();
     for node in parent.children()? {
@@ -263,7 +109,7 @@ fn cpus(root: Node<'_, '_>) -> Result<Vec<Cpu>, FdtError> {
     }
 }
 
-fn psci(root: Node<'_, '_>) -> Result<Conduit, FdtError> {
+pub(super) fn psci(root: Node<'_, '_>) -> Result<Conduit, FdtError> {
     let kinds = ["arm,psci-1.0", "arm,psci-0.2", "arm,psci"];
     let node = root
         .children()?
@@ -287,9 +133,9 @@ fn psci(root: Node<'_, '_>) -> Result<Conduit, FdtError> {
 
 /// Devices that are looked for in the whole tree, by `compatible`; the first of each counts.
 #[derive(Default)]
-struct Devices<'b, 'a> {
+pub(super) struct Devices<'b, 'a> {
     uart: Option<Node<'b, 'a>>,
-    gic: Option<Node<'b, 'a>>,
+    pub(super) gic: Option<Node<'b, 'a>>,
 }
 
 fn is_uart(node: &Node<'_, '_>) -> bool {
@@ -297,7 +143,7 @@ fn is_uart(node: &Node<'_, '_>) -> bool {
 }
 
 impl<'b, 'a> Devices<'b, 'a> {
-    fn find(root: Node<'b, 'a>) -> Result<Self, FdtError> {
+    pub(super) fn find(root: Node<'b, 'a>) -> Result<Self, FdtError> {
         let mut found = Self::default();
         let mut parents = alloc::vec![root];
         // Ends: the tree is finite, and each node is put on the list once. Only buses are searched.
@@ -317,7 +163,7 @@ impl<'b, 'a> Devices<'b, 'a> {
     }
 }
 
-fn uart(
+pub(super) fn uart(
     root: Node<'_, '_>,
     chosen: Option<Node<'_, '_>>,
     devices: &Devices<'_, '_>,
@@ -354,7 +200,7 @@ fn first(node: &Node<'_, '_>) -> Result<PaRange, FdtError> {
     })
 }
 
-fn gic(node: Node<'_, '_>) -> Result<Gic, FdtError> {
+pub(super) fn gic(node: Node<'_, '_>) -> Result<Gic, FdtError> {
     match node.ranges(Cells::TWO)?.as_slice() {
         [dist, redist, ..] if !dist.is_empty() && !redist.is_empty() => Ok(Gic {
             dist: *dist,
@@ -369,7 +215,7 @@ fn gic(node: Node<'_, '_>) -> Result<Gic, FdtError> {
     }
 }
 
-fn modules(chosen: Node<'_, '_>) -> Result<Vec<Module>, FdtError> {
+pub(super) fn modules(chosen: Node<'_, '_>) -> Result<Vec<Module>, FdtError> {
     let mut found = Vec::new();
     for node in chosen.children()? {
         if !node.is_compatible("multiboot,module") {

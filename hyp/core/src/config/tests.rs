@@ -1,0 +1,203 @@
+//! The command line: what is understood, what is refused, and with what sentence.
+
+use std::string::ToString;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// 4 CPUs, 480 MiB free, 16 MiB of that for the hypervisor.
+const MACHINE: Bounds = Bounds {
+    cpus: 4,
+    free: 480 * MIB,
+    overhead: 16 * MIB,
+    can_measure: false,
+};
+
+fn resolve(line: &str, machine: &Bounds) -> Result<Config, ConfigError> {
+    Request::parse(line)?.resolve(machine)
+}
+
+fn refusal(line: &str) -> std::string::String {
+    resolve(line, &MACHINE).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_line_means_every_cpu_and_half_of_memory() {
+    let config = resolve("", &MACHINE).unwrap();
+    assert_eq!(
+        config,
+        Config {
+            vcpus: 4,
+            mem: 240 * MIB,
+            report: None,
+            measure: false
+        }
+    );
+    let large = Bounds {
+        cpus: 64,
+        free: 64 << 30,
+        ..MACHINE
+    };
+    let config = resolve("  ", &large).unwrap();
+    assert_eq!((config.vcpus, config.mem), (8, 1 << 30));
+}
+
+#[test]
+fn every_word_is_understood() {
+    let line = " mem=64M\tvcpus=2  report=0123456789abcdef measure\n";
+    let config = resolve(
+        line,
+        &Bounds {
+            can_measure: true,
+            ..MACHINE
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        (config.vcpus, config.mem, config.measure),
+        (2, 64 * MIB, true)
+    );
+    assert_eq!(config.report.unwrap().as_str(), "0123456789abcdef");
+}
+
+#[test]
+fn sizes_have_a_unit() {
+    assert_eq!(parse_size("65536K"), Some(64 * MIB));
+    assert_eq!(parse_size("1G"), Some(1024 * MIB));
+    for bad in [
+        "",
+        "M",
+        "64",
+        "64m",
+        "64MB",
+        "0x40M",
+        "+1M",
+        "-1M",
+        "1.5G",
+        "18446744073709551615G",
+    ] {
+        assert_eq!(parse_size(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn a_refusal_has_the_numbers_in_it() {
+    assert_eq!(
+        refusal("vcpus=5"),
+        "vcpus=5 is too many: this machine has 4 CPUs, a VM at most 8"
+    );
+    assert_eq!(
+        refusal("mem=4M"),
+        "mem=4 MiB is too little: a guest needs at least 8 MiB"
+    );
+    assert_eq!(
+        refusal("mem=8193K"),
+        "mem=8193 KiB is not a multiple of 4 KiB"
+    );
+    assert_eq!(
+        refusal("mem=465M"),
+        "mem=465 MiB is too much: 480 MiB are free, and 16 MiB of that are the hypervisor's own"
+    );
+    assert_eq!(
+        refusal("measure"),
+        "\"measure\" needs a hypervisor built with the feature \"measure\""
+    );
+    assert_eq!(refusal("vcpus=1 vcpus=1"), "vcpus is given twice");
+    assert_eq!(refusal("measure measure"), "measure is given twice");
+}
+
+#[test]
+fn unknown_words_are_refused_and_shown_harmlessly() {
+    assert_eq!(
+        refusal("vcpu=2"),
+        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE report=NONCE measure"
+    );
+    assert!(matches!(
+        Request::parse("measure=1"),
+        Err(ConfigError::UnknownWord(_))
+    ));
+    assert!(matches!(
+        Request::parse("vcpus"),
+        Err(ConfigError::UnknownWord(_))
+    ));
+    let escape = refusal("\u{1b}[2J");
+    assert!(escape.contains("\\u{1b}[2J"), "{escape}");
+    let long = "x".repeat(2000);
+    assert!(refusal(&long).len() < 200);
+    assert_eq!(
+        Request::parse(&"x".repeat(3000)),
+        Err(ConfigError::TooLong(3000))
+    );
+}
+
+#[test]
+fn bad_values_are_refused() {
+    for line in [
+        "vcpus=",
+        "vcpus=0",
+        "vcpus=9",
+        "vcpus=two",
+        "vcpus=1 mem=",
+        "mem=64",
+        "report=",
+        "report=xyz",
+    ] {
+        assert!(
+            matches!(Request::parse(line), Err(ConfigError::Value { .. })),
+            "{line}"
+        );
+    }
+    for digits in ["0123456789abcde", "0123456789ABCDEF"] {
+        assert_eq!(Nonce::new(digits), None, "{digits}");
+    }
+    assert_eq!(Nonce::new(&"a".repeat(65)), None);
+    assert!(Nonce::new(&"a".repeat(64)).is_some());
+}
+
+#[test]
+fn a_machine_without_room_says_so() {
+    let small = Bounds {
+        free: 20 * MIB,
+        ..MACHINE
+    };
+    assert_eq!(
+        resolve("", &small).unwrap_err().to_string(),
+        "the machine is too small: 20 MiB are free, 16 MiB of that are the hypervisor's own, a guest needs 8 MiB"
+    );
+    assert!(resolve("mem=8M", &small).is_err());
+    let none = Bounds { cpus: 0, ..MACHINE };
+    assert!(matches!(
+        resolve("", &none),
+        Err(ConfigError::TooManyVcpus { cpus: 0, .. })
+    ));
+}
+
+#[test]
+fn a_nonce_is_not_shown_by_debug() {
+    let nonce = Nonce::new("0123456789abcdef").unwrap();
+    assert!(!std::format!("{nonce:?}").contains("0123"));
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_granted_fits(
+        line in "( |vcpus=[0-9]{1,3}|mem=[0-9]{1,7}[KMG]|report=[0-9a-f]{10,20}|measure|[a-z=]{1,9}){0,4}",
+        cpus in 0..20_usize, free in 0..1_u64 << 36, overhead in 0..1_u64 << 30, can_measure: bool,
+    ) {
+        let machine = Bounds { cpus, free, overhead, can_measure };
+        if let Ok(config) = resolve(&line, &machine) {
+            prop_assert!((1..=MAX_VCPUS.min(cpus)).contains(&config.vcpus));
+            prop_assert!(config.mem >= MIN_MEM && config.mem + overhead <= free);
+            prop_assert_eq!(config.mem % PAGE_SIZE, 0);
+            prop_assert!(can_measure || !config.measure);
+        }
+    }
+
+    #[test]
+    fn any_line_gets_an_answer(line in any::<std::string::String>()) {
+        let _ = resolve(&line, &MACHINE).map_err(|error| error.to_string());
+    }
+}
