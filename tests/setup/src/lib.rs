@@ -127,9 +127,11 @@ impl Machine {
 
     /// Puts a fake on the PATH.
     pub fn install(&self, program: &str) -> io::Result<()> {
-        let fake = self.path("fakes").join(program);
-        fs::set_permissions(&fake, fs::Permissions::from_mode(0o755))?;
-        fs::copy(fake, self.path("bin").join(program)).map(drop)
+        fs::copy(
+            self.path("fakes").join(program),
+            self.path("bin").join(program),
+        )
+        .map(drop)
     }
 
     /// Takes a program off the PATH.
@@ -347,12 +349,15 @@ pub fn listing(folder: &Path) -> io::Result<Vec<String>> {
     Ok(lines)
 }
 
+/// Copies the files of a folder, as files that may be run.
 fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         if entry.file_type()?.is_file() {
-            fs::copy(entry.path(), to.join(entry.file_name()))?;
+            let copy = to.join(entry.file_name());
+            fs::copy(entry.path(), &copy)?;
+            fs::set_permissions(copy, fs::Permissions::from_mode(0o755))?;
         }
     }
     Ok(())
