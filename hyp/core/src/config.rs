@@ -114,6 +114,18 @@ impl Nonce {
         (good && (16..=64).contains(&digits.len())).then(|| Self(digits.into()))
     }
 
+    /// The nonce on a command line that may otherwise be wrong: so that its refusal can be reported.
+    #[must_use]
+    pub fn find(line: &str) -> Option<Self> {
+        let words = line
+            .get(..MAX_LINE)
+            .unwrap_or(line)
+            .split_ascii_whitespace();
+        words
+            .filter_map(|word| word.strip_prefix("report="))
+            .find_map(Self::new)
+    }
+
     /// The digits.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -166,3 +166,37 @@ pub fn parse(blob: &[u8]) -> Result<Platform, FdtError> {
             .into(),
     })
 }
+
+/// What a refusal needs: where to print it, with what mark, and how to end the machine. All of it is best
+/// effort; what the tree does not say clearly is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Salvage {
+    /// Registers of the console's PL011.
+    pub uart: Option<PaRange>,
+    /// How PSCI is called.
+    pub psci: Option<Conduit>,
+    /// `/chosen/bootargs`.
+    pub bootargs: Option<String>,
+}
+
+/// Reads what can be read of a tree that [`parse`] refused, or of any blob. Bounded like [`parse`].
+#[must_use]
+pub fn salvage(blob: &[u8]) -> Salvage {
+    let Ok(checked) = check::check(blob) else {
+        return Salvage::default();
+    };
+    let Ok(tree) = ::fdt::Fdt::new(checked.bytes()) else {
+        return Salvage::default();
+    };
+    let Some(root) = Node::root(&tree) else {
+        return Salvage::default();
+    };
+    let chosen = root.child("chosen").ok().flatten();
+    let devices = find::Devices::find(root).unwrap_or_default();
+    let bootargs = chosen.and_then(|node| node.string("bootargs").ok().flatten());
+    Salvage {
+        uart: find::uart(root, chosen, &devices).ok(),
+        psci: find::psci(root).ok(),
+        bootargs: bootargs.map(String::from),
+    }
+}

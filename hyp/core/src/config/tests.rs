@@ -176,6 +176,14 @@ fn a_machine_without_room_says_so() {
 }
 
 #[test]
+fn a_refused_line_still_gives_its_nonce() {
+    let line = "vcpus=99 report=zz report=0123456789abcdef";
+    assert!(Request::parse(line).is_err());
+    assert_eq!(Nonce::find(line), Nonce::new("0123456789abcdef"));
+    assert_eq!(Nonce::find("vcpus=2"), None);
+}
+
+#[test]
 fn a_nonce_is_not_shown_by_debug() {
     let nonce = Nonce::new("0123456789abcdef").unwrap();
     assert!(!std::format!("{nonce:?}").contains("0123"));

@@ -298,3 +298,25 @@ fn no_tree_at_all_is_told_by_its_magic() {
         Err(FdtError::TooLarge { .. })
     ));
 }
+
+#[test]
+fn a_refused_tree_still_says_where_to_print_that() {
+    let tree = Tree {
+        memory: [].into(),
+        ..virt()
+    };
+    assert!(parse(&tree.build()).is_err());
+    let salvage = salvage(&tree.build());
+    assert_eq!(salvage.uart, Some(range(0x900_0000, 0x1000)));
+    assert_eq!(salvage.psci, Some(Conduit::Smc));
+    assert_eq!(salvage.bootargs.as_deref(), Some("vcpus=2 mem=64M"));
+    let tree = Tree {
+        psci: None,
+        uarts: [].into(),
+        ..virt()
+    };
+    let salvage = super::salvage(&tree.build());
+    assert_eq!((salvage.uart, salvage.psci), (None, None));
+    assert!(salvage.bootargs.is_some());
+    assert_eq!(super::salvage(&[0; 64]), Salvage::default());
+}

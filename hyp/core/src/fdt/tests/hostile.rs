@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::trees::{self, Tree, virt};
-use crate::fdt::{FdtError, MAX_DEPTH, MAX_TOKENS, StructureFault, parse};
+use crate::fdt::{FdtError, MAX_DEPTH, MAX_TOKENS, StructureFault, parse, salvage};
 
 const BEGIN: u32 = 1;
 const END_NODE: u32 = 2;
@@ -261,14 +261,15 @@ fn piece() -> impl Strategy<Value = Vec<u32>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
     fn random_structure_never_panics(pieces in proptest::collection::vec(piece(), 0..40)) {
         let mut words = [BEGIN, 0].to_vec();
         words.extend(pieces.concat());
         words.extend([END_NODE, END]);
-        let _ = parse(&blob(&words, STRINGS));
+        let blob = blob(&words, STRINGS);
+        let _ = (parse(&blob), salvage(&blob));
     }
 
     #[test]
@@ -288,7 +289,7 @@ proptest! {
             };
             blob[at..at + 4].copy_from_slice(&value.to_be_bytes());
         }
-        let _ = parse(&blob);
+        let _ = (parse(&blob), salvage(&blob));
     }
 
     #[test]
