@@ -7,4 +7,5 @@ mod idle;
 mod interrupt;
 mod qemu;
 mod runner;
+mod stages;
 mod toolchain;
