@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_secs(20);
 #[must_use = "a scenario does nothing until it is run"]
 pub struct Scenario {
     guest: OsString,
-    arguments: Vec<OsString>,
+    options: Vec<(String, Option<OsString>)>,
     extra: Vec<OsString>,
     script: Option<String>,
     timeout: u64,
@@ -33,7 +33,7 @@ impl Scenario {
     pub fn of(guest: impl Into<OsString>) -> Self {
         Self {
             guest: guest.into(),
-            arguments: Vec::new(),
+            options: Vec::new(),
             extra: Vec::new(),
             script: None,
             timeout: TIMEOUT,
@@ -47,16 +47,17 @@ impl Scenario {
         self
     }
 
-    /// Adds an option with a value.
+    /// Sets an option with a value; an earlier value of it is replaced.
     pub fn with(mut self, option: &str, value: impl ToString) -> Self {
-        self.arguments
-            .extend([option.into(), value.to_string().into()]);
+        self.options.retain(|(name, _)| name != option);
+        self.options
+            .push((option.to_owned(), Some(value.to_string().into())));
         self
     }
 
     /// Adds an option without a value.
     pub fn flag(mut self, option: &str) -> Self {
-        self.arguments.push(option.into());
+        self.options.push((option.to_owned(), None));
         self
     }
 
@@ -103,7 +104,10 @@ impl Scenario {
         let folder = tempfile::tempdir().unwrap();
         let summary = folder.path().join("summary.json");
         let mut command = Command::new(hypctl());
-        command.arg("run").arg(&self.guest).args(&self.arguments);
+        command.arg("run").arg(&self.guest);
+        for (option, value) in &self.options {
+            command.arg(option).args(value);
+        }
         command
             .arg("--timeout")
             .arg(self.timeout.to_string())

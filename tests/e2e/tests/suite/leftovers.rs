@@ -70,7 +70,7 @@ impl Victim {
 
     /// Expects that QEMU goes, and returns `hypctl`'s exit code.
     #[track_caller]
-    fn is_gone(mut self) -> Option<i32> {
+    fn gone(mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         while alive(self.qemu) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
@@ -116,28 +116,28 @@ fn children(parent: u32) -> Vec<i32> {
 fn an_interrupt_ends_both() {
     let victim = Victim::start();
     victim.signal(Signal::INT);
-    assert_eq!(victim.is_gone(), Some(130));
+    assert_eq!(victim.gone(), Some(130));
 }
 
 #[test]
 fn a_termination_ends_both() {
     let victim = Victim::start();
     victim.signal(Signal::TERM);
-    assert_eq!(victim.is_gone(), Some(143));
+    assert_eq!(victim.gone(), Some(143));
 }
 
 #[test]
 fn a_hang_up_ends_both() {
     let victim = Victim::start();
     victim.signal(Signal::HUP);
-    assert_eq!(victim.is_gone(), Some(129));
+    assert_eq!(victim.gone(), Some(129));
 }
 
 #[test]
 fn a_killed_hypctl_takes_qemu_with_it() {
     let victim = Victim::start();
     victim.signal(Signal::KILL);
-    assert_eq!(victim.is_gone(), None);
+    assert_eq!(victim.gone(), None);
 }
 
 #[test]
