@@ -124,16 +124,10 @@ impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EmptyOrWraps { start, len } => {
-                write!(
-                    f,
-                    "IPA range at {start} with {len:#x} bytes is empty or wraps"
-                )
+                write!(f, "IPA range at {start} with {len:#x} bytes is empty or wraps")
             }
             Self::Unaligned { start, len } => {
-                write!(
-                    f,
-                    "IPA range at {start} with {len:#x} bytes is not a multiple of 4 KiB"
-                )
+                write!(f, "IPA range at {start} with {len:#x} bytes is not a multiple of 4 KiB")
             }
         }
     }
@@ -314,10 +308,7 @@ mod tests {
 
     #[test]
     fn range_refuses_empty_wrapping_and_unaligned() {
-        assert!(matches!(
-            IpaRange::new(Ipa::new(0), 0),
-            Err(RangeError::EmptyOrWraps { .. })
-        ));
+        assert!(matches!(IpaRange::new(Ipa::new(0), 0), Err(RangeError::EmptyOrWraps { .. })));
         assert!(matches!(
             IpaRange::new(Ipa::new(u64::MAX - 0xfff), 0x2000),
             Err(RangeError::EmptyOrWraps { .. })
@@ -326,10 +317,7 @@ mod tests {
             IpaRange::new(Ipa::new(0x800), 0x1000),
             Err(RangeError::Unaligned { .. })
         ));
-        assert!(matches!(
-            IpaRange::new(Ipa::new(0), 0x1800),
-            Err(RangeError::Unaligned { .. })
-        ));
+        assert!(matches!(IpaRange::new(Ipa::new(0), 0x1800), Err(RangeError::Unaligned { .. })));
     }
 
     #[test]

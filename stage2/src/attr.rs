@@ -149,10 +149,7 @@ impl Encoding {
     /// What a machine with `features` uses: FWB and XNX wherever they exist.
     #[must_use]
     pub const fn of(features: &Features) -> Self {
-        Self {
-            fwb: features.has(Caps::FWB),
-            xnx: features.has(Caps::XNX),
-        }
+        Self { fwb: features.has(Caps::FWB), xnx: features.has(Caps::XNX) }
     }
 
     /// MemAttr\[3:0\].
@@ -173,11 +170,7 @@ impl Attributes {
     pub const fn new(prot: Prot, mem: MemType) -> Self {
         Self {
             read: prot.contains(Prot::READ),
-            write: if prot.contains(Prot::WRITE) {
-                Write::Allowed
-            } else {
-                Write::Denied
-            },
+            write: if prot.contains(Prot::WRITE) { Write::Allowed } else { Write::Denied },
             exec_el1: prot.contains(Prot::EXEC_EL1),
             exec_el0: prot.contains(Prot::EXEC_EL0),
             mem,
@@ -287,10 +280,7 @@ mod tests {
     }
 
     fn encodings() -> impl Iterator<Item = Encoding> {
-        (0..4).map(|n| Encoding {
-            fwb: n & 1 != 0,
-            xnx: n & 2 != 0,
-        })
+        (0..4).map(|n| Encoding { fwb: n & 1 != 0, xnx: n & 2 != 0 })
     }
 
     #[test]
@@ -314,9 +304,8 @@ mod tests {
     #[test]
     fn decode_accepts_only_what_encode_writes() {
         for encoding in encodings() {
-            let written: std::collections::HashSet<u64> = all_attributes()
-                .filter_map(|a| a.encode(encoding).ok())
-                .collect();
+            let written: std::collections::HashSet<u64> =
+                all_attributes().filter_map(|a| a.encode(encoding).ok()).collect();
             // All values of bits 10:2 with all values of bits 54:51.
             for low in 0..512u64 {
                 for high in 0..16u64 {
@@ -332,15 +321,9 @@ mod tests {
     #[test]
     fn ordinary_ram_is_what_the_manual_spells() {
         let ram = Attributes::new(Prot::RWX, MemType::Normal);
-        let plain = Encoding {
-            fwb: false,
-            xnx: false,
-        };
+        let plain = Encoding { fwb: false, xnx: false };
         assert_eq!(ram.encode(plain), Ok(0b1_11_11_1111_00));
-        assert_eq!(
-            ram.encode(Encoding { fwb: true, ..plain }),
-            Ok(0b1_11_11_0110_00)
-        );
+        assert_eq!(ram.encode(Encoding { fwb: true, ..plain }), Ok(0b1_11_11_0110_00));
         let device = Attributes::new(Prot::RW, MemType::Device);
         assert_eq!(device.encode(plain), Ok(1 << 54 | 0b1_11_11_0001_00));
         let xnx = Encoding { xnx: true, ..plain };

@@ -171,11 +171,7 @@ impl Descriptor {
             Ok(bits) => bits,
             Err(error) => return Err(DescriptorError::Attributes(error)),
         };
-        let kind = if matches!(level, Level::L3) {
-            TABLE_OR_PAGE
-        } else {
-            BLOCK
-        };
+        let kind = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
         let owner = if owned { 0 } else { NON_OWNED };
         Ok(Self(pa.get() | attributes | kind | MANAGED | owner))
     }
@@ -209,11 +205,7 @@ impl Descriptor {
     /// A live descriptor with its valid bit cleared; `None` if it is not live and ours.
     #[must_use]
     pub const fn to_busy(self) -> Option<Self> {
-        if self.is_valid() && self.0 & MANAGED != 0 {
-            Some(Self(self.0 & !VALID))
-        } else {
-            None
-        }
+        if self.is_valid() && self.0 & MANAGED != 0 { Some(Self(self.0 & !VALID)) } else { None }
     }
 
     /// What the bits say in a slot of `level`.
@@ -245,19 +237,12 @@ impl Descriptor {
 
     const fn view_live(self, level: Level) -> View {
         let ours = self.0 & MANAGED != 0 && self.0 & NEVER == 0;
-        let leaf_type = if matches!(level, Level::L3) {
-            TABLE_OR_PAGE
-        } else {
-            BLOCK
-        };
+        let leaf_type = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
         if !ours {
             return View::Foreign(self.0);
         }
         if level.has_leaves() && self.0 & TYPE == leaf_type {
-            let leaf = Leaf {
-                bits: self.0,
-                level,
-            };
+            let leaf = Leaf { bits: self.0, level };
             let stray = self.0 & !(ADDRESS | ATTRIBUTES | MANAGED | NON_OWNED | TYPE);
             if stray == 0 && leaf.pa().is_aligned(level.slot_bytes()) {
                 return View::Leaf(leaf);
@@ -311,11 +296,7 @@ impl Note {
     /// `None` above [`Note::MAX`].
     #[must_use]
     pub const fn new(payload: u64) -> Option<Self> {
-        if payload <= Self::MAX {
-            Some(Self(payload))
-        } else {
-            None
-        }
+        if payload <= Self::MAX { Some(Self(payload)) } else { None }
     }
 
     /// The payload.
@@ -332,10 +313,7 @@ mod tests {
     use super::*;
     use crate::attr::{MemType, Prot};
 
-    const PLAIN: Encoding = Encoding {
-        fwb: false,
-        xnx: false,
-    };
+    const PLAIN: Encoding = Encoding { fwb: false, xnx: false };
     const LEVELS: [Level; 4] = [Level::L0, Level::L1, Level::L2, Level::L3];
 
     fn ram(level: Level, pa: u64, owned: bool) -> Result<Descriptor, DescriptorError> {
@@ -345,20 +323,13 @@ mod tests {
 
     #[test]
     fn leaves_round_trip_at_every_level() {
-        for (level, pa) in [
-            (Level::L1, 0xffff_c000_0000),
-            (Level::L2, 0x4020_0000),
-            (Level::L3, 0x4020_1000),
-        ] {
+        for (level, pa) in
+            [(Level::L1, 0xffff_c000_0000), (Level::L2, 0x4020_0000), (Level::L3, 0x4020_1000)]
+        {
             for owned in [true, false] {
                 let descriptor = ram(level, pa, owned).unwrap();
-                let View::Leaf(leaf) = descriptor.view(level) else {
-                    panic!("{descriptor:?}")
-                };
-                assert_eq!(
-                    (leaf.pa(), leaf.level(), leaf.is_owned()),
-                    (Pa::new(pa), level, owned)
-                );
+                let View::Leaf(leaf) = descriptor.view(level) else { panic!("{descriptor:?}") };
+                assert_eq!((leaf.pa(), leaf.level(), leaf.is_owned()), (Pa::new(pa), level, owned));
                 assert_eq!(
                     leaf.attributes(PLAIN),
                     Some(Attributes::new(Prot::RWX, MemType::Normal))
@@ -374,30 +345,15 @@ mod tests {
         assert_eq!(table.bits(), 0x0100_0000_0000_8003);
         let page = ram(Level::L3, 0x8000, true).unwrap();
         assert!(matches!(page.view(Level::L3), View::Leaf(_)));
-        assert!(
-            matches!(page.view(Level::L2), View::Foreign(_)),
-            "attribute bits in a table"
-        );
+        assert!(matches!(page.view(Level::L2), View::Foreign(_)), "attribute bits in a table");
     }
 
     #[test]
     fn wrong_levels_and_addresses_are_refused() {
-        assert_eq!(
-            ram(Level::L0, 0, true),
-            Err(DescriptorError::Level { level: Level::L0 })
-        );
-        assert!(matches!(
-            ram(Level::L2, 0x1000, true),
-            Err(DescriptorError::Address { .. })
-        ));
-        assert!(matches!(
-            ram(Level::L3, 1 << 48, true),
-            Err(DescriptorError::Address { .. })
-        ));
-        assert!(matches!(
-            ram(Level::L3, 0x800, true),
-            Err(DescriptorError::Address { .. })
-        ));
+        assert_eq!(ram(Level::L0, 0, true), Err(DescriptorError::Level { level: Level::L0 }));
+        assert!(matches!(ram(Level::L2, 0x1000, true), Err(DescriptorError::Address { .. })));
+        assert!(matches!(ram(Level::L3, 1 << 48, true), Err(DescriptorError::Address { .. })));
+        assert!(matches!(ram(Level::L3, 0x800, true), Err(DescriptorError::Address { .. })));
         assert!(Descriptor::table(Level::L3, Pa::new(0x1000)).is_err());
         assert!(Descriptor::table(Level::L2, Pa::new(0x1008)).is_err());
     }

@@ -64,12 +64,8 @@ impl<const CPUS: usize> Epochs<CPUS> {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            cpus: [const {
-                Counter {
-                    epoch: AtomicU64::new(0),
-                    joined: AtomicBool::new(false),
-                }
-            }; CPUS],
+            cpus: [const { Counter { epoch: AtomicU64::new(0), joined: AtomicBool::new(false) } };
+                CPUS],
         }
     }
 
@@ -80,10 +76,7 @@ impl<const CPUS: usize> Epochs<CPUS> {
         if counter.joined.swap(true, Ordering::AcqRel) {
             return None;
         }
-        Some(Cpu {
-            counter,
-            depth: Cell::new(0),
-        })
+        Some(Cpu { counter, depth: Cell::new(0) })
     }
 
     /// Returns once every CPU has been outside a guard since the call. `relax` runs between polls.
@@ -114,17 +107,11 @@ impl Cpu<'_> {
         let depth = self.depth.get();
         if depth == 0 {
             let epoch = self.counter.epoch.load(Ordering::Relaxed);
-            self.counter
-                .epoch
-                .store(epoch.wrapping_add(1), Ordering::Relaxed);
+            self.counter.epoch.store(epoch.wrapping_add(1), Ordering::Relaxed);
             fence(Ordering::SeqCst);
         }
         self.depth.set(depth.saturating_add(1));
-        Guard {
-            counter: self.counter,
-            depth: &self.depth,
-            not_send: PhantomData,
-        }
+        Guard { counter: self.counter, depth: &self.depth, not_send: PhantomData }
     }
 
     /// Whether this CPU holds no guard: the condition for waiting, WFI, PSCI and entering a guest.
@@ -147,9 +134,7 @@ impl Drop for Guard<'_> {
         self.depth.set(depth);
         if depth == 0 {
             let epoch = self.counter.epoch.load(Ordering::Relaxed);
-            self.counter
-                .epoch
-                .store(epoch.wrapping_add(1), Ordering::Release);
+            self.counter.epoch.store(epoch.wrapping_add(1), Ordering::Release);
         }
     }
 }
@@ -229,10 +214,7 @@ mod tests {
                 });
             }
             for round in 0..ROUNDS {
-                current.store(
-                    std::ptr::from_ref(&alive[round + 1]).cast_mut(),
-                    Ordering::Release,
-                );
+                current.store(std::ptr::from_ref(&alive[round + 1]).cast_mut(), Ordering::Release);
                 epochs.wait(std::thread::yield_now);
                 alive[round].store(false, Ordering::Relaxed);
             }

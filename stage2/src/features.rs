@@ -130,11 +130,7 @@ impl Features {
             1 => Bbm::Level1,
             _ => Bbm::Level2,
         };
-        Self {
-            caps,
-            bbm,
-            pa_bits: pa_bits_of(field(id.mmfr0, 0)).unwrap_or(32),
-        }
+        Self { caps, bbm, pa_bits: pa_bits_of(field(id.mmfr0, 0)).unwrap_or(32) }
     }
 
     /// What both support: the features of a machine are the `and` over its PEs.
@@ -150,10 +146,7 @@ impl Features {
     /// The same machine with `hidden` taken away.
     #[must_use]
     pub fn without(self, hidden: Caps) -> Self {
-        Self {
-            caps: self.caps - hidden,
-            ..self
-        }
+        Self { caps: self.caps - hidden, ..self }
     }
 
     /// Whether all of `caps` are there.
@@ -184,13 +177,8 @@ mod tests {
     use super::*;
 
     /// The ID registers of a Cortex-A53 (r0p4), from its technical reference manual.
-    const CORTEX_A53: IdRegisters = IdRegisters {
-        mmfr0: 0x1122,
-        mmfr1: 0,
-        mmfr2: 0,
-        isar0: 0x11120,
-        ctr: 0x8444_8004,
-    };
+    const CORTEX_A53: IdRegisters =
+        IdRegisters { mmfr0: 0x1122, mmfr1: 0, mmfr2: 0, isar0: 0x11120, ctr: 0x8444_8004 };
 
     #[test]
     fn cortex_a53_has_the_granule_and_nothing_optional() {
@@ -219,11 +207,7 @@ mod tests {
     #[test]
     fn granule_can_be_absent_in_either_field() {
         let absent = |mmfr0| {
-            !Features::from_id_registers(&IdRegisters {
-                mmfr0,
-                ..CORTEX_A53
-            })
-            .has(Caps::GRANULE_4K)
+            !Features::from_id_registers(&IdRegisters { mmfr0, ..CORTEX_A53 }).has(Caps::GRANULE_4K)
         };
         assert!(absent(0xf << 28));
         assert!(absent(0x1 << 40));
@@ -232,11 +216,7 @@ mod tests {
 
     #[test]
     fn and_keeps_what_both_have() {
-        let big = Features {
-            caps: Caps::all(),
-            bbm: Bbm::Level2,
-            pa_bits: 48,
-        };
+        let big = Features { caps: Caps::all(), bbm: Bbm::Level2, pa_bits: 48 };
         let little = Features::from_id_registers(&CORTEX_A53);
         assert_eq!(big.and(little), little);
         assert_eq!(little.and(big), little);

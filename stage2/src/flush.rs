@@ -147,9 +147,7 @@ mod tests {
     #[test]
     fn reduce_flushes_stage_2_before_combined_entries() {
         let operand = PageOperand::new(page().start(), LeafLevel::Unknown, Caps::empty());
-        let log = run(VTTBR, |tlb| {
-            _ = tlb.reduce(page(), LeafLevel::Only(Level::L3))
-        });
+        let log = run(VTTBR, |tlb| _ = tlb.reduce(page(), LeafLevel::Only(Level::L3)));
         assert_eq!(
             log,
             [
@@ -183,9 +181,7 @@ mod tests {
 
     #[test]
     fn relax_stays_on_this_pe() {
-        let log = run(VTTBR, |tlb| {
-            tlb.relax_local(page().start(), LeafLevel::Unknown)
-        });
+        let log = run(VTTBR, |tlb| tlb.relax_local(page().start(), LeafLevel::Unknown));
         assert!(log.contains(&Event::Tlbi(Tlbi::Vmalle1, VTTBR)));
         let completing = log.iter().filter(|e| **e == Event::Dsb(Dsb::Nsh)).count();
         assert_eq!(completing, 2);

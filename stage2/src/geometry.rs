@@ -80,16 +80,10 @@ impl fmt::Display for GeometryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::IpaBits { wanted } => {
-                write!(
-                    f,
-                    "{wanted}-bit IPAs: {MIN_IPA_BITS} to {MAX_IPA_BITS} bits are possible"
-                )
+                write!(f, "{wanted}-bit IPAs: {MIN_IPA_BITS} to {MAX_IPA_BITS} bits are possible")
             }
             Self::ExceedsPa { wanted, pa_bits } => {
-                write!(
-                    f,
-                    "{wanted}-bit IPAs exceed the machine's {pa_bits}-bit physical addresses"
-                )
+                write!(f, "{wanted}-bit IPAs exceed the machine's {pa_bits}-bit physical addresses")
             }
             Self::NoGranule4K => f.write_str("the machine has no 4 KiB granule at stage 2"),
             Self::NoHwUpdate { wanted } => {
@@ -115,10 +109,7 @@ impl Geometry {
             return Err(GeometryError::IpaBits { wanted: ipa_bits });
         }
         if ipa_bits > features.pa_bits {
-            return Err(GeometryError::ExceedsPa {
-                wanted: ipa_bits,
-                pa_bits: features.pa_bits,
-            });
+            return Err(GeometryError::ExceedsPa { wanted: ipa_bits, pa_bits: features.pa_bits });
         }
         if !features.has(Caps::GRANULE_4K) {
             return Err(GeometryError::NoGranule4K);
@@ -141,12 +132,7 @@ impl Geometry {
         };
         let root_tables = 1 << ipa_bits.saturating_sub(start.shift() + TABLE_BITS);
         let vtcr = vtcr(ipa_bits, start, features, hw_update);
-        Ok(Self {
-            ipa_bits,
-            start,
-            root_tables,
-            vtcr,
-        })
+        Ok(Self { ipa_bits, start, root_tables, vtcr })
     }
 
     /// Bits of IPA.
@@ -242,11 +228,7 @@ mod tests {
     use crate::features::{Bbm, pa_bits_of};
 
     fn machine(pa_bits: u32, caps: Caps) -> Features {
-        Features {
-            caps: caps | Caps::GRANULE_4K,
-            bbm: Bbm::Level0,
-            pa_bits,
-        }
+        Features { caps: caps | Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits }
     }
 
     /// The architecture's own check, independent of the code above: what a walk from `start` with
@@ -302,11 +284,7 @@ mod tests {
                 assert_eq!(v >> 6 & 3, 2 - g.start() as u64, "SL0");
                 assert_eq!(v >> 8 & 0xff, 0b00_11_01_01, "TG0, SH0, ORGN0, IRGN0");
                 assert_eq!(v >> 16 & 7, pa_range.min(5), "PS");
-                assert_eq!(
-                    v >> 19,
-                    1 << 12 | 0b1101,
-                    "VS, HA, HD and RES1, nothing else"
-                );
+                assert_eq!(v >> 19, 1 << 12 | 0b1101, "VS, HA, HD and RES1, nothing else");
             }
         }
     }
@@ -316,9 +294,7 @@ mod tests {
         let none = machine(40, Caps::empty());
         assert_eq!(
             Geometry::new(40, &none, HwUpdate::Access),
-            Err(GeometryError::NoHwUpdate {
-                wanted: HwUpdate::Access
-            })
+            Err(GeometryError::NoHwUpdate { wanted: HwUpdate::Access })
         );
         let access = machine(40, Caps::HW_ACCESS);
         assert!(Geometry::new(40, &access, HwUpdate::Access).is_ok());
@@ -328,10 +304,7 @@ mod tests {
     #[test]
     fn concatenated_root_pages_follow_the_top_bits() {
         let g = Geometry::new(40, &machine(40, Caps::empty()), HwUpdate::Off).unwrap();
-        assert_eq!(
-            (g.start(), g.root_tables(), g.root_bytes()),
-            (Level::L1, 2, 8192)
-        );
+        assert_eq!((g.start(), g.root_tables(), g.root_bytes()), (Level::L1, 2, 8192));
         let root = Pa::new(0x8000_0000);
         assert_eq!(g.root_page(root, Ipa::new(0)), root);
         assert_eq!(g.root_page(root, Ipa::new((1 << 39) - 1)), root);

@@ -69,17 +69,12 @@ impl<R: AsRef<[Region]> + AsMut<[Region]>> RegionMap<R> {
     /// # Errors
     /// [`Overlap`] names two that are not.
     pub fn new(mut regions: R) -> Result<Self, Overlap> {
-        regions
-            .as_mut()
-            .sort_unstable_by_key(|region| region.range.start());
+        regions.as_mut().sort_unstable_by_key(|region| region.range.start());
         for pair in regions.as_ref().windows(2) {
             if let [first, second] = pair
                 && first.range.overlaps(&second.range)
             {
-                return Err(Overlap {
-                    first: *first,
-                    second: *second,
-                });
+                return Err(Overlap { first: *first, second: *second });
             }
         }
         Ok(Self { regions })
@@ -138,10 +133,7 @@ mod tests {
     fn overlap_names_both() {
         let error =
             RegionMap::new([region(0x4000, 2, "ram"), region(0x5000, 1, "uart")]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "regions ram 0x4000-0x5fff and uart 0x5000-0x5fff overlap"
-        );
+        assert_eq!(error.to_string(), "regions ram 0x4000-0x5fff and uart 0x5000-0x5fff overlap");
     }
 
     #[test]

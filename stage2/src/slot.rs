@@ -126,10 +126,7 @@ impl Slot {
     #[inline]
     pub fn clear<A: Arch>(&self, arch: &A) -> Drained<'_> {
         let old = arch.swap(self, Descriptor::DRAIN.bits());
-        Drained {
-            slot: self,
-            old: Descriptor::from_bits(old),
-        }
+        Drained { slot: self, old: Descriptor::from_bits(old) }
     }
 }
 
@@ -183,8 +180,7 @@ pub mod native {
     /// Writes `new` if the slot holds `old`; returns what it held.
     #[inline]
     pub fn compare_exchange(slot: &Slot, old: u64, new: u64) -> Result<u64, u64> {
-        slot.0
-            .compare_exchange(old, new, Ordering::Release, Ordering::Acquire)
+        slot.0.compare_exchange(old, new, Ordering::Release, Ordering::Acquire)
     }
 
     /// [`compare_exchange`] by one `CASAL` instruction.
@@ -244,13 +240,7 @@ mod tests {
         let arch = Host::new();
         let note = Descriptor::note(crate::Note::new(0).unwrap());
         let busy = table(0x3000).to_busy().unwrap();
-        for held in [
-            Descriptor::DRAIN,
-            Descriptor::DEAD,
-            note,
-            busy,
-            table(0x3000),
-        ] {
+        for held in [Descriptor::DRAIN, Descriptor::DEAD, note, busy, table(0x3000)] {
             let slot = Slot::new(held);
             let lost = slot.try_set(&arch, &guard, table(0x1000));
             assert_eq!(lost, Err(TrySetError::Occupied(held)));

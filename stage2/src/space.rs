@@ -163,10 +163,7 @@ pub enum NewSpaceError {
 impl fmt::Display for NewSpaceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::OutOfTables { pages } = self;
-        write!(
-            f,
-            "no {pages} adjacent pages for the root of the stage-2 tables"
-        )
+        write!(f, "no {pages} adjacent pages for the root of the stage-2 tables")
     }
 }
 
@@ -203,20 +200,10 @@ impl<M: Memory, A: Arch> Space<M, A> {
         arch: A,
     ) -> Result<Self, NewSpaceError> {
         let pages = geometry.root_tables();
-        let root = memory
-            .alloc_table(pages)
-            .ok_or(NewSpaceError::OutOfTables { pages })?;
+        let root = memory.alloc_table(pages).ok_or(NewSpaceError::OutOfTables { pages })?;
         let caps = tlbi_caps(features);
         let encoding = Encoding::of(features);
-        let space = Self {
-            geometry,
-            encoding,
-            caps,
-            vmid,
-            root,
-            memory,
-            arch,
-        };
+        let space = Self { geometry, encoding, caps, vmid, root, memory, arch };
         let _ = space.tlb().vm();
         Ok(space)
     }
@@ -274,10 +261,7 @@ impl<M: Memory, A: Arch> Space<M, A> {
         tally: &mut Tally,
     ) -> Result<Install, InstallError> {
         if !self.geometry.contains(ipa) {
-            return Err(InstallError::BeyondIpaSize {
-                ipa,
-                bits: self.geometry.ipa_bits(),
-            });
+            return Err(InstallError::BeyondIpaSize { ipa, bits: self.geometry.ipa_bits() });
         }
         let mut at = self.geometry.start();
         let mut table = self.root_table(guard, ipa);
@@ -340,16 +324,10 @@ impl<M: Memory, A: Arch> Space<M, A> {
         if seen != Descriptor::EMPTY {
             return step(seen, level);
         }
-        let page = self
-            .memory
-            .alloc_table(1)
-            .ok_or(InstallError::OutOfTables)?;
+        let page = self.memory.alloc_table(1).ok_or(InstallError::OutOfTables)?;
         let linked = Descriptor::table(level, page)
             .map_err(InstallError::from)
-            .and_then(|new| {
-                slot.try_set(&self.arch, guard, new)
-                    .map_err(InstallError::from)
-            });
+            .and_then(|new| slot.try_set(&self.arch, guard, new).map_err(InstallError::from));
         match linked {
             Ok(()) => {
                 tally.tables += 1;
@@ -388,10 +366,7 @@ impl<M: Memory, A: Arch> Space<M, A> {
         let frame = frames.take().ok_or(InstallError::OutOfFrames)?;
         let installed = Descriptor::leaf(level, frame, attributes, self.encoding, true)
             .map_err(InstallError::from)
-            .and_then(|new| {
-                slot.try_set(&self.arch, guard, new)
-                    .map_err(InstallError::from)
-            });
+            .and_then(|new| slot.try_set(&self.arch, guard, new).map_err(InstallError::from));
         match installed {
             Ok(()) => {
                 // Visible to all walkers before the guest relies on it.
@@ -453,10 +428,7 @@ impl From<TrySetError> for InstallError {
     fn from(error: TrySetError) -> Self {
         match error {
             // The level is filled in by whoever looks at what was seen.
-            TrySetError::Occupied(seen) => Self::Occupied {
-                level: Level::L3,
-                seen,
-            },
+            TrySetError::Occupied(seen) => Self::Occupied { level: Level::L3, seen },
             TrySetError::Unsupported => Self::Unsupported,
         }
     }

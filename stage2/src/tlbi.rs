@@ -110,12 +110,7 @@ impl PageOperand {
 
 impl fmt::Debug for PageOperand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ttl={:#b}",
-            self.ipa(),
-            self.0 >> Self::TTL_SHIFT & 0xf
-        )
+        write!(f, "{} ttl={:#b}", self.ipa(), self.0 >> Self::TTL_SHIFT & 0xf)
     }
 }
 
@@ -149,11 +144,7 @@ impl RangeOperand {
             scale -= 1;
         }
         let fits = pages >> (5 * scale + 1);
-        let num = if fits > Self::NUM_MASK + 1 {
-            Self::NUM_MASK
-        } else {
-            fits - 1
-        };
+        let num = if fits > Self::NUM_MASK + 1 { Self::NUM_MASK } else { fits - 1 };
         let ttl = match level.bits() {
             // An unaligned base with a hint makes the range unpredictable.
             Some(hint) if ipa.is_aligned(Self::hinted_bytes(level)) => hint,
@@ -189,22 +180,13 @@ impl RangeOperand {
     /// Pages in the range, from the fields as hardware reads them.
     #[must_use]
     pub const fn pages(self) -> u64 {
-        Self::covers(
-            self.0 >> Self::NUM_SHIFT & Self::NUM_MASK,
-            self.0 >> Self::SCALE_SHIFT & 0b11,
-        )
+        Self::covers(self.0 >> Self::NUM_SHIFT & Self::NUM_MASK, self.0 >> Self::SCALE_SHIFT & 0b11)
     }
 }
 
 impl fmt::Debug for RangeOperand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}+{} ttl={:#b}",
-            self.ipa(),
-            self.pages(),
-            self.0 >> Self::TTL_SHIFT & 0b11
-        )
+        write!(f, "{}+{} ttl={:#b}", self.ipa(), self.pages(), self.0 >> Self::TTL_SHIFT & 0b11)
     }
 }
 
@@ -246,9 +228,7 @@ pub fn by_ipa(range: IpaRange, level: LeafLevel, features: Caps) -> impl Iterato
 /// Capabilities that matter for invalidation, of a machine with `features`.
 #[must_use]
 pub const fn tlbi_caps(features: &Features) -> Caps {
-    features
-        .caps
-        .intersection(Caps::TLBI_RANGE.union(Caps::TTL))
+    features.caps.intersection(Caps::TLBI_RANGE.union(Caps::TTL))
 }
 
 #[cfg(test)]
@@ -308,20 +288,10 @@ mod tests {
     fn operand_fields_stand_where_the_manual_puts_them() {
         let page = |level, caps| PageOperand::new(Ipa::new(0x8_4020_1000), level, caps).bits();
         assert_eq!(page(LeafLevel::Unknown, Caps::TTL), 0x84_0201);
-        assert_eq!(
-            page(LeafLevel::Only(Level::L3), Caps::TTL),
-            0b0111 << 44 | 0x84_0201
-        );
-        assert_eq!(
-            page(LeafLevel::Only(Level::L2), Caps::TTL),
-            0b0110 << 44 | 0x84_0201
-        );
+        assert_eq!(page(LeafLevel::Only(Level::L3), Caps::TTL), 0b0111 << 44 | 0x84_0201);
+        assert_eq!(page(LeafLevel::Only(Level::L2), Caps::TTL), 0b0110 << 44 | 0x84_0201);
         assert_eq!(page(LeafLevel::Only(Level::L0), Caps::TTL), 0x84_0201);
-        assert_eq!(
-            page(LeafLevel::Only(Level::L3), Caps::empty()),
-            0x84_0201,
-            "RES0 without TTL"
-        );
+        assert_eq!(page(LeafLevel::Only(Level::L3), Caps::empty()), 0x84_0201, "RES0 without TTL");
 
         let range = RangeOperand::largest(Ipa::new(0x4020_0000), 512, LeafLevel::Unknown).unwrap();
         // 512 pages: SCALE 1 (64 pages), NUM 7; TG 4K; no hint.
@@ -332,11 +302,7 @@ mod tests {
     fn a_range_hint_needs_an_aligned_base() {
         let ttl = |ipa| {
             let level = LeafLevel::Only(Level::L2);
-            RangeOperand::largest(Ipa::new(ipa), 512, level)
-                .unwrap()
-                .bits()
-                >> 37
-                & 3
+            RangeOperand::largest(Ipa::new(ipa), 512, level).unwrap().bits() >> 37 & 3
         };
         assert_eq!(ttl(0x4020_0000), 2);
         assert_eq!(ttl(0x4020_1000), 0);

@@ -29,9 +29,7 @@ impl Aarch64 {
     ///    EL1&0 regime of the current VMID.
     #[must_use]
     pub const unsafe fn new(features: &Features) -> Self {
-        Self {
-            lse: features.has(Caps::LSE),
-        }
+        Self { lse: features.has(Caps::LSE) }
     }
 
     /// Reads the ID registers of the executing PE.

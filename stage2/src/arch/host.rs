@@ -50,9 +50,7 @@ impl Host {
 
     /// A poisoned log is still a log.
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
-        self.log
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -79,13 +79,7 @@ struct Counted {
 
 impl Counted {
     fn new(start: u64, step: u64, left: usize) -> Self {
-        Self {
-            next: start,
-            step,
-            left,
-            returned: Vec::new(),
-            yields: false,
-        }
+        Self { next: start, step, left, returned: Vec::new(), yields: false }
     }
 }
 
@@ -107,24 +101,13 @@ impl Frames for Counted {
 }
 
 fn features(pa_bits: u32) -> Features {
-    Features {
-        caps: Caps::GRANULE_4K,
-        bbm: Bbm::Level0,
-        pa_bits,
-    }
+    Features { caps: Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits }
 }
 
 fn space(pages: &Pages, ipa_bits: u32) -> Space<&Pages, Host> {
     let features = features(48);
     let geometry = Geometry::new(ipa_bits, &features, HwUpdate::Off).unwrap();
-    Space::new(
-        geometry,
-        &features,
-        Vmid::new(1, 8).unwrap(),
-        pages,
-        Host::new(),
-    )
-    .unwrap()
+    Space::new(geometry, &features, Vmid::new(1, 8).unwrap(), pages, Host::new()).unwrap()
 }
 
 fn ram() -> Attributes {
@@ -157,32 +140,13 @@ fn a_fault_installs_once_and_is_then_spurious() {
     let _ = space.arch.take_log();
     let (mut frames, mut tally) = (Counted::new(0x8000_0000, 4096, 2), Tally::default());
     let ipa = Ipa::new(0x4000_1234);
-    let mut install = || {
-        space.install(
-            &cpu.enter(),
-            ipa,
-            Level::L3,
-            &ram(),
-            &mut frames,
-            &mut tally,
-        )
-    };
+    let mut install =
+        || space.install(&cpu.enter(), ipa, Level::L3, &ram(), &mut frames, &mut tally);
     assert_eq!(install(), Ok(Install::Installed(Pa::new(0x8000_0000))));
     assert!(matches!(install(), Ok(Install::Present(leaf)) if leaf.pa() == Pa::new(0x8000_0000)));
-    assert_eq!(
-        tally,
-        Tally {
-            installed: 1,
-            tables: 2,
-            ..Tally::default()
-        }
-    );
+    assert_eq!(tally, Tally { installed: 1, tables: 2, ..Tally::default() });
     assert_eq!(frames.left, 1);
-    assert_eq!(
-        space.arch.take_log(),
-        [Event::Dsb(Dsb::IshSt)],
-        "visible, and nothing flushed"
-    );
+    assert_eq!(space.arch.take_log(), [Event::Dsb(Dsb::IshSt)], "visible, and nothing flushed");
 }
 
 #[test]
@@ -192,10 +156,7 @@ fn a_new_space_flushes_its_vmid() {
     assert_eq!(space.vttbr() >> 48, 1);
     let vttbr = space.vttbr();
     let log = space.arch.take_log();
-    assert!(
-        log.contains(&Event::Tlbi(crate::tlbi::Tlbi::Vmalls12e1Is, vttbr)),
-        "{log:?}"
-    );
+    assert!(log.contains(&Event::Tlbi(crate::tlbi::Tlbi::Vmalls12e1Is, vttbr)), "{log:?}");
 }
 
 #[test]
@@ -224,47 +185,16 @@ fn every_state_but_empty_stops_an_install() {
     let live = Descriptor::table(Level::L1, Pa::new(0x1000)).unwrap();
     let foreign = Descriptor::from_bits(0x1003);
     for (held, expected) in [
-        (
-            Descriptor::DRAIN,
-            InstallError::Retry {
-                level: Level::L1,
-                seen: Descriptor::DRAIN,
-            },
-        ),
-        (
-            Descriptor::DEAD,
-            InstallError::Retry {
-                level: Level::L1,
-                seen: Descriptor::DEAD,
-            },
-        ),
+        (Descriptor::DRAIN, InstallError::Retry { level: Level::L1, seen: Descriptor::DRAIN }),
+        (Descriptor::DEAD, InstallError::Retry { level: Level::L1, seen: Descriptor::DEAD }),
         (
             live.to_busy().unwrap(),
-            InstallError::Retry {
-                level: Level::L1,
-                seen: live.to_busy().unwrap(),
-            },
+            InstallError::Retry { level: Level::L1, seen: live.to_busy().unwrap() },
         ),
-        (
-            Descriptor::note(note),
-            InstallError::Note {
-                level: Level::L1,
-                note,
-            },
-        ),
-        (
-            foreign,
-            InstallError::Occupied {
-                level: Level::L1,
-                seen: foreign,
-            },
-        ),
+        (Descriptor::note(note), InstallError::Note { level: Level::L1, note }),
+        (foreign, InstallError::Occupied { level: Level::L1, seen: foreign }),
     ] {
-        space
-            .root_table(&guard, Ipa::new(0))
-            .slot(0)
-            .try_set(&space.arch, &guard, held)
-            .unwrap();
+        space.root_table(&guard, Ipa::new(0)).slot(0).try_set(&space.arch, &guard, held).unwrap();
         for level in [Level::L1, Level::L2, Level::L3] {
             let mut frames = Counted::new(0, 4096, 1);
             let result = space.install(
@@ -278,9 +208,7 @@ fn every_state_but_empty_stops_an_install() {
             assert_eq!(result, Err(expected));
             assert_eq!(frames.left, 1, "no frame was taken");
         }
-        space
-            .arch
-            .store(space.root_table(&guard, Ipa::new(0)).slot(0), 0);
+        space.arch.store(space.root_table(&guard, Ipa::new(0)).slot(0), 0);
     }
 }
 
@@ -302,10 +230,7 @@ fn without_pages_at_hand_nothing_is_lost() {
         let result = space.install(&cpu.enter(), ipa, Level::L3, &ram(), &mut none, &mut tally);
         assert_eq!(result, Err(expected));
         assert_eq!(pages.live(), linked_tables(&space));
-        assert_eq!(
-            tally.tables as usize + space.geometry.root_tables(),
-            pages.live()
-        );
+        assert_eq!(tally.tables as usize + space.geometry.root_tables(), pages.live());
     }
     let pages = Pages::new(0);
     let geometry = Geometry::new(40, &features(48), HwUpdate::Off).unwrap();
@@ -323,22 +248,11 @@ fn without_an_atomic_install_the_caller_falls_through() {
     let space = Space::new(geometry, &features(48), vmid, &pages, NoAtomicInstall).unwrap();
     let (mut frames, mut tally) = (Counted::new(0, 4096, 1), Tally::default());
     let ipa = Ipa::new(0x4000_0000);
-    let result = space.install(
-        &cpu.enter(),
-        ipa,
-        Level::L3,
-        &ram(),
-        &mut frames,
-        &mut tally,
-    );
+    let result = space.install(&cpu.enter(), ipa, Level::L3, &ram(), &mut frames, &mut tally);
     assert_eq!(result, Err(InstallError::Unsupported));
     assert_eq!(tally, Tally::default());
     assert_eq!(frames.left, 1, "the frame is still the caller's");
-    assert_eq!(
-        pages.live(),
-        space.geometry.root_tables(),
-        "so is the table page"
-    );
+    assert_eq!(pages.live(), space.geometry.root_tables(), "so is the table page");
 }
 
 /// Each of several PEs installs the same pages, in an order of its own.
@@ -348,10 +262,7 @@ fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
     const PAGES: u64 = 1024;
     let (mut races, mut table_races) = (0, 0);
     for round in 0..8 {
-        let pages = Pages {
-            yields: true,
-            ..Pages::new(usize::MAX)
-        };
+        let pages = Pages { yields: true, ..Pages::new(usize::MAX) };
         let epochs = Epochs::<PES>::new();
         let space = space(&pages, 40);
         let start = AtomicBool::new(false);
@@ -397,18 +308,10 @@ fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
         });
 
         let sum = |f: fn(&Tally) -> u32| tallies.iter().map(|(t, _)| f(t) as usize).sum::<usize>();
-        assert_eq!(
-            sum(|t| t.installed),
-            PAGES as usize,
-            "each slot was won once"
-        );
+        assert_eq!(sum(|t| t.installed), PAGES as usize, "each slot was won once");
         let linked = linked_tables(&space);
         assert_eq!(sum(|t| t.tables) + space.geometry.root_tables(), linked);
-        assert_eq!(
-            pages.live(),
-            linked,
-            "each table page is linked or was given back"
-        );
+        assert_eq!(pages.live(), linked, "each table page is linked or was given back");
         assert_eq!(pages.freed.lock().unwrap().len(), sum(|t| t.lost_tables));
         races += sum(|t| t.lost_races);
         table_races += sum(|t| t.lost_tables);
@@ -430,10 +333,7 @@ fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
             );
         }
     }
-    assert!(
-        races > 0 && table_races > 0,
-        "no two PEs met: the test showed nothing"
-    );
+    assert!(races > 0 && table_races > 0, "no two PEs met: the test showed nothing");
 }
 
 proptest! {
