@@ -14,6 +14,8 @@ use stage2::arch::aarch64::Aarch64;
 
 use crate::boot::stack;
 use crate::event::counters::Counters;
+#[cfg(feature = "measure")]
+use crate::event::measure::Timing;
 use crate::mem::cache::Stock;
 
 /// Affinity fields of `MPIDR_EL1`: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
@@ -39,9 +41,12 @@ pub(crate) struct PerCpu {
     pub(crate) counters: Counters,
     /// Frames for the fault path.
     pub(crate) stock: Stock,
+    /// How long populate faults take.
+    #[cfg(feature = "measure")]
+    pub(crate) timing: Timing,
 }
 
-// SAFETY: (1) atomics are shared; (2) the cells in `stock` are reached through `current` only, by the
+// SAFETY: (1) atomics are shared; (2) the cells in `stock` and `timing` are reached through `current` only, by the
 // CPU that owns the block, in one context: EL2 runs with every exception masked.
 unsafe impl Sync for PerCpu {}
 
@@ -58,7 +63,8 @@ static BLOCKS: [PerCpu; MAX_VCPUS] = {
 impl PerCpu {
     /// The executing CPU is up and reachable.
     pub(crate) fn came_up(&self) {
-        self.features.call_once(|| Features::from_id_registers(&Aarch64::id_registers()));
+        self.features
+            .call_once(|| Features::from_id_registers(&Aarch64::id_registers()));
         self.online.store(true, Ordering::Release);
     }
 
@@ -72,6 +78,8 @@ impl PerCpu {
             crashes: AtomicU64::new(0),
             counters: Counters::new(),
             stock: Stock::new(),
+            #[cfg(feature = "measure")]
+            timing: Timing::new(),
         }
     }
 }

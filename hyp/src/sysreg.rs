@@ -30,4 +30,5 @@ macro_rules! write {
     }};
 }
 
-pub(crate) use {read, write};
+pub(crate) use read;
+pub(crate) use write;

@@ -74,7 +74,10 @@ extern "C" fn early_map(x0: u64) -> u64 {
         unsafe { tables.add(entry).write_volatile(0) };
     }
     let tree = find_tree(x0);
-    let image = (&raw const __image_start as u64, &raw const __image_end as u64);
+    let image = (
+        &raw const __image_start as u64,
+        &raw const __image_end as u64,
+    );
     map(image.0, image.1, NORMAL | INNER_SHAREABLE);
     if tree != 0 {
         // Writable in the early map only; the final one makes it read-only.
@@ -89,7 +92,11 @@ extern "C" fn early_map(x0: u64) -> u64 {
 /// Only the boot CPU calls this, with the early tables in use. An entry that was invalid is not
 /// cached [RXCLRD], so no invalidation is needed, only the store's completion.
 pub(crate) fn map_device(address: u64) {
-    map(address, address.saturating_add(1), NEVER_EXECUTE | PRIVILEGED_NEVER_EXECUTE);
+    map(
+        address,
+        address.saturating_add(1),
+        NEVER_EXECUTE | PRIVILEGED_NEVER_EXECUTE,
+    );
     barrier::dsb(barrier::ISHST);
     barrier::isb(barrier::SY);
 }
@@ -97,7 +104,11 @@ pub(crate) fn map_device(address: u64) {
 /// Maps whole blocks over `[start, end)`; what is mapped already stays as it is. An address
 /// above the 512 GiB of the early map stays unmapped.
 fn map(start: u64, end: u64, attributes: u64) {
-    let level = if CurrentEL.read(CurrentEL::EL) == 2 { EL2_RES1 } else { 0 };
+    let level = if CurrentEL.read(CurrentEL::EL) == 2 {
+        EL2_RES1
+    } else {
+        0
+    };
     let mut at = start & !(BLOCK - 1);
     while at < end {
         if let Some(slot) = block_slot(at) {
@@ -115,7 +126,9 @@ fn map(start: u64, end: u64, attributes: u64) {
 /// The level-2 slot of an address, its table taken from the free ones if need be.
 fn block_slot(address: u64) -> Option<*mut u64> {
     let root = EARLY_TABLES.0.get().cast::<u64>();
-    let gib = usize::try_from(address >> GIB_SHIFT).ok().filter(|gib| *gib < ENTRIES)?;
+    let gib = usize::try_from(address >> GIB_SHIFT)
+        .ok()
+        .filter(|gib| *gib < ENTRIES)?;
     let second = (address / BLOCK) as usize % ENTRIES;
     // SAFETY: (1) `gib` and `second` are below 512 and `table` below 4: inside the arrays;
     // (2) one writer, and the walker sees whole words.

@@ -22,17 +22,19 @@ use alloc::string::{String, ToString};
 use core::fmt;
 
 use aarch64_cpu::registers::{HCR_EL2, Readable};
-use hyp_core::PaRange;
 use hyp_core::config::Request;
 use hyp_core::fdt::{self, Conduit, Platform};
-use hyp_core::layout;
+use hyp_core::{PaRange, layout};
 
 use crate::mem::{clean, el2_map, frames, image};
 use crate::platform::{console, gic, power};
 use crate::{cpu, end, say};
 
 /// Where QEMU's `virt` has its console: for saying that the tree cannot be read, and nothing else.
-const CONSOLE_OF_VIRT: PaRange = PaRange { start: 0x0900_0000, end: 0x0900_1000 };
+const CONSOLE_OF_VIRT: PaRange = PaRange {
+    start: 0x0900_0000,
+    end: 0x0900_1000,
+};
 
 /// Why nothing was started.
 #[derive(Debug)]
@@ -64,14 +66,21 @@ pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
     power::init(platform.psci);
     let request = Request::parse(&platform.bootargs)?;
     end::prepare(request.report.as_ref());
-    say!("stage2 hypervisor {}, {} CPUs", env!("CARGO_PKG_VERSION"), platform.cpus.len());
+    say!(
+        "stage2 hypervisor {}, {} CPUs",
+        env!("CARGO_PKG_VERSION"),
+        platform.cpus.len()
+    );
     if level != 2 {
-        let reason =
-            format!("the hypervisor needs EL2 and was started at EL{level}: start QEMU with -M virt,virtualization=on");
+        let reason = format!(
+            "the hypervisor needs EL2 and was started at EL{level}: start QEMU with -M virt,virtualization=on"
+        );
         return Err(Refusal(reason));
     }
     if HCR_EL2.is_set(HCR_EL2::E2H) {
-        return Err(Refusal("this CPU's HCR_EL2.E2H cannot be cleared: only the non-VHE EL2 is used".into()));
+        return Err(Refusal(
+            "this CPU's HCR_EL2.E2H cannot be cleared: only the non-VHE EL2 is used".into(),
+        ));
     }
     let gic = platform
         .gic
@@ -88,7 +97,11 @@ pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
         gic::join(&gic, cpu::affinity())?;
     }
     let cpus = secondary::start_all(&platform, gic)?;
-    Ok(Machine { platform, request, cpus })
+    Ok(Machine {
+        platform,
+        request,
+        cpus,
+    })
 }
 
 /// The tree's contents and where it lies.
@@ -104,7 +117,8 @@ fn read_tree(tree: u64) -> Result<(Platform, PaRange), Refusal> {
     let mapped = unsafe { core::slice::from_raw_parts(start, early::BLOCK as usize) };
     let platform = fdt::parse(mapped)?;
     let size = fdt::claimed_size(mapped)?;
-    let range = PaRange::from_len(tree, size as u64).ok_or("the device tree ends beyond all addresses")?;
+    let range =
+        PaRange::from_len(tree, size as u64).ok_or("the device tree ends beyond all addresses")?;
     Ok((platform, range))
 }
 
@@ -113,5 +127,9 @@ fn guess(level: u64) {
     early::map_device(CONSOLE_OF_VIRT.start);
     // SAFETY: (1) no tree says so, but this image is linked for that machine and has come this far.
     unsafe { console::init(CONSOLE_OF_VIRT) };
-    power::init(if level == 2 { Conduit::Smc } else { Conduit::Hvc });
+    power::init(if level == 2 {
+        Conduit::Smc
+    } else {
+        Conduit::Hvc
+    });
 }

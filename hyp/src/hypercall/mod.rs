@@ -4,9 +4,9 @@
 //! INVALID_PARAMETER and changes nothing; an unknown function NOT_SUPPORTED. Only immediate 0 is SMCCC:
 //! with any other the call is unknown. x4-x17 keep their values, as SMCCC 1.1 allows.
 
+use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
-use alloc::boxed::Box;
 use hyp_abi::call::{self, Stat};
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::psci::Action;
@@ -54,9 +54,17 @@ fn answer(vcpu: &mut Vcpu, value: u64) -> Step {
 fn psci(vm: &Vm, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: u64) -> Step {
     match vm.psci.call(vcpu.number, function, arguments) {
         Action::Return(value) => answer(vcpu, value),
-        Action::Start { vcpu: target, entry, context } => {
-            if let (Some(mailbox), Some(other)) = (vm.mailboxes.get(target), cpu::all().get(target)) {
-                mailbox.post(Entry { pc: entry, argument: context });
+        Action::Start {
+            vcpu: target,
+            entry,
+            context,
+        } => {
+            if let (Some(mailbox), Some(other)) = (vm.mailboxes.get(target), cpu::all().get(target))
+            {
+                mailbox.post(Entry {
+                    pc: entry,
+                    argument: context,
+                });
                 gic::kick(other.mpidr.load(Ordering::Relaxed));
             }
             answer(vcpu, 0)
@@ -64,7 +72,9 @@ fn psci(vm: &Vm, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: u64) 
         Action::Off { last: false } => Step::Off,
         Action::Off { last: true } => {
             let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, esr)
-                .with_hint("the last running vCPU switched itself off: nothing can start one again");
+                .with_hint(
+                    "the last running vCPU switched itself off: nothing can start one again",
+                );
             Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
         }
         Action::SystemOff => Step::Stop(Reason::PoweredOff),

@@ -66,15 +66,6 @@ unsafe impl Send for Pool {}
 
 static POOL: Once<Pool> = Once::new();
 
-/// Memory as the pool sees it, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Account {
-    /// Managed.
-    pub(crate) total: u64,
-    /// Not handed out.
-    pub(crate) free: u64,
-}
-
 /// Takes over the free ranges. The metadata lies at the start of each.
 ///
 /// # Safety
@@ -104,14 +95,22 @@ pub(crate) unsafe fn init(free: &[PaRange]) {
             }
             // SAFETY: (1) clause 1, without the metadata's pages.
             unsafe { heap.add_to_heap(first as usize, range.end as usize) };
-            *slot = Some(Area { range: *range, meta });
+            *slot = Some(Area {
+                range: *range,
+                meta,
+            });
         }
-        Pool { heap: TicketMutex::new(heap), areas }
+        Pool {
+            heap: TicketMutex::new(heap),
+            areas,
+        }
     });
 }
 
 fn layout(frames: usize) -> Option<AllocLayout> {
-    let bytes = frames.checked_next_power_of_two()?.checked_mul(PAGE as usize)?;
+    let bytes = frames
+        .checked_next_power_of_two()?
+        .checked_mul(PAGE as usize)?;
     AllocLayout::from_size_align(bytes, bytes).ok()
 }
 
@@ -119,7 +118,13 @@ fn layout(frames: usize) -> Option<AllocLayout> {
 /// bytes are undefined.
 pub(crate) fn take(frames: usize) -> Option<u64> {
     let pool = POOL.get()?;
-    let first = pool.heap.lock().alloc(layout(frames)?).ok()?.as_ptr().expose_provenance() as u64;
+    let first = pool
+        .heap
+        .lock()
+        .alloc(layout(frames)?)
+        .ok()?
+        .as_ptr()
+        .expose_provenance() as u64;
     for frame in 0..frames as u64 {
         swap_state(first + frame * PAGE, State::Taken);
     }
@@ -154,15 +159,21 @@ fn swap_state(frame: u64, state: State) -> Option<u32> {
 
 /// The metadata of the frame that holds an address; `None` for what the pool does not manage.
 pub(crate) fn meta(address: u64) -> Option<&'static Meta> {
-    let area = POOL.get()?.areas.iter().flatten().find(|area| area.range.contains(address))?;
-    area.meta.get(((address - area.range.start) / PAGE) as usize)
+    let area = POOL
+        .get()?
+        .areas
+        .iter()
+        .flatten()
+        .find(|area| area.range.contains(address))?;
+    area.meta
+        .get(((address - area.range.start) / PAGE) as usize)
 }
 
-/// How much there is, and how much is left.
-pub(crate) fn account() -> Account {
-    POOL.get().map_or(Account { total: 0, free: 0 }, |pool| {
+/// Bytes that are not handed out.
+pub(crate) fn free() -> u64 {
+    POOL.get().map_or(0, |pool| {
         let heap = pool.heap.lock();
-        let total = heap.stats_total_bytes() as u64;
-        Account { total, free: total.saturating_sub(heap.stats_alloc_actual() as u64) }
+        heap.stats_total_bytes()
+            .saturating_sub(heap.stats_alloc_actual()) as u64
     })
 }

@@ -11,8 +11,8 @@ use core::ptr::NonNull;
 use aarch64_cpu::asm::barrier;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{
-    GicCpuInterface, GicDistributor, GicRedistributorIterator, Group, HIGHEST_NS_PRIORITY, SgiTarget,
-    SgiTargetGroup,
+    GicCpuInterface, GicDistributor, GicRedistributorIterator, Group, HIGHEST_NS_PRIORITY,
+    SgiTarget, SgiTargetGroup,
 };
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use hyp_core::fdt::Gic;
@@ -36,7 +36,9 @@ impl core::fmt::Display for GicError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Nowhere => f.write_str("the GIC's registers are at address 0"),
-            Self::NoRedistributor(mpidr) => write!(f, "no GIC redistributor belongs to CPU {mpidr:#x}"),
+            Self::NoRedistributor(mpidr) => {
+                write!(f, "no GIC redistributor belongs to CPU {mpidr:#x}")
+            }
             Self::Refused(error) => write!(f, "GIC: {error}"),
         }
     }
@@ -101,7 +103,12 @@ pub(crate) unsafe fn join(gic: &Gic, mpidr: u64) -> Result<(), GicError> {
 pub(crate) fn kick(mpidr: u64) {
     let [aff0, affinity1, affinity2, _, affinity3, ..] = mpidr.to_le_bytes();
     // Aff0 is a number in 0..16 within the list's range; QEMU and the hardware we know keep to it.
-    let target = SgiTarget::List { affinity3, affinity2, affinity1, target_list: 1 << (aff0 & 0xf) };
+    let target = SgiTarget::List {
+        affinity3,
+        affinity2,
+        affinity1,
+        target_list: 1 << (aff0 & 0xf),
+    };
     barrier::dsb(barrier::ISHST);
     let _ = GicCpuInterface::send_sgi(LOOK, target, SgiTargetGroup::CurrentGroup1);
     barrier::isb(barrier::SY);
@@ -109,7 +116,8 @@ pub(crate) fn kick(mpidr: u64) {
 
 /// Takes what is pending on this CPU; returns whether anything was.
 pub(crate) fn acknowledge() -> bool {
-    let Some(number) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1) else {
+    let Some(number) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1)
+    else {
         return false;
     };
     // The acknowledge is complete before what it announced is read.

@@ -7,26 +7,27 @@ use alloc::boxed::Box;
 use core::sync::atomic::AtomicPtr;
 
 use hyp_abi::{MAX_VCPUS, map};
-use hyp_core::PaRange;
 use hyp_core::config::{Bounds, Config};
 use hyp_core::fdt::{Module, ModuleKind, Platform};
 use hyp_core::guest_dtb::{self, GuestTree};
-use hyp_core::image;
 use hyp_core::mmio::{Devices, Window};
 use hyp_core::psci::Psci;
 use hyp_core::range::Bytes;
+use hyp_core::{PaRange, image};
 use spin::mutex::TicketMutex;
 use stage2::arch::aarch64::Aarch64;
-use stage2::flush;
 use stage2::geometry::{Geometry, HwUpdate};
-use stage2::{Backing, Features, Ipa, IpaRange, MemType, Prot, Region, RegionMap, Space, Vmid};
+use stage2::{
+    Attributes, Backing, Features, Ipa, IpaRange, MemType, Prot, Region, RegionMap, Space, Vmid,
+    flush,
+};
 
 use super::idregs::IdRegisters;
 use super::payload::Payload;
 use super::pe::Counted;
 use super::stop::Stop;
 use super::vcpu::Mailbox;
-use super::{Regions, Vm};
+use super::{Policy, Vm};
 use crate::boot::{Machine, Refusal};
 use crate::mem::tables::Tables;
 use crate::mem::{PAGE, cache, frames};
@@ -50,13 +51,25 @@ struct Guest {
 
 /// Makes the VM.
 pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
-    let Machine { platform, request, cpus } = machine;
+    let Machine {
+        platform,
+        request,
+        cpus,
+    } = machine;
     let guest = find_guest(&platform)?;
     let config = request.resolve(&bounds(cpus))?;
+    #[cfg(feature = "measure")]
+    if config.measure {
+        crate::event::measure::check()?;
+    }
     let head = guest.image.get(..image::HEAD).unwrap_or(guest.image);
     let length = |bytes: &[u8]| bytes.len() as u64;
-    let placed =
-        image::place(head, length(guest.image), guest.ramdisk.map(length), config.mem)?;
+    let placed = image::place(
+        head,
+        length(guest.image),
+        guest.ramdisk.map(length),
+        config.mem,
+    )?;
     let tree = guest_dtb::build(&GuestTree {
         vcpus: config.vcpus,
         ram: placed.ram,
@@ -66,7 +79,11 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     })?;
     let payload = Payload::new(
         [Some(&*tree.leak()), Some(guest.image), guest.ramdisk],
-        [Some(placed.dtb.start), Some(placed.image.start), placed.ramdisk.map(|range| range.start)],
+        [
+            Some(placed.dtb.start),
+            Some(placed.image.start),
+            placed.ramdisk.map(|range| range.start),
+        ],
         placed.entry,
         placed.dtb.start,
     );
@@ -87,10 +104,11 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     let vm = Vm {
         vcpus: config.vcpus,
         mem: config.mem,
+        #[cfg(feature = "measure")]
         measure: config.measure,
         features,
         space,
-        regions: AtomicPtr::new(Box::leak(Box::new(regions(placed.ram)?))),
+        policy: AtomicPtr::new(Box::leak(Box::new(policy(placed.ram)?))),
         payload,
         psci: Psci::new(config.vcpus, placed.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
@@ -104,8 +122,13 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
 
 /// The loader's modules, or what was built in.
 fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
-    let ramdisk = platform.module(ModuleKind::Ramdisk)?.map(|module| bytes(module.range));
-    let Some(Module { range, bootargs, .. }) = platform.module(ModuleKind::Kernel)? else {
+    let ramdisk = platform
+        .module(ModuleKind::Ramdisk)?
+        .map(|module| bytes(module.range));
+    let Some(Module {
+        range, bootargs, ..
+    }) = platform.module(ModuleKind::Kernel)?
+    else {
         if EMBEDDED.is_empty() {
             return Err(Refusal(
                 "no guest: none is built into this image, and the device tree names no kernel module \
@@ -113,9 +136,17 @@ fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
                     .into(),
             ));
         }
-        return Ok(Guest { image: EMBEDDED, ramdisk, bootargs: Default::default() });
+        return Ok(Guest {
+            image: EMBEDDED,
+            ramdisk,
+            bootargs: Default::default(),
+        });
     };
-    Ok(Guest { image: bytes(*range), ramdisk, bootargs: bootargs.clone() })
+    Ok(Guest {
+        image: bytes(*range),
+        ramdisk,
+        bootargs: bootargs.clone(),
+    })
 }
 
 /// A module's bytes.
@@ -128,31 +159,68 @@ fn bytes(module: PaRange) -> &'static [u8] {
 
 /// What this machine has for a guest. Tables take one page in 512; the rest is for stocks and slack.
 fn bounds(cpus: usize) -> Bounds {
-    let free = frames::account().free;
+    let free = frames::free();
     let overhead = free / 256 + (cpus * cache::FULL) as u64 * PAGE + (1 << 20);
-    Bounds { cpus, free, overhead, can_measure: cfg!(feature = "measure") }
+    Bounds {
+        cpus,
+        free,
+        overhead,
+        can_measure: cfg!(feature = "measure"),
+    }
 }
 
 /// What every CPU has.
 fn features(cpus: usize) -> Result<Features, Refusal> {
-    let all = cpu::all().iter().take(cpus).filter_map(|cpu| cpu.features.get().copied());
-    all.reduce(Features::and).ok_or_else(|| "no CPU has told its features".into())
+    let all = cpu::all()
+        .iter()
+        .take(cpus)
+        .filter_map(|cpu| cpu.features.get().copied());
+    all.reduce(Features::and)
+        .ok_or_else(|| "no CPU has told its features".into())
 }
 
-fn regions(ram: hyp_core::IpaRange) -> Result<Regions, Refusal> {
+fn policy(ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
+    const PROT: Prot = Prot::RWX;
+    const MEM: MemType = MemType::Normal;
     let range = |range: hyp_core::IpaRange| IpaRange::new(Ipa::new(range.start), range.len());
     let device = |index: usize| -> Result<Region, Refusal> {
         let window = Window::ALL[index];
         let backing = Backing::Emulated(index as u16);
-        Ok(Region { range: range(window.range())?, backing, name: window.name() })
+        Ok(Region {
+            range: range(window.range())?,
+            backing,
+            name: window.name(),
+        })
     };
-    let backing = Backing::Ram { prot: Prot::RWX, mem: MemType::Normal };
-    let ram = Region { range: range(ram)?, backing, name: "RAM" };
-    Ok(RegionMap::new([ram, device(0)?, device(1)?])?)
+    let ram = range(ram)?;
+    let main = Region {
+        range: ram,
+        backing: Backing::Ram {
+            prot: PROT,
+            mem: MEM,
+        },
+        name: "RAM",
+    };
+    let regions = RegionMap::new([main, device(0)?, device(1)?])?;
+    Ok(Policy {
+        ram,
+        ram_attributes: Attributes::new(PROT, MEM),
+        regions,
+    })
 }
 
 fn announce(vm: &Vm, config: &Config, guest: &Guest) {
     let image = Bytes(guest.image.len() as u64);
-    say!("VM {}: {} vCPUs, {} of RAM at {:#x}, image {image}", super::NUMBER, config.vcpus, Bytes(config.mem), map::RAM_BASE);
-    say!("stage 2: {}, {}-bit IPA", vm.features, vm.space.geometry().ipa_bits());
+    say!(
+        "VM {}: {} vCPUs, {} of RAM at {:#x}, image {image}",
+        super::NUMBER,
+        config.vcpus,
+        Bytes(config.mem),
+        map::RAM_BASE
+    );
+    say!(
+        "stage 2: {}, {}-bit IPA",
+        vm.features,
+        vm.space.geometry().ipa_bits()
+    );
 }

@@ -16,18 +16,22 @@
 //! guard spans the look into the region map and the install. When the stock is empty the fault is
 //! left unhandled; the run loop refills, and the guest faults again.
 
-use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::{Diagnosis, locate};
-use hyp_core::syndrome::{Abort, Status};
-use stage2::{Attributes, Backing, Install, InstallError, Ipa, Level, Region, Tally};
+use hyp_core::syndrome::{Abort, Status, Syndrome};
+use stage2::{Install, InstallError, Ipa, Level, Tally};
 
+use super::NUMBER;
 use super::payload::Source;
 use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::Vcpu;
-use super::NUMBER;
 use crate::device;
 use crate::mem::PAGE;
 
@@ -38,30 +42,55 @@ enum Populate {
     /// Nothing was done; resume and fault again.
     Again,
     /// It is not RAM.
-    Elsewhere(Option<Region>),
+    Elsewhere,
     /// It cannot be done.
     Failed(InstallError),
 }
 
-/// Handles an instruction or data abort from the guest.
+/// Whether a syndrome is that of a translation fault from the guest: EC 0x20 (fetch) or 0x24 (load, store),
+/// fault status 0b0001LL. The first thing an exit is asked, so that the populate path is decoded by two
+/// comparisons.
 #[inline]
-pub(super) fn abort(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort) -> Step {
+pub(super) const fn is_translation(esr: u64) -> bool {
+    esr >> 26 & 0b11_1011 == 0x20 && esr & 0b11_1100 == 0b00_0100
+}
+
+/// Handles a translation fault.
+#[inline]
+pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     env.cpu.counters.bump(Stat::Faults);
-    if !matches!(abort.status(), Status::Translation(_)) {
-        return unexpected(env, vcpu, abort);
-    }
     // HPFAR_EL2.FIPA, bits 47:4, holds bits 55:12 of the IPA.
     let page = HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12;
     match populate(env, page) {
+        Populate::Done => Step::Resume,
+        other => unpopulated(env, vcpu, esr, page, other),
+    }
+}
+
+/// A translation fault that did not end in a mapped page.
+#[inline(never)]
+fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate) -> Step {
+    let Some(abort) = Syndrome(esr).abort() else {
+        return diagnose(env, vcpu, Some(page), None);
+    };
+    match why {
         Populate::Done => Step::Resume,
         Populate::Again => {
             env.cpu.counters.bump(Stat::Retries);
             repeat(env, vcpu, page)
         }
-        Populate::Elsewhere(Some(_)) => emulate(env, vcpu, abort, ipa(page, abort)),
-        Populate::Elsewhere(None) => diagnose(env, vcpu, Some(ipa(page, abort)), None),
+        Populate::Elsewhere => {
+            let guard = env.guards.enter();
+            let known = env.vm.policy(&guard).regions.find(Ipa::new(page)).is_some();
+            drop(guard);
+            if known {
+                emulate(env, vcpu, abort, ipa(page, abort))
+            } else {
+                diagnose(env, vcpu, Some(ipa(page, abort)), None)
+            }
+        }
         Populate::Failed(error) => {
-            let hint = alloc::format!("stage 2 cannot map this page: {error}");
+            let hint = format!("stage 2 cannot map this page: {error}");
             diagnose(env, vcpu, Some(ipa(page, abort)), Some(hint))
         }
     }
@@ -72,35 +101,37 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
     let Env { vm, cpu, guards } = env;
     let guard = guards.enter();
     let at = Ipa::new(page);
-    let region = match vm.regions(&guard).find(at) {
-        Some(region) => region,
-        None => return Populate::Elsewhere(None),
-    };
-    let Backing::Ram { prot, mem } = region.backing else {
-        return Populate::Elsewhere(Some(*region));
-    };
-    let attributes = Attributes::new(prot, mem);
+    let policy = vm.policy(&guard);
+    if !policy.ram.contains(at) {
+        return Populate::Elsewhere;
+    }
     let mut source = Source::new(&cpu.stock, &vm.payload, page);
     let mut tally = Tally::default();
-    let result = vm.space.install(&guard, at, Level::L3, &attributes, &mut source, &mut tally);
+    let attributes = &policy.ram_attributes;
+    let result = vm
+        .space
+        .install(&guard, at, Level::L3, attributes, &mut source, &mut tally);
     drop(guard);
     let counters = &cpu.counters;
-    counters.add(Stat::Tables, tally.tables);
-    counters.add(Stat::LostTables, tally.lost_tables);
+    if (tally.tables | tally.lost_tables) != 0 {
+        counters.add(Stat::Tables, tally.tables);
+        counters.add(Stat::LostTables, tally.lost_tables);
+    }
     match result {
         Ok(Install::Installed(_)) => {
             counters.bump(Stat::Installed);
             #[cfg(feature = "measure")]
-            crate::event::measure::populated(source.filled);
+            cpu.timing.populated(source.filled);
             Populate::Done
         }
-        Ok(Install::Present(_)) if tally.lost_races != 0 => {
-            counters.add(Stat::LostRaces, tally.lost_races);
-            Populate::Done
-        }
-        // Another PE was faster, before we looked at the slot or on the way to it.
+        // Another vCPU was faster: by an instruction, or by so much that its page was seen on the walk.
         Ok(Install::Present(_)) => {
-            counters.bump(Stat::Spurious);
+            let raced = tally.lost_races != 0;
+            counters.bump(if raced {
+                Stat::LostRaces
+            } else {
+                Stat::Spurious
+            });
             Populate::Done
         }
         Err(InstallError::OutOfFrames | InstallError::OutOfTables | InstallError::Retry { .. }) => {
@@ -110,11 +141,29 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
     }
 }
 
+/// Handles an abort that is no translation fault: the VM stops.
+#[cold]
+pub(super) fn other(env: Env<'_>, vcpu: &Vcpu, abort: Abort) -> Step {
+    env.cpu.counters.bump(Stat::Faults);
+    // HPFAR_EL2 is valid for these, and for any fault on a walk.
+    let valid = abort.is_stage1_walk()
+        || matches!(
+            abort.status(),
+            Status::AccessFlag(_) | Status::AddressSize(_)
+        );
+    let page = valid.then(|| HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12);
+    diagnose(env, vcpu, page.map(|page| ipa(page, abort)), None)
+}
+
 /// The address of the access: the page from HPFAR_EL2, the offset from FAR_EL2, except on a walk, where FAR
 /// is the address that was being translated.
 #[cold]
 fn ipa(page: u64, abort: Abort) -> u64 {
-    if abort.is_stage1_walk() { page } else { page | FAR_EL2.get() & (PAGE - 1) }
+    if abort.is_stage1_walk() {
+        page
+    } else {
+        page | FAR_EL2.get() & (PAGE - 1)
+    }
 }
 
 /// Lets the guest fault again, within reason.
@@ -156,19 +205,9 @@ fn emulate(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, ipa: u64) -> Step {
     }
 }
 
-/// A fault of another kind than translation.
-#[cold]
-fn unexpected(env: Env<'_>, vcpu: &Vcpu, abort: Abort) -> Step {
-    // HPFAR_EL2 is valid for these, and for any fault on a walk.
-    let valid = abort.is_stage1_walk()
-        || matches!(abort.status(), Status::AccessFlag(_) | Status::AddressSize(_));
-    let page = valid.then(|| HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12);
-    diagnose(env, vcpu, page.map(|page| ipa(page, abort)), None)
-}
-
 /// Stops the VM for an abort.
 #[cold]
-fn diagnose(env: Env<'_>, vcpu: &Vcpu, ipa: Option<u64>, hint: Option<alloc::string::String>) -> Step {
+fn diagnose(env: Env<'_>, vcpu: &Vcpu, ipa: Option<u64>, hint: Option<String>) -> Step {
     let mut diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, ESR_EL2.get())
         .with_va(FAR_EL2.get());
     if let Some(ipa) = ipa {
@@ -181,8 +220,8 @@ fn diagnose(env: Env<'_>, vcpu: &Vcpu, ipa: Option<u64>, hint: Option<alloc::str
 }
 
 /// What lies at an address, in words.
-fn where_is(env: Env<'_>, ipa: u64) -> alloc::string::String {
+fn where_is(env: Env<'_>, ipa: u64) -> String {
     let guard = env.guards.enter();
-    let all: alloc::vec::Vec<_> = env.vm.all_regions(&guard).collect();
+    let all: Vec<_> = env.vm.policy(&guard).all().collect();
     locate(ipa, &all)
 }

@@ -34,7 +34,15 @@ macro_rules! row {
 impl IdRegisters {
     /// Reads and sanitises, for a guest with `ipa_bits` bits of physical address.
     pub(crate) fn read(ipa_bits: u32) -> Self {
-        let mut rows = [row!(1), row!(2), row!(3), row!(4), row!(5), row!(6), row!(7)];
+        let mut rows = [
+            row!(1),
+            row!(2),
+            row!(3),
+            row!(4),
+            row!(5),
+            row!(6),
+            row!(7),
+        ];
         for (crm, row) in (FIRST..).zip(&mut rows) {
             for (op2, value) in (0..).zip(row) {
                 *value = sanitise((3, 0, 0, crm, op2), *value, ipa_bits).unwrap_or(0);
@@ -45,7 +53,9 @@ impl IdRegisters {
 
     /// The guest's value; `None` for a register outside the space.
     pub(crate) fn get(&self, register: Encoding) -> Option<u64> {
-        let (3, 0, 0, crm, op2) = register else { return None };
+        let (3, 0, 0, crm, op2) = register else {
+            return None;
+        };
         let row = self.0.get(usize::from(crm.checked_sub(FIRST)?))?;
         row.get(usize::from(op2)).copied()
     }

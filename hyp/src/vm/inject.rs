@@ -1,6 +1,8 @@
 //! Exceptions that the guest takes because EL2 says so.
 
-use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, Readable, SCTLR_EL1, SPSR_EL1, VBAR_EL1, Writeable};
+use aarch64_cpu::registers::{
+    ELR_EL1, ESR_EL1, Readable, SCTLR_EL1, SPSR_EL1, VBAR_EL1, Writeable,
+};
 
 use super::context::Context;
 use crate::sysreg;

@@ -3,7 +3,7 @@
 //! | part | shared how |
 //! | --- | --- |
 //! | stage-2 tables | lock-free installs by any vCPU's faults (crate `stage2`) |
-//! | region map | immutable, published by pointer, read under a guard |
+//! | policy (region map) | immutable, published by pointer, read under a guard |
 //! | payload (image, device tree, ramdisk) | immutable bytes, copied into a page when it is first touched |
 //! | power states, mailboxes | atomics |
 //! | devices | one lock, never taken on the populate path |
@@ -16,7 +16,7 @@
 //!
 //! RAM is a region, nothing more, until the guest touches it. A translation fault takes a zeroed frame
 //! from the CPU's stock, copies what the payload has for that page, cleans that, and installs it. The guard
-//! spans the look into the region map and the install, so that a later change of policy can wait for
+//! spans the look into the policy and the install, so that a later change of policy can wait for
 //! decisions that were made under the old one.
 //!
 //! # A vCPU's life
@@ -51,18 +51,18 @@ use aarch64_cpu::asm;
 use hyp_abi::MAX_VCPUS;
 use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
+use idregs::IdRegisters;
+use payload::Payload;
+use pe::Counted;
 use spin::Once;
 use spin::mutex::TicketMutex;
-use stage2::{Epochs, Features, Guard, Region, RegionMap, Space};
+use stage2::{Attributes, Epochs, Features, Guard, IpaRange, Region, RegionMap, Space};
+use stop::Stop;
+use vcpu::Mailbox;
 
 use crate::boot::{Machine, Refusal};
 use crate::cpu::PerCpu;
 use crate::mem::tables::Tables;
-use idregs::IdRegisters;
-use payload::Payload;
-use pe::Counted;
-use stop::Stop;
-use vcpu::Mailbox;
 
 /// The number of the only VM.
 pub(crate) const NUMBER: u32 = 0;
@@ -83,12 +83,13 @@ pub(crate) struct Vm {
     /// Guest RAM in bytes.
     pub(crate) mem: u64,
     /// Whether populate faults are timed.
+    #[cfg(feature = "measure")]
     pub(crate) measure: bool,
     /// What stage 2 makes use of.
     pub(crate) features: Features,
     /// Stage-2 tables.
     pub(crate) space: Space<Tables, Counted>,
-    regions: AtomicPtr<Regions>,
+    policy: AtomicPtr<Policy>,
     /// What RAM holds initially.
     pub(crate) payload: Payload,
     /// Power states.
@@ -104,20 +105,30 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// The region map as it stands while the guard is open.
+    /// The policy as it stands while the guard is open.
     #[inline]
-    pub(crate) fn regions<'g>(&self, _guard: &'g Guard<'_>) -> &'g Regions {
-        // SAFETY: (1) the pointer came from a leaked box; (2) whoever replaces the map waits for the
+    pub(crate) fn policy<'g>(&self, _guard: &'g Guard<'_>) -> &'g Policy {
+        // SAFETY: (1) the pointer came from a leaked box; (2) whoever replaces the policy waits for the
         // guards that may have seen it before freeing it.
-        unsafe { &*self.regions.load(Ordering::Acquire) }
+        unsafe { &*self.policy.load(Ordering::Acquire) }
     }
+}
 
+/// What guest-physical addresses are: immutable, replaced as a whole.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    /// RAM, which is what nearly every fault is about: looked at before the map.
+    pub(crate) ram: IpaRange,
+    /// Attributes of a leaf in RAM.
+    pub(crate) ram_attributes: Attributes,
+    /// Everything.
+    pub(crate) regions: Regions,
+}
+
+impl Policy {
     /// All regions as names and ranges, for a diagnosis.
-    pub(crate) fn all_regions<'g>(
-        &self,
-        guard: &'g Guard<'_>,
-    ) -> impl Iterator<Item = (&'g str, hyp_core::IpaRange)> {
-        self.regions(guard).all().iter().map(|region| {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, hyp_core::IpaRange)> {
+        self.regions.all().iter().map(|region| {
             let (start, end) = (region.range.start().get(), region.range.end().get());
             (region.name, hyp_core::IpaRange { start, end })
         })

@@ -44,16 +44,31 @@ impl Payload {
         entry: u64,
         tree: u64,
     ) -> Self {
-        let mut parts = [Part { range: IpaRange { start: 0, end: 0 }, bytes: &[] }; PARTS];
-        let mut span = IpaRange { start: u64::MAX, end: 0 };
+        let mut parts = [Part {
+            range: IpaRange { start: 0, end: 0 },
+            bytes: &[],
+        }; PARTS];
+        let mut span = IpaRange {
+            start: u64::MAX,
+            end: 0,
+        };
         for ((part, bytes), start) in parts.iter_mut().zip(bytes).zip(starts) {
-            let (Some(bytes), Some(start)) = (bytes, start) else { continue };
-            let Some(range) = IpaRange::from_len(start, bytes.len() as u64) else { continue };
+            let (Some(bytes), Some(start)) = (bytes, start) else {
+                continue;
+            };
+            let Some(range) = IpaRange::from_len(start, bytes.len() as u64) else {
+                continue;
+            };
             *part = Part { range, bytes };
             span.start = span.start.min(range.start);
             span.end = span.end.max(range.end);
         }
-        Self { parts, span, entry, tree }
+        Self {
+            parts,
+            span,
+            entry,
+            tree,
+        }
     }
 
     /// Whether a page may have bytes of the payload.
@@ -69,12 +84,19 @@ impl Payload {
     /// 1. `frame` is a frame of the caller's that nobody else reaches.
     #[inline(never)]
     unsafe fn fill(&self, page: u64, frame: u64) -> bool {
-        let wanted = IpaRange { start: page, end: page.saturating_add(PAGE) };
+        let wanted = IpaRange {
+            start: page,
+            end: page.saturating_add(PAGE),
+        };
         let mut filled = false;
         for part in &self.parts {
-            let Some(common) = part.range.intersection(&wanted) else { continue };
+            let Some(common) = part.range.intersection(&wanted) else {
+                continue;
+            };
             let from = (common.start - part.range.start) as usize;
-            let Some(bytes) = part.bytes.get(from..from + common.len() as usize) else { continue };
+            let Some(bytes) = part.bytes.get(from..from + common.len() as usize) else {
+                continue;
+            };
             let to = frame + (common.start - page);
             let target = core::ptr::with_exposed_provenance_mut::<u8>(to as usize);
             // SAFETY: (1) clause 1, and `common` lies within one page; (2) the payload is never in a
@@ -83,7 +105,10 @@ impl Payload {
             filled = true;
         }
         if filled {
-            clean::clean_and_invalidate(PaRange { start: frame, end: frame + PAGE });
+            clean::clean_and_invalidate(PaRange {
+                start: frame,
+                end: frame + PAGE,
+            });
         }
         filled
     }
@@ -103,7 +128,12 @@ impl<'a> Source<'a> {
     /// For the page at `page`.
     #[inline]
     pub(crate) fn new(stock: &'a Stock, payload: &'a Payload, page: u64) -> Self {
-        Self { stock, payload, page, filled: false }
+        Self {
+            stock,
+            payload,
+            page,
+            filled: false,
+        }
     }
 }
 

@@ -4,9 +4,10 @@
 //! of frames is refilled, and a claimed stop is obeyed. A stop that is claimed later finds the CPU in the
 //! guest, and the SGI takes it out: interrupts go to EL2 whatever the guest masks.
 
+use alloc::boxed::Box;
+
 use aarch64_cpu::asm;
 use aarch64_cpu::registers::{ESR_EL2, Readable};
-use alloc::boxed::Box;
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::syndrome::{Class, Syndrome};
 use stage2::epoch::Cpu as Guards;
@@ -48,11 +49,24 @@ pub(super) fn run(vm: &'static Vm, cpu: &'static PerCpu) -> ! {
         power::stay();
     }
     // Each CPU comes here once, so the right to open guards is there.
-    let Some(guards) = EPOCHS.join(number) else { power::stay() };
-    let env = Env { vm, cpu, guards: &guards };
+    let Some(guards) = EPOCHS.join(number) else {
+        power::stay()
+    };
+    let env = Env {
+        vm,
+        cpu,
+        guards: &guards,
+    };
     let mut vcpu = Vcpu::new(number);
     control::load(vm, number);
-    let mut next = (number == 0).then_some(Entry { pc: vm.payload.entry, argument: vm.payload.tree });
+    #[cfg(feature = "measure")]
+    if vm.measure {
+        cpu.timing.start();
+    }
+    let mut next = (number == 0).then_some(Entry {
+        pc: vm.payload.entry,
+        argument: vm.payload.tree,
+    });
     loop {
         let entry = next.take().unwrap_or_else(|| wait_for_start(vm, number));
         vcpu.switch_on(entry);
@@ -86,13 +100,19 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> Option<Reason> {
         if cpu.stock.is_low() {
             // If RAM is used up the fault comes back, and is counted.
             cpu.stock.refill();
+            #[cfg(feature = "measure")]
+            cpu.timing.disturbed();
         }
         if vm.stop.is_claimed() {
             vm.stop.park();
         }
+        #[cfg(feature = "measure")]
+        cpu.timing.leaving(&vcpu.context);
         // SAFETY: (1) `control` has set this CPU up for this vCPU and nobody else runs here. (2) `pstate`
         // starts as EL1 and then comes from SPSR_EL2 or `inject`.
         let exit = Exit::from_raw(unsafe { guest_enter(&raw mut vcpu.context) });
+        #[cfg(feature = "measure")]
+        cpu.timing.entered_again(&vcpu.context);
         let step = match exit {
             Exit::Sync => synchronous(env, vcpu),
             Exit::Irq => {
@@ -111,9 +131,18 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> Option<Reason> {
 
 #[inline]
 fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
-    let syndrome = Syndrome(ESR_EL2.get());
+    let esr = ESR_EL2.get();
+    if fault::is_translation(esr) {
+        return fault::translation(env, vcpu, esr);
+    }
+    decoded(env, vcpu, Syndrome(esr))
+}
+
+/// A synchronous exit that is no translation fault.
+#[inline(never)]
+fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step {
     if let Some(abort) = syndrome.abort() {
-        return fault::abort(env, vcpu, abort);
+        return fault::other(env, vcpu, abort);
     }
     match syndrome.class() {
         Class::Hvc64 => hypercall::call(env, vcpu, syndrome.immediate(), syndrome.0),
@@ -142,8 +171,12 @@ fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
 fn unexpected(vcpu: &Vcpu, exit: Exit) -> Step {
     let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, ESR_EL2.get());
     let diagnosis = match exit {
-        Exit::Fiq => diagnosis.with_hint("an FIQ reached EL2: group 0 interrupts belong to firmware"),
-        Exit::AArch32 => diagnosis.with_hint("the guest ran AArch32 code, which HCR_EL2.RW excludes"),
+        Exit::Fiq => {
+            diagnosis.with_hint("an FIQ reached EL2: group 0 interrupts belong to firmware")
+        }
+        Exit::AArch32 => {
+            diagnosis.with_hint("the guest ran AArch32 code, which HCR_EL2.RW excludes")
+        }
         Exit::Sync | Exit::Irq | Exit::SError => diagnosis,
     };
     Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))

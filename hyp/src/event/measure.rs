@@ -1,0 +1,134 @@
+//! How many instructions EL2 spends on a populate fault, from the vector to the return to the guest.
+//!
+//! The vectors read PMCCNTR_EL0 as early and as late as they can (`exception/vectors.rs`), in builds with the
+//! feature `measure` only. On QEMU with `-icount shift=0` the counter advances by one an instruction, and
+//! the numbers are the same from run to run; without it they are time and mean little.
+//!
+//! A fault is a sample when it installed a page that the payload has no bytes for, and the stock was not
+//! refilled before the return: zeroing, copying and cleaning are not counted. Samples go into a histogram of
+//! one bucket an instruction, each CPU its own.
+
+use alloc::boxed::Box;
+use core::cell::Cell;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use hyp_core::report::Measure;
+use spin::Once;
+
+use crate::boot::Refusal;
+use crate::vm::context::Context;
+use crate::{cpu, sysreg};
+
+/// Buckets; a slower fault counts in the last.
+const BUCKETS: usize = 4096;
+/// Instructions of an unmeasured build that lie outside the two reads: one before the first, two after the
+/// second; less one that both reads' difference has too much.
+const OUTSIDE: u64 = 1 + 2 - 1;
+/// Instructions within the two reads that an unmeasured build does not have: storing the first value.
+const EXTRA: u64 = 1;
+
+/// `PMCCFILTR_EL0.NSH`: count at EL2.
+const COUNT_AT_EL2: u64 = 1 << 27;
+/// `PMCR_EL0`: LC, C, E.
+const START: u64 = 1 << 6 | 1 << 2 | 1;
+/// `PMCNTENSET_EL0.C`.
+const CYCLES: u64 = 1 << 31;
+
+/// One CPU's samples.
+#[derive(Debug)]
+pub(crate) struct Timing {
+    /// The exit being handled is a sample so far.
+    armed: Cell<bool>,
+    /// The counter at the exit being handled.
+    entered: Cell<u64>,
+    histogram: Once<Box<[AtomicU32]>>,
+}
+
+impl Timing {
+    pub(crate) const fn new() -> Self {
+        Self {
+            armed: Cell::new(false),
+            entered: Cell::new(0),
+            histogram: Once::new(),
+        }
+    }
+
+    /// Starts the counter of this CPU, and makes room for samples.
+    pub(crate) fn start(&self) {
+        sysreg::write!("pmccfiltr_el0", COUNT_AT_EL2);
+        sysreg::write!("pmcntenset_el0", CYCLES);
+        sysreg::write!("pmcr_el0", sysreg::read!("pmcr_el0") | START);
+        self.histogram
+            .call_once(|| (0..BUCKETS).map(|_| AtomicU32::new(0)).collect());
+    }
+
+    /// A fault installed a page; `filled` says whether the payload's bytes were copied into it.
+    #[inline]
+    pub(crate) fn populated(&self, filled: bool) {
+        self.armed.set(!filled);
+    }
+
+    /// Something else took time: no sample.
+    pub(crate) fn disturbed(&self) {
+        self.armed.set(false);
+    }
+
+    /// Before the return to the guest.
+    #[inline]
+    pub(crate) fn leaving(&self, context: &Context) {
+        self.entered.set(context.entered);
+    }
+
+    /// After the next exit: the return has left its time in the context.
+    pub(crate) fn entered_again(&self, context: &Context) {
+        if self.armed.take()
+            && let Some(histogram) = self.histogram.get()
+        {
+            let between = context.left.wrapping_sub(self.entered.get());
+            let took = between.wrapping_add(OUTSIDE).saturating_sub(EXTRA);
+            let bucket = usize::try_from(took).unwrap_or(BUCKETS).min(BUCKETS - 1);
+            if let Some(count) = histogram.get(bucket) {
+                count.store(
+                    count.load(Ordering::Relaxed).saturating_add(1),
+                    Ordering::Relaxed,
+                );
+            }
+        }
+    }
+}
+
+/// Whether this CPU has the counter.
+pub(crate) fn check() -> Result<(), Refusal> {
+    match sysreg::read!("id_aa64dfr0_el1") >> 8 & 0xf {
+        0 | 0xf => Err("measure: this CPU has no PMUv3".into()),
+        _ => Ok(()),
+    }
+}
+
+/// What all CPUs measured; `None` without a sample.
+pub(crate) fn result() -> Option<Measure> {
+    let sum = |bucket: usize| -> u64 {
+        let histograms = cpu::all()
+            .iter()
+            .filter_map(|cpu| cpu.timing.histogram.get());
+        let counts = histograms.filter_map(|all| all.get(bucket));
+        counts
+            .map(|count| u64::from(count.load(Ordering::Relaxed)))
+            .sum()
+    };
+    let samples: u64 = (0..BUCKETS).map(sum).sum();
+    let at = |rank: u64| {
+        let mut below = 0;
+        (0..BUCKETS).find(|&bucket| {
+            below += sum(bucket);
+            below > rank
+        })
+    };
+    let value = |rank: u64| at(rank).map(|bucket| bucket as u64);
+    Some(Measure {
+        samples,
+        min: value(0)?,
+        median: value(samples / 2)?,
+        max: value(samples.checked_sub(1)?)?,
+    })
+}
