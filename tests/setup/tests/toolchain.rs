@@ -186,3 +186,17 @@ fn a_toolchain_that_the_user_upgrades_is_looked_at_again() -> Result<()> {
     assert!(record(&machine)?.contains("into the cache"));
     Ok(())
 }
+
+#[test]
+fn a_nightly_that_was_joined_and_is_upgraded_is_not_leant_on() -> Result<()> {
+    let machine = Machine::equipped()?;
+    machine.switch("rustup-offline", "")?;
+    machine.toolchain(NIGHTLY, &pin("rustc"), false)?;
+    machine.apt(&[source(fitting())])?;
+    machine.ensure()?.expect(0, &[]);
+    machine.toolchain(NIGHTLY, "1.99.0-nightly (0 2026-09-09)", false)?;
+    machine
+        .ensure()?
+        .expect(11, &["no such nightly is installed"]);
+    Ok(())
+}
