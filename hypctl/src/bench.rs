@@ -54,11 +54,7 @@ enum BenchError {
     #[error("QEMU: {0}")]
     Start(io::Error),
     #[error("{why}; the console's end:\n{console}")]
-    Run {
-        why: String,
-        console: String,
-        exit: Exit,
-    },
+    Run { why: String, console: String, exit: Exit },
 }
 
 /// Runs `hypctl bench fault`.
@@ -99,12 +95,7 @@ fn measure(arguments: &BenchArgs) -> Result<Exit, BenchError> {
             return Ok(Exit::NO_REPORT);
         }
     }
-    let Measure {
-        samples,
-        min,
-        median,
-        max,
-    } = first;
+    let Measure { samples, min, median, max } = first;
     let text = format!(
         "populate fault: EL2 instructions from vector to ERET, zeroing and cleaning not counted\n\
          cpu {}, {samples} faults: min {min}, median {median}, max {max}\n",
@@ -115,9 +106,7 @@ fn measure(arguments: &BenchArgs) -> Result<Exit, BenchError> {
         let _ = writeln!(io::stdout(), "two runs were identical");
         return Ok(Exit::OK);
     }
-    say(&format!(
-        "two runs differ: {first:?} and {second:?}; the numbers mean nothing"
-    ));
+    say(&format!("two runs differ: {first:?} and {second:?}; the numbers mean nothing"));
     Ok(Exit::VERDICT)
 }
 
@@ -128,12 +117,8 @@ fn prepare(arguments: &BenchArgs) -> Result<(Qemu, Machine, Vec<u64>), Error> {
     build(&workspace, Variant::Measure, arguments.quiet)?;
     let pages = if arguments.quick { 256 } else { 4096 };
     let path = workspace.guest_bin(GUEST);
-    let size = std::fs::metadata(&path)
-        .map_err(|_| BuildError::NoProgram(GUEST))?
-        .len();
-    let role = Role::Kernel {
-        bootargs: format!("pages={pages}"),
-    };
+    let size = std::fs::metadata(&path).map_err(|_| BuildError::NoProgram(GUEST))?.len();
+    let role = Role::Kernel { bootargs: format!("pages={pages}") };
     let machine = Machine {
         cpu: arguments.cpu.clone(),
         smp: 1,
@@ -186,9 +171,5 @@ fn once(
 }
 
 fn failed(why: String, exit: Exit, outcome: &Outcome) -> BenchError {
-    BenchError::Run {
-        why,
-        exit,
-        console: outcome.console_tail.clone(),
-    }
+    BenchError::Run { why, exit, console: outcome.console_tail.clone() }
 }

@@ -91,11 +91,7 @@ pub fn build(workspace: &Workspace, variant: Variant, quiet: bool) -> Result<(),
 /// Checks that `--no-build` has something to run.
 pub fn expect_built(workspace: &Workspace, variant: Variant) -> Result<(), BuildError> {
     let image = workspace.hyp_bin(variant);
-    if image.is_file() {
-        Ok(())
-    } else {
-        Err(BuildError::NotBuilt(image))
-    }
+    if image.is_file() { Ok(()) } else { Err(BuildError::NotBuilt(image)) }
 }
 
 /// A program that cargo built.
@@ -112,20 +108,9 @@ fn cargo_build(
     adjust: impl FnOnce(&mut Command),
 ) -> Result<Vec<Program>, BuildError> {
     let mut cargo = toolchain.cargo(workspace, "build");
-    let colour = if io::stderr().is_terminal() {
-        "always"
-    } else {
-        "never"
-    };
+    let colour = if io::stderr().is_terminal() { "always" } else { "never" };
     cargo
-        .args([
-            "--package",
-            package,
-            "--profile",
-            PROFILE,
-            "--color",
-            colour,
-        ])
+        .args(["--package", package, "--profile", PROFILE, "--color", colour])
         .arg("--message-format=json-render-diagnostics")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -135,11 +120,7 @@ fn cargo_build(
     let mut child = cargo.spawn().map_err(BuildError::NoCargo)?;
     let (messages, diagnostics) = (child.stdout.take(), child.stderr.take());
     let (programs, said) = std::thread::scope(|scope| {
-        let said = scope.spawn(|| {
-            diagnostics
-                .map(|pipe| forward(pipe, quiet))
-                .unwrap_or_default()
-        });
+        let said = scope.spawn(|| diagnostics.map(|pipe| forward(pipe, quiet)).unwrap_or_default());
         let programs = messages.map(programs).unwrap_or_default();
         (programs, said.join().unwrap_or_default())
     });
@@ -192,10 +173,7 @@ fn lock(path: &Path) -> Result<File, BuildError> {
 }
 
 fn flatten_file(path: &Path) -> Result<Vec<u8>, BuildError> {
-    flatten(&read(path)?).map_err(|source| BuildError::Flatten {
-        path: path.into(),
-        source,
-    })
+    flatten(&read(path)?).map_err(|source| BuildError::Flatten { path: path.into(), source })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BuildError> {
@@ -210,8 +188,5 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), BuildError> {
 }
 
 fn io_error(path: &Path, source: io::Error) -> BuildError {
-    BuildError::Io {
-        path: path.into(),
-        source,
-    }
+    BuildError::Io { path: path.into(), source }
 }

@@ -18,19 +18,10 @@ pub struct FetchError(String);
 pub fn ours(workspace: &Workspace) -> Vec<String> {
     let mut cargo = Command::new("cargo");
     cargo
-        .args([
-            "metadata",
-            "--no-deps",
-            "--format-version",
-            "1",
-            "--manifest-path",
-        ])
+        .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
         .arg(workspace.root().join("guest-images/Cargo.toml"))
         .stderr(Stdio::null());
-    let metadata = cargo
-        .output()
-        .map(|output| output.stdout)
-        .unwrap_or_default();
+    let metadata = cargo.output().map(|output| output.stdout).unwrap_or_default();
     let metadata: serde_json::Value = serde_json::from_slice(&metadata).unwrap_or_default();
     let packages = metadata["packages"].as_array().into_iter().flatten();
     let targets = packages
@@ -39,9 +30,7 @@ pub fn ours(workspace: &Workspace) -> Vec<String> {
         .flatten();
     let mut names: Vec<_> = targets
         .filter(|target| {
-            target["kind"]
-                .as_array()
-                .is_some_and(|kinds| kinds.contains(&"bin".into()))
+            target["kind"].as_array().is_some_and(|kinds| kinds.contains(&"bin".into()))
         })
         .filter_map(|target| target["name"].as_str().map(str::to_owned))
         .collect();
@@ -74,9 +63,6 @@ pub fn fetch(workspace: &Workspace) -> Result<PathBuf, FetchError> {
     if output.status.success() && path.is_file() {
         Ok(path)
     } else {
-        Err(FetchError(format!(
-            "the set-up ended with {}; see above",
-            output.status
-        )))
+        Err(FetchError(format!("the set-up ended with {}; see above", output.status)))
     }
 }

@@ -102,12 +102,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     pub send: Vec<String>,
     /// The prompt that --send waits for
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "=> ",
-        allow_hyphen_values = true
-    )]
+    #[arg(long, value_name = "TEXT", default_value = "=> ", allow_hyphen_values = true)]
     pub prompt: String,
     /// A reset by the guest ends the run instead of starting over
     #[arg(long)]
@@ -192,11 +187,7 @@ fn seconds(text: &str) -> Result<std::time::Duration, String> {
     let wrong = || "a time is a positive number of seconds, such as 30 or 0.5".to_owned();
     let seconds: f64 = text.parse().map_err(|_| wrong())?;
     let time = std::time::Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
-    if time.is_zero() {
-        Err(wrong())
-    } else {
-        Ok(time)
-    }
+    if time.is_zero() { Err(wrong()) } else { Ok(time) }
 }
 
 #[cfg(test)]
@@ -223,39 +214,23 @@ mod tests {
     #[test]
     fn what_follows_the_dashes_is_for_qemu() {
         let run = run(&["touch", "--vcpus", "4", "--mem", "512M", "--", "-d", "int"]);
-        assert_eq!(
-            (run.guest.as_str(), run.vcpus, run.mem),
-            ("touch", Some(4), Some(512 << 20))
-        );
+        assert_eq!((run.guest.as_str(), run.vcpus, run.mem), ("touch", Some(4), Some(512 << 20)));
         assert_eq!(run.extra, ["-d", "int"]);
     }
 
     #[test]
     fn cargo_gets_every_argument_as_it_is() {
         let line = "hypctl cargo clippy -p hyp --config a=b -- -D warnings";
-        let Command::Cargo(cargo) = Cli::parse_from(line.split(' ')).command else {
-            panic!()
-        };
-        assert_eq!(
-            cargo.arguments.join(" ".as_ref()),
-            line["hypctl cargo ".len()..]
-        );
+        let Command::Cargo(cargo) = Cli::parse_from(line.split(' ')).command else { panic!() };
+        assert_eq!(cargo.arguments.join(" ".as_ref()), line["hypctl cargo ".len()..]);
     }
 
     #[test]
     fn numbers_without_sense_are_refused() {
-        for arguments in [
-            ["--mem", "512"],
-            ["--mem", "0M"],
-            ["--timeout", "0"],
-            ["--vcpus", "9"],
-        ] {
+        for arguments in [["--mem", "512"], ["--mem", "0M"], ["--timeout", "0"], ["--vcpus", "9"]] {
             let line = ["hypctl", "run"].iter().chain(&arguments);
             assert!(Cli::try_parse_from(line).is_err(), "{arguments:?}");
         }
-        assert_eq!(
-            run(&["--timeout", "0.5"]).timeout,
-            Some(Duration::from_millis(500))
-        );
+        assert_eq!(run(&["--timeout", "0.5"]).timeout, Some(Duration::from_millis(500)));
     }
 }

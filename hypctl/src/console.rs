@@ -37,11 +37,7 @@ impl Console {
         let mut marker = vec![RECORD_SEPARATOR];
         marker.extend_from_slice(nonce.as_bytes());
         marker.push(b'{');
-        Self {
-            marker,
-            state: State::Match(0),
-            reports: Vec::new(),
-        }
+        Self { marker, state: State::Match(0), reports: Vec::new() }
     }
 
     /// Takes the next bytes of the stream and returns those that are text.
@@ -116,19 +112,13 @@ mod tests {
     #[test]
     fn text_passes_and_the_report_is_taken_out() {
         let stream = b"hello\r\n\x1e0123456789abcdef{\"a\":1}\r\nbye";
-        assert_eq!(
-            run(&[stream]),
-            ("hello\r\nbye".into(), vec!["{\"a\":1}".into()])
-        );
+        assert_eq!(run(&[stream]), ("hello\r\nbye".into(), vec!["{\"a\":1}".into()]));
     }
 
     #[test]
     fn another_nonce_is_text() {
         let stream = b"\x1e0123456789abcdee{\"a\":1}\n";
-        assert_eq!(
-            run(&[stream]),
-            (String::from_utf8(stream.to_vec()).unwrap(), vec![])
-        );
+        assert_eq!(run(&[stream]), (String::from_utf8(stream.to_vec()).unwrap(), vec![]));
     }
 
     #[test]
@@ -146,10 +136,7 @@ mod tests {
     #[test]
     fn every_boot_leaves_its_report() {
         let stream = b"\x1e0123456789abcdef{1}\nboot\n\x1e0123456789abcdef{2}\n";
-        assert_eq!(
-            run(&[stream]),
-            ("boot\n".into(), vec!["{1}".into(), "{2}".into()])
-        );
+        assert_eq!(run(&[stream]), ("boot\n".into(), vec!["{1}".into(), "{2}".into()]));
     }
 
     #[test]

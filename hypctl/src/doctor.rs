@@ -50,43 +50,25 @@ pub fn doctor(as_json: bool) -> Exit {
             return Exit::USAGE;
         }
     };
-    let findings = Findings {
-        findings: look(&workspace),
-        setup: setup_record(&workspace),
-    };
+    let findings = Findings { findings: look(&workspace), setup: setup_record(&workspace) };
     let text = if as_json {
         serde_json::to_string_pretty(&findings).unwrap_or_default() + "\n"
     } else {
         render(&findings)
     };
     let _ = io::stdout().write_all(text.as_bytes());
-    let missing = findings
-        .findings
-        .iter()
-        .any(|finding| finding.state == State::Missing);
+    let missing = findings.findings.iter().any(|finding| finding.state == State::Missing);
     if missing { Exit::USAGE } else { Exit::OK }
 }
 
 fn look(workspace: &Workspace) -> Vec<Finding> {
     let mut found = Vec::new();
-    let mut add = |what, state, detail: String| {
-        found.push(Finding {
-            what,
-            state,
-            detail,
-        })
-    };
-    add(
-        "checkout",
-        State::Ok,
-        workspace.root().display().to_string(),
-    );
+    let mut add = |what, state, detail: String| found.push(Finding { what, state, detail });
+    add("checkout", State::Ok, workspace.root().display().to_string());
 
     match Toolchain::find(workspace) {
         Ok(toolchain) => {
-            let version = toolchain
-                .version()
-                .unwrap_or_else(|| "rustc does not start".to_owned());
+            let version = toolchain.version().unwrap_or_else(|| "rustc does not start".to_owned());
             let detail = format!("{version} ({})", toolchain.name().display());
             add("toolchain", State::Ok, detail);
         }
@@ -94,20 +76,14 @@ fn look(workspace: &Workspace) -> Vec<Finding> {
     }
     match version_of("cargo") {
         Some(version) => add("cargo", State::Ok, version),
-        None => add(
-            "cargo",
-            State::Missing,
-            "not found: install Rust (https://rustup.rs)".into(),
-        ),
+        None => add("cargo", State::Missing, "not found: install Rust (https://rustup.rs)".into()),
     }
     match Qemu::find() {
         Ok(qemu) => {
             let program = qemu.program().display();
             add("QEMU", State::Ok, format!("{} ({program})", qemu.version()));
-            let (has, lacks): (Vec<_>, Vec<_>) = TESTED_CPUS
-                .iter()
-                .copied()
-                .partition(|cpu| qemu.has_cpu(cpu));
+            let (has, lacks): (Vec<_>, Vec<_>) =
+                TESTED_CPUS.iter().copied().partition(|cpu| qemu.has_cpu(cpu));
             add("CPU models", State::Ok, has.join(", "));
             if !lacks.is_empty() {
                 let detail = format!(
@@ -121,28 +97,14 @@ fn look(workspace: &Workspace) -> Vec<Finding> {
     }
     match version_of("just") {
         Some(version) => add("just", State::Ok, version),
-        None => add(
-            "just",
-            State::Later,
-            "not on the PATH; `./just` brings its own".into(),
-        ),
+        None => add("just", State::Later, "not on the PATH; `./just` brings its own".into()),
     }
-    let images = [(
-        "hypervisor",
-        workspace.hyp_bin(Variant::Plain),
-        "`hypctl build` makes it",
-    )];
+    let images = [("hypervisor", workspace.hyp_bin(Variant::Plain), "`hypctl build` makes it")];
     let uboot = workspace.cache("guests/u-boot.bin");
-    let files = images
-        .into_iter()
-        .chain([("U-Boot", uboot, "`hypctl run u-boot` fetches it")]);
+    let files = images.into_iter().chain([("U-Boot", uboot, "`hypctl run u-boot` fetches it")]);
     for (what, path, how) in files {
         match size_of(&path) {
-            Some(size) => add(
-                what,
-                State::Ok,
-                format!("{} ({size} bytes)", path.display()),
-            ),
+            Some(size) => add(what, State::Ok, format!("{} ({size} bytes)", path.display())),
             None => add(what, State::Later, how.to_owned()),
         }
     }
@@ -168,9 +130,7 @@ fn render(findings: &Findings) -> String {
 
 /// A record of the set-up: which version, how it came, where it is.
 fn in_words(record: &serde_json::Value) -> String {
-    let fields = ["version", "how", "path"]
-        .iter()
-        .filter_map(|key| record[key].as_str());
+    let fields = ["version", "how", "path"].iter().filter_map(|key| record[key].as_str());
     fields.collect::<Vec<_>>().join(", ")
 }
 
@@ -186,8 +146,5 @@ fn version_of(program: &str) -> Option<String> {
 }
 
 fn size_of(path: &Path) -> Option<u64> {
-    std::fs::metadata(path)
-        .ok()
-        .filter(|meta| meta.is_file())
-        .map(|meta| meta.len())
+    std::fs::metadata(path).ok().filter(|meta| meta.is_file()).map(|meta| meta.len())
 }

@@ -12,10 +12,7 @@ use crate::workspace::NoCheckout;
 
 /// Why nothing was started.
 #[derive(Debug, thiserror::Error)]
-#[expect(
-    missing_docs,
-    reason = "each is its module's, and says itself what it is"
-)]
+#[expect(missing_docs, reason = "each is its module's, and says itself what it is")]
 pub enum Error {
     #[error(transparent)]
     NoCheckout(#[from] NoCheckout),

@@ -41,20 +41,11 @@ pub fn flatten(elf: &[u8]) -> Result<Vec<u8>, FlattenError> {
         if segment.p_type(endian) != PT_LOAD || segment.p_filesz(endian) == 0 {
             continue;
         }
-        let data = segment
-            .data(endian, elf)
-            .map_err(|()| FlattenError::Empty)?;
+        let data = segment.data(endian, elf).map_err(|()| FlattenError::Empty)?;
         pieces.push((segment.p_paddr(endian), data));
     }
-    let start = pieces
-        .iter()
-        .map(|(at, _)| *at)
-        .min()
-        .ok_or(FlattenError::Empty)?;
-    let end = pieces
-        .iter()
-        .map(|(at, data)| at.saturating_add(data.len() as u64))
-        .max();
+    let start = pieces.iter().map(|(at, _)| *at).min().ok_or(FlattenError::Empty)?;
+    let end = pieces.iter().map(|(at, data)| at.saturating_add(data.len() as u64)).max();
     let span = end.unwrap_or(start) - start;
     if span > FLAT_MAX {
         return Err(FlattenError::Span { start, span });
@@ -80,11 +71,7 @@ mod tests {
         out.extend([0u64, 64, 0].iter().flat_map(|field| field.to_le_bytes()));
         out.extend(0u32.to_le_bytes());
         let count = segments.len() as u16;
-        out.extend(
-            [64u16, 56, count, 64, 0, 0]
-                .iter()
-                .flat_map(|field| field.to_le_bytes()),
-        );
+        out.extend([64u16, 56, count, 64, 0, 0].iter().flat_map(|field| field.to_le_bytes()));
         let mut offset = 64 + 56 * segments.len() as u64;
         for (kind, at, data) in segments {
             let size = data.len() as u64;
@@ -101,25 +88,15 @@ mod tests {
 
     #[test]
     fn segments_land_at_their_physical_addresses_with_zeros_between() {
-        let elf = elf(&[
-            (1, 0x4000_0006, b"cd"),
-            (4, 0, b"note"),
-            (1, 0x4000_0000, b"ab"),
-        ]);
+        let elf = elf(&[(1, 0x4000_0006, b"cd"), (4, 0, b"note"), (1, 0x4000_0000, b"ab")]);
         assert_eq!(flatten(&elf).unwrap(), b"ab\0\0\0\0cd");
     }
 
     #[test]
     fn what_cannot_be_flattened_is_an_error() {
         assert!(matches!(flatten(b"MZ"), Err(FlattenError::Parse(_))));
-        assert!(matches!(
-            flatten(&elf(&[(4, 0, b"note")])),
-            Err(FlattenError::Empty)
-        ));
+        assert!(matches!(flatten(&elf(&[(4, 0, b"note")])), Err(FlattenError::Empty)));
         let far = elf(&[(1, 0, b"a"), (1, 1 << 40, b"b")]);
-        assert!(matches!(
-            flatten(&far),
-            Err(FlattenError::Span { start: 0, .. })
-        ));
+        assert!(matches!(flatten(&far), Err(FlattenError::Span { start: 0, .. })));
     }
 }

@@ -94,16 +94,9 @@ impl Wanted {
         if ours.iter().any(|name| name == word) {
             return Ok(Self::Ours(word.clone()));
         }
-        let path = if word == UBOOT {
-            catalogue::fetch(workspace)?
-        } else {
-            PathBuf::from(word)
-        };
+        let path = if word == UBOOT { catalogue::fetch(workspace)? } else { PathBuf::from(word) };
         if !word.contains('/') && !path.exists() {
-            return Err(GuestError::Unknown {
-                word: word.clone(),
-                known: ours.join(", "),
-            });
+            return Err(GuestError::Unknown { word: word.clone(), known: ours.join(", ") });
         }
         modules(&path, arguments)?;
         Ok(Self::File(path))
@@ -120,11 +113,7 @@ impl Wanted {
         if bare && matches!(&self, Self::Ours(name) if name == DEFAULT_GUEST) {
             modules.clear();
         }
-        Ok(Guest {
-            modules,
-            least_mem,
-            control_c,
-        })
+        Ok(Guest { modules, least_mem, control_c })
     }
 }
 
@@ -132,26 +121,16 @@ impl Wanted {
 fn modules(path: &Path, arguments: &RunArgs) -> Result<(Vec<Module>, u64), GuestError> {
     let (head, size) = open("guest image", path)?;
     let bootargs = arguments.append.clone().unwrap_or_default();
-    let mut modules = vec![Module {
-        role: Role::Kernel { bootargs },
-        path: path.to_owned(),
-        size,
-    }];
+    let mut modules = vec![Module { role: Role::Kernel { bootargs }, path: path.to_owned(), size }];
     let mut ramdisk = None;
     if let Some(initrd) = &arguments.initrd {
         let (_, size) = open("initrd", initrd)?;
         ramdisk = Some(size);
-        modules.push(Module {
-            role: Role::Initrd,
-            path: initrd.clone(),
-            size,
-        });
+        modules.push(Module { role: Role::Initrd, path: initrd.clone(), size });
     }
     let place = |mem| {
-        image::place(&head, size, ramdisk, mem).map_err(|source| GuestError::Image {
-            path: path.to_owned(),
-            source,
-        })
+        image::place(&head, size, ramdisk, mem)
+            .map_err(|source| GuestError::Image { path: path.to_owned(), source })
     };
     let layout = place(arguments.guest_mem.unwrap_or(PLENTY))?;
     let end = layout.ramdisk.unwrap_or(layout.footprint).end;
@@ -161,11 +140,7 @@ fn modules(path: &Path, arguments: &RunArgs) -> Result<(Vec<Module>, u64), Guest
 
 /// The first bytes of a regular file, and its size.
 fn open(what: &'static str, path: &Path) -> Result<(Vec<u8>, u64), GuestError> {
-    let bad = |why: String| GuestError::File {
-        what,
-        path: path.to_owned(),
-        why,
-    };
+    let bad = |why: String| GuestError::File { what, path: path.to_owned(), why };
     let meta = std::fs::metadata(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => bad("there is no such file".to_owned()),
         _ => bad(error.to_string()),
@@ -174,18 +149,14 @@ fn open(what: &'static str, path: &Path) -> Result<(Vec<u8>, u64), GuestError> {
         return Err(bad("this is a folder; a raw image is needed".to_owned()));
     }
     if !meta.is_file() {
-        return Err(bad(
-            "this is not a regular file; a raw image is needed".to_owned()
-        ));
+        return Err(bad("this is not a regular file; a raw image is needed".to_owned()));
     }
     if meta.len() == 0 {
         return Err(bad("the file is empty".to_owned()));
     }
     let mut head = Vec::new();
     let file = File::open(path).map_err(|error| bad(error.to_string()))?;
-    file.take(HEAD as u64)
-        .read_to_end(&mut head)
-        .map_err(|error| bad(error.to_string()))?;
+    file.take(HEAD as u64).read_to_end(&mut head).map_err(|error| bad(error.to_string()))?;
     Ok((head, meta.len()))
 }
 
@@ -221,20 +192,13 @@ mod tests {
     #[test]
     fn our_guests_are_known_by_name() {
         assert!(matches!(find(&["touch"]), Ok(Wanted::Ours(name)) if name == "touch"));
-        assert!(
-            ours(&Workspace::find().unwrap())
-                .iter()
-                .any(|name| name == DEFAULT_GUEST)
-        );
+        assert!(ours(&Workspace::find().unwrap()).iter().any(|name| name == DEFAULT_GUEST));
     }
 
     #[test]
     fn an_unknown_word_lists_the_guests() {
         let error = find(&["tuoch"]).unwrap_err();
-        assert!(
-            error.contains("`tuoch`") && error.contains("touch, "),
-            "{error}"
-        );
+        assert!(error.contains("`tuoch`") && error.contains("touch, "), "{error}");
     }
 
     #[test]
@@ -251,18 +215,9 @@ mod tests {
             (here.clone(), "folder"),
             ("/dev/null".to_owned(), "not a regular file"),
             (file("empty", b""), "empty"),
-            (
-                file("elf", b"\x7fELF\x02\x01\x01"),
-                "an ELF file; flatten it first",
-            ),
-            (
-                file("gz", b"\x1f\x8b\x08\0"),
-                "compressed by gzip; unpack it first",
-            ),
-            (
-                file("uimage", b"\x27\x05\x19\x56...."),
-                "a U-Boot legacy image",
-            ),
+            (file("elf", b"\x7fELF\x02\x01\x01"), "an ELF file; flatten it first"),
+            (file("gz", b"\x1f\x8b\x08\0"), "compressed by gzip; unpack it first"),
+            (file("uimage", b"\x27\x05\x19\x56...."), "a U-Boot legacy image"),
             (file("fit", b"\xd0\x0d\xfe\xed...."), "flattened tree"),
         ] {
             let error = find(&[&path]).unwrap_err();
@@ -274,15 +229,9 @@ mod tests {
         assert!(error.contains("initrd /nonexistent"), "{error}");
         let large = file("large", &vec![1; 7 << 20]);
         let error = find(&[&large, "--guest-mem", "8M"]).unwrap_err();
-        assert!(
-            error.contains("9 MiB") && error.contains("8 MiB"),
-            "{error}"
-        );
+        assert!(error.contains("9 MiB") && error.contains("8 MiB"), "{error}");
         let error = find(&[&raw, "--guest-mem", "8M", "--initrd", &large]).unwrap_err();
-        assert!(
-            error.contains("the image and the ramdisk") && error.contains("11 MiB"),
-            "{error}"
-        );
+        assert!(error.contains("the image and the ramdisk") && error.contains("11 MiB"), "{error}");
     }
 
     #[test]
@@ -292,9 +241,7 @@ mod tests {
         std::fs::write(&path, vec![1; 16 << 20]).unwrap();
         let path = path.display().to_string();
         let run = arguments(&[&path, "--initrd", &path, "--append", "a=b"]);
-        let guest = Wanted::File(path.into())
-            .load(&Workspace::find().unwrap(), &run)
-            .unwrap();
+        let guest = Wanted::File(path.into()).load(&Workspace::find().unwrap(), &run).unwrap();
         assert_eq!(guest.least_mem, (2 + 16 + 16) << 20);
         assert_eq!(guest.modules.len(), 2);
         assert_eq!(guest.control_c, ControlC::GoesToTheGuest);

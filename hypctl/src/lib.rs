@@ -53,10 +53,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            let asked = matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-            );
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             return if asked { Exit::OK } else { Exit::USAGE }.into();
         }
     };
@@ -79,11 +76,7 @@ fn or_usage(result: Result<Exit, Error>) -> Exit {
 
 fn build_images(arguments: &BuildArgs) -> Result<Exit, Error> {
     let workspace = Workspace::find()?;
-    let variant = if arguments.measure {
-        Variant::Measure
-    } else {
-        Variant::Plain
-    };
+    let variant = if arguments.measure { Variant::Measure } else { Variant::Plain };
     build::build(&workspace, variant, arguments.quiet)?;
     if !arguments.quiet {
         let _ = writeln!(io::stdout(), "{}", workspace.hyp_bin(variant).display());
@@ -96,15 +89,9 @@ fn cargo(arguments: &CargoArgs) -> Result<Exit, Error> {
     let workspace = Workspace::find()?;
     let toolchain = Toolchain::find(&workspace)?;
     let mut words = arguments.arguments.iter();
-    let verb = words
-        .next()
-        .map(|verb| verb.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let verb = words.next().map(|verb| verb.to_string_lossy().into_owned()).unwrap_or_default();
     let mut cargo: Command = toolchain.cargo(&workspace, &verb);
-    let status = cargo
-        .args(words)
-        .status()
-        .map_err(build::BuildError::NoCargo)?;
+    let status = cargo.args(words).status().map_err(build::BuildError::NoCargo)?;
     Ok(match status.code() {
         Some(code) => Exit::from_report(code.unsigned_abs()),
         None => {

@@ -26,6 +26,12 @@ pub const RAM_BASE: u64 = 0x4000_0000;
 pub const HYP_BASE: u64 = 0x4020_0000;
 /// What QEMU's device tree may take.
 const TREE_SPACE: u64 = 2 << 20;
+/// Where QEMU's device tree for a raw image begins at most, from the bottom of RAM.
+const TREE_AT_MOST: u64 = 128 << 20;
+/// What the hypervisor keeps for its tables and caches besides its image, on the safe side: this
+/// much, and one part in `OWN_SHARE` of all RAM.
+const OWN: u64 = 4 << 20;
+const OWN_SHARE: u64 = 128;
 /// Modules are aligned to this.
 const MODULE_ALIGN: u64 = 2 << 20;
 /// The unit of `--mem`: QEMU's own is finer, but nobody needs it.
@@ -107,31 +113,26 @@ impl Machine {
         if !self.mem.is_multiple_of(MEM_UNIT) {
             return Err(MachineError::NotMib(self.mem));
         }
-        let modules: u64 = self.modules.iter().map(|module| up(module.size)).sum();
         let hyp = HYP_BASE - RAM_BASE + up(hyp_size);
-        let needed = hyp
-            .saturating_add(TREE_SPACE)
-            .saturating_add(modules)
-            .saturating_add(guest_mem);
-        let tree = (self.mem / 2).min(128 << 20) + TREE_SPACE;
-        let fits = needed <= self.mem && tree.max(hyp).saturating_add(modules) <= self.mem;
+        let modules = self.modules_size();
+        let above_tree = TREE_SPACE.saturating_add(modules);
+        let tree = (self.mem / 2).min(TREE_AT_MOST);
+        let fits = guest_mem <= self.room(hyp_size)
+            && tree.max(hyp).saturating_add(above_tree) <= self.mem;
         if !fits {
             let parts = format!(
                 "hypervisor {}, device tree {}, guest image and initrd {}, guest RAM {}",
-                Bytes(hyp),
+                Bytes(hyp + OWN),
                 Bytes(TREE_SPACE),
                 Bytes(modules),
                 Bytes(guest_mem),
             );
+            let sum = (hyp + OWN).saturating_add(above_tree).saturating_add(guest_mem);
+            let sum = sum.saturating_add(sum / (OWN_SHARE - 1) + 1);
             // Up to 256 MiB the tree lies in the middle; beyond, at 128 MiB.
-            let above_tree = TREE_SPACE.saturating_add(modules);
-            let beside_tree = above_tree.saturating_add(above_tree.min(128 << 20));
-            let needed = needed.max(beside_tree).next_multiple_of(MEM_UNIT);
-            return Err(MachineError::TooSmall {
-                given: self.mem,
-                needed,
-                parts,
-            });
+            let beside_tree = above_tree.saturating_add(above_tree.min(TREE_AT_MOST));
+            let needed = sum.max(beside_tree).next_multiple_of(MEM_UNIT);
+            return Err(MachineError::TooSmall { given: self.mem, needed, parts });
         }
         let mut top = RAM_BASE + self.mem;
         let place = |module: &Module| {
@@ -141,32 +142,32 @@ impl Machine {
         Ok(self.modules.iter().map(place).collect())
     }
 
+    /// What is left for guest RAM, bytes.
+    pub fn room(&self, hyp_size: u64) -> u64 {
+        let hyp = HYP_BASE - RAM_BASE + up(hyp_size) + OWN + self.mem / OWN_SHARE;
+        let others = hyp.saturating_add(TREE_SPACE).saturating_add(self.modules_size());
+        self.mem.saturating_sub(others)
+    }
+
+    fn modules_size(&self) -> u64 {
+        self.modules.iter().map(|module| up(module.size)).fold(0, u64::saturating_add)
+    }
+
     /// QEMU's arguments, given the modules' addresses.
     pub fn arguments(&self, addresses: &[u64]) -> Vec<OsString> {
         let mut arguments = Vec::<OsString>::new();
         let mut add = |words: &[&OsStr]| arguments.extend(words.iter().map(OsString::from));
         let option = |name: &'static str| OsStr::new(name);
-        add(&[
-            option("-M"),
-            option("virt,virtualization=on,gic-version=3,dtb-randomness=off"),
-        ]);
+        add(&[option("-M"), option("virt,virtualization=on,gic-version=3,dtb-randomness=off")]);
         add(&[option("-cpu"), OsStr::new(&self.cpu)]);
         add(&[option("-smp"), OsStr::new(&self.smp.to_string())]);
-        add(&[
-            option("-m"),
-            OsStr::new(&format!("{}M", self.mem / MEM_UNIT)),
-        ]);
+        add(&[option("-m"), OsStr::new(&format!("{}M", self.mem / MEM_UNIT))]);
         add(&[option("-nic"), option("none"), option("-nographic")]);
         if self.no_reboot {
             add(&[option("-no-reboot")]);
         }
         if self.icount {
-            add(&[
-                option("-icount"),
-                option("shift=0,sleep=off"),
-                option("-seed"),
-                option("1"),
-            ]);
+            add(&[option("-icount"), option("shift=0,sleep=off"), option("-seed"), option("1")]);
             add(&[option("-rtc"), option("base=2024-01-01T00:00:00,clock=vm")]);
         }
         add(&[option("-kernel"), self.kernel.as_os_str()]);
@@ -215,8 +216,7 @@ fn double_commas(text: &OsStr) -> OsString {
 }
 
 fn up(size: u64) -> u64 {
-    size.checked_next_multiple_of(MODULE_ALIGN)
-        .unwrap_or(u64::MAX / 4)
+    size.checked_next_multiple_of(MODULE_ALIGN).unwrap_or(u64::MAX / 4)
 }
 
 /// A command as a line for a shell.
@@ -260,17 +260,12 @@ mod tests {
     }
 
     fn kernel(bootargs: &str) -> Role {
-        Role::Kernel {
-            bootargs: bootargs.into(),
-        }
+        Role::Kernel { bootargs: bootargs.into() }
     }
 
     #[test]
     fn modules_go_to_the_top_apart_and_aligned() {
-        let modules = [
-            (kernel(""), "g", 0x1234),
-            (Role::Initrd, "i", (2 << 20) + 1),
-        ];
+        let modules = [(kernel(""), "g", 0x1234), (Role::Initrd, "i", (2 << 20) + 1)];
         let at = machine(512, &modules).place(4 << 20, 8 << 20).unwrap();
         assert_eq!(at, [0x5fe0_0000, 0x5fa0_0000]);
     }
@@ -278,14 +273,8 @@ mod tests {
     #[test]
     fn too_small_a_memory_names_both_numbers() {
         let modules = [(kernel(""), "g", 40 << 20)];
-        let error = machine(64, &modules)
-            .place(4 << 20, 32 << 20)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("--mem 64 MiB") && error.contains("84 MiB"),
-            "{error}"
-        );
+        let error = machine(64, &modules).place(4 << 20, 32 << 20).unwrap_err().to_string();
+        assert!(error.contains("--mem 64 MiB") && error.contains("85 MiB"), "{error}");
         assert!(error.contains("guest RAM 32 MiB"), "{error}");
     }
 
@@ -293,20 +282,14 @@ mod tests {
     fn a_module_in_the_way_of_the_tree_is_refused() {
         // 48 MiB of module in 64 MiB: the sum would do, but the tree lies at 32 MiB.
         let modules = [(kernel(""), "g", 44 << 20)];
-        let error = machine(64, &modules)
-            .place(1 << 20, 8 << 20)
-            .unwrap_err()
-            .to_string();
+        let error = machine(64, &modules).place(1 << 20, 8 << 20).unwrap_err().to_string();
         assert!(error.contains("92 MiB"), "{error}");
     }
 
     #[test]
     fn the_command_line_doubles_commas() {
         let modules = [(kernel("console=ttyAMA0,115200 a=b"), "a,b.bin", 16)];
-        let line = shell_line(
-            Path::new("qemu"),
-            &machine(256, &modules).arguments(&[0x4fe0_0000]),
-        );
+        let line = shell_line(Path::new("qemu"), &machine(256, &modules).arguments(&[0x4fe0_0000]));
         assert_eq!(
             line,
             "qemu -M virt,virtualization=on,gic-version=3,dtb-randomness=off -cpu max -smp 2 \
@@ -321,9 +304,6 @@ mod tests {
         let mut machine = machine(256, &[]);
         machine.icount = true;
         let line = shell_line(Path::new("qemu"), &machine.arguments(&[]));
-        assert!(
-            line.contains("-icount shift=0,sleep=off -seed 1 -rtc base="),
-            "{line}"
-        );
+        assert!(line.contains("-icount shift=0,sleep=off -seed 1 -rtc base="), "{line}");
     }
 }

@@ -29,25 +29,15 @@ pub struct Leashed {
 impl Leashed {
     /// Starts `command` in a process group of its own, with pipes for all three streams.
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0);
         die_with_parent(command, Signal::KILL);
-        Ok(Self {
-            child: command.spawn()?,
-            status: None,
-        })
+        Ok(Self { child: command.spawn()?, status: None })
     }
 
     /// The pipes to and from the child; each is there once.
     pub fn take_pipes(&mut self) -> Option<(ChildStdin, ChildStdout, ChildStderr)> {
-        Some((
-            self.child.stdin.take()?,
-            self.child.stdout.take()?,
-            self.child.stderr.take()?,
-        ))
+        Some((self.child.stdin.take()?, self.child.stdout.take()?, self.child.stderr.take()?))
     }
 
     /// The child's process number.

@@ -90,32 +90,18 @@ impl Qemu {
 
     fn at(program: &Path) -> Result<Self, QemuError> {
         let name = program.display().to_string();
-        let banner = ask(program, &["--version"]).map_err(|source| QemuError::Missing {
-            program: name.clone(),
-            source,
-        })?;
+        let banner = ask(program, &["--version"])
+            .map_err(|source| QemuError::Missing { program: name.clone(), source })?;
         let Some(version) = parse_version(&banner) else {
             let said = banner.lines().next().unwrap_or_default().to_owned();
-            return Err(QemuError::Silent {
-                program: name,
-                said,
-            });
+            return Err(QemuError::Silent { program: name, said });
         };
         if version < OLDEST {
-            return Err(QemuError::TooOld {
-                program: name,
-                found: version,
-            });
+            return Err(QemuError::TooOld { program: name, found: version });
         }
-        let help = ask(program, &["-cpu", "help"]).map_err(|source| QemuError::Missing {
-            program: name,
-            source,
-        })?;
-        Ok(Self {
-            program: program.to_owned(),
-            version,
-            cpus: parse_cpus(&help),
-        })
+        let help = ask(program, &["-cpu", "help"])
+            .map_err(|source| QemuError::Missing { program: name, source })?;
+        Ok(Self { program: program.to_owned(), version, cpus: parse_cpus(&help) })
     }
 
     /// What to start.
@@ -155,9 +141,7 @@ fn ask(program: &Path, arguments: &[&str]) -> io::Result<String> {
 /// The version in `QEMU emulator version 10.0.2 (Debian 1:10.0.2…)`.
 fn parse_version(banner: &str) -> Option<Version> {
     let rest = banner.split_once("version ")?.1;
-    let number = rest
-        .split(|c: char| !c.is_ascii_digit() && c != '.')
-        .next()?;
+    let number = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
     let mut parts = number.split('.').map(|part| part.parse().ok());
     let major = parts.next()??;
     let minor = parts.next()??;
@@ -183,14 +167,8 @@ mod tests {
     fn versions_are_read_from_every_banner() {
         let debian = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright";
         assert_eq!(parse_version(debian), Some(Version(10, 0, 2)));
-        assert_eq!(
-            parse_version("QEMU emulator version 9.1\n"),
-            Some(Version(9, 1, 0))
-        );
-        assert_eq!(
-            parse_version("QEMU emulator version 8.2.91-rc1"),
-            Some(Version(8, 2, 91))
-        );
+        assert_eq!(parse_version("QEMU emulator version 9.1\n"), Some(Version(9, 1, 0)));
+        assert_eq!(parse_version("QEMU emulator version 8.2.91-rc1"), Some(Version(8, 2, 91)));
         assert_eq!(parse_version("no such thing"), None);
         assert!(Version(7, 1, 9) < OLDEST && Version(10, 0, 0) > OLDEST);
     }
@@ -204,12 +182,7 @@ mod tests {
 
     #[test]
     fn a_missing_emulator_says_how_to_get_one() {
-        let error = Qemu::at(Path::new("/nonexistent/qemu"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("/nonexistent/qemu") && error.contains("./just setup"),
-            "{error}"
-        );
+        let error = Qemu::at(Path::new("/nonexistent/qemu")).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/qemu") && error.contains("./just setup"), "{error}");
     }
 }

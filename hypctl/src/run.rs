@@ -52,18 +52,10 @@ pub fn run(arguments: &RunArgs) -> Exit {
     if let Some(message) = &summary.message {
         say(message);
     }
-    match arguments
-        .json
-        .as_ref()
-        .map(|path| (path, summary.write(path)))
-    {
+    match arguments.json.as_ref().map(|path| (path, summary.write(path))) {
         Some((path, Err(error))) => {
             say(&format!("{}: {error}", path.display()));
-            if exit == Exit::OK {
-                Exit::NO_REPORT
-            } else {
-                exit
-            }
+            if exit == Exit::OK { Exit::NO_REPORT } else { exit }
         }
         _ => exit,
     }
@@ -119,7 +111,6 @@ fn plan(
     let hyp_size = crate::guest::hyp_footprint(&kernel)?;
     let mut words = Vec::new();
     words.extend(arguments.vcpus.map(|vcpus| format!("vcpus={vcpus}")));
-    words.extend(arguments.guest_mem.map(|mem| format!("mem={}K", mem >> 10)));
     let mut machine = Machine {
         cpu: arguments.cpu.clone(),
         smp: smp(arguments),
@@ -127,7 +118,7 @@ fn plan(
         no_reboot: arguments.no_reboot,
         icount: arguments.icount,
         kernel,
-        append: words.join(" "),
+        append: String::new(),
         modules: guest.modules,
         extra: arguments.extra.clone(),
     };
@@ -138,22 +129,19 @@ fn plan(
         }
         placed => placed?,
     };
-    Ok(Plan {
-        qemu,
-        machine,
-        addresses,
-        script,
-        control_c: guest.control_c,
-    })
+    // By itself the hypervisor gives half of what is free; an image may need more.
+    let small = guest.least_mem > machine.room(hyp_size) / 2;
+    let mem = arguments.guest_mem.or(small.then_some(guest.least_mem));
+    words.extend(mem.map(|mem| format!("mem={}K", mem.div_ceil(1 << 12) << 2)));
+    machine.append = words.join(" ");
+    Ok(Plan { qemu, machine, addresses, script, control_c: guest.control_c })
 }
 
 fn script_of(arguments: &RunArgs) -> Result<Option<Vec<Step>>, Error> {
     if let Some(path) = &arguments.script {
         let read = std::fs::read_to_string(path);
-        let text = read.map_err(|source| script::ScriptError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text =
+            read.map_err(|source| script::ScriptError::Read { path: path.clone(), source })?;
         return Ok(Some(script::parse(&text)?));
     }
     let typed = !arguments.send.is_empty();
@@ -167,22 +155,13 @@ fn smp(arguments: &RunArgs) -> u32 {
 impl Plan {
     /// The line for a shell: without the report, which only a program reads.
     fn line(&self) -> String {
-        shell_line(
-            self.qemu.program(),
-            &self.machine.arguments(&self.addresses),
-        )
+        shell_line(self.qemu.program(), &self.machine.arguments(&self.addresses))
     }
 
     fn play(mut self, arguments: &RunArgs, summary: &mut Summary) -> Exit {
         let nonce = nonce();
-        let separator = if self.machine.append.is_empty() {
-            ""
-        } else {
-            " "
-        };
-        self.machine
-            .append
-            .push_str(&format!("{separator}report={nonce}"));
+        let separator = if self.machine.append.is_empty() { "" } else { " " };
+        self.machine.append.push_str(&format!("{separator}report={nonce}"));
         let input = match self.script.take() {
             Some(steps) => Input::Script(steps),
             None => {
@@ -216,10 +195,7 @@ fn judge(outcome: &Outcome, summary: &mut Summary) -> Exit {
     if let Some(Ok((_, value))) = &report {
         summary.report = Some(value.clone());
     }
-    let script = outcome
-        .waiting_for
-        .as_ref()
-        .map(|step| format!("; the script was at {step}"));
+    let script = outcome.waiting_for.as_ref().map(|step| format!("; the script was at {step}"));
     let script = script.unwrap_or_default();
     let (ended, exit, message) = match (&outcome.end, report) {
         (End::TimedOut(after), _) => {
@@ -247,11 +223,7 @@ fn judge(outcome: &Outcome, summary: &mut Summary) -> Exit {
         }
         (End::Exited(status), None) => {
             let said = outcome.qemu_tail.trim().lines().last().unwrap_or_default();
-            let said = if said.is_empty() {
-                String::new()
-            } else {
-                format!(": {said}")
-            };
+            let said = if said.is_empty() { String::new() } else { format!(": {said}") };
             let message = format!("QEMU ended without a report ({status}){said}{script}");
             ("no-report", Exit::NO_REPORT, Some(message))
         }

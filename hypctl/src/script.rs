@@ -58,11 +58,7 @@ pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let bad = |why| ScriptError::Line {
-            line: index + 1,
-            why,
-            text: line.to_owned(),
-        };
+        let bad = |why| ScriptError::Line { line: index + 1, why, text: line.to_owned() };
         let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let rest = rest.trim_start();
         match word {
@@ -81,12 +77,7 @@ pub fn parse(text: &str) -> Result<Vec<Step>, ScriptError> {
 pub fn from_lines(prompt: &str, lines: &[String]) -> Vec<Step> {
     lines
         .iter()
-        .flat_map(|line| {
-            [
-                Step::Expect(prompt.as_bytes().to_vec()),
-                Step::send_line(line),
-            ]
-        })
+        .flat_map(|line| [Step::Expect(prompt.as_bytes().to_vec()), Step::send_line(line)])
         .collect()
 }
 
@@ -137,11 +128,7 @@ pub struct Player {
 impl Player {
     /// Starts at the first of `steps`.
     pub fn new(steps: Vec<Step>) -> Self {
-        Self {
-            total: steps.len(),
-            steps: steps.into(),
-            unmatched: Vec::new(),
-        }
+        Self { total: steps.len(), steps: steps.into(), unmatched: Vec::new() }
     }
 
     /// Takes console output and returns what is to be typed now.
@@ -179,9 +166,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     if needle.is_empty() {
         return Some(0);
     }
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
+    haystack.windows(needle.len()).position(|window| window == needle)
 }
 
 /// Doubles every Ctrl-A, as QEMU's console multiplexer wants it.
@@ -216,22 +201,9 @@ mod tests {
     #[test]
     fn a_bad_line_is_named() {
         let error = parse("send a\nwait 5\n").unwrap_err().to_string();
-        assert!(
-            error.contains("line 2") && error.contains("wait 5"),
-            "{error}"
-        );
-        assert!(
-            parse("send-raw \\x1")
-                .unwrap_err()
-                .to_string()
-                .contains("two hexadecimal")
-        );
-        assert!(
-            parse("expect\n")
-                .unwrap_err()
-                .to_string()
-                .contains("needs a text")
-        );
+        assert!(error.contains("line 2") && error.contains("wait 5"), "{error}");
+        assert!(parse("send-raw \\x1").unwrap_err().to_string().contains("two hexadecimal"));
+        assert!(parse("expect\n").unwrap_err().to_string().contains("needs a text"));
     }
 
     #[test]

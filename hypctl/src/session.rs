@@ -84,9 +84,7 @@ pub fn run(
     let signals = Signals::catch()?;
     let started = Instant::now();
     let mut child = Leashed::spawn(qemu)?;
-    let pipes = child
-        .take_pipes()
-        .ok_or_else(|| io::Error::other("QEMU has no pipes"))?;
+    let pipes = child.take_pipes().ok_or_else(|| io::Error::other("QEMU has no pipes"))?;
     let (keyboard, player) = match input {
         Input::Keyboard(control_c) => (Some(control_c), Player::new(Vec::new())),
         Input::Script(steps) => (None, Player::new(steps)),
@@ -99,11 +97,7 @@ pub fn run(
     let end = loop {
         if let Some(status) = child.try_wait()? {
             session.drain()?;
-            break if session.left {
-                End::Left
-            } else {
-                End::Exited(status)
-            };
+            break if session.left { End::Left } else { End::Exited(status) };
         }
         let left = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
         {
@@ -217,13 +211,7 @@ impl<'a> Session<'a> {
 
     fn show(&mut self, text: &[u8]) {
         keep_tail(&mut self.console_tail, text);
-        if !self.sink_gone
-            && self
-                .sink
-                .write_all(text)
-                .and_then(|()| self.sink.flush())
-                .is_err()
-        {
+        if !self.sink_gone && self.sink.write_all(text).and_then(|()| self.sink.flush()).is_err() {
             self.sink_gone = true;
         }
     }

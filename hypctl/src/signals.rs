@@ -37,21 +37,10 @@ impl Signals {
             }
             let number = signal.unsigned_abs() as usize;
             // Actions run in the order of their registration: the number is there before the wake.
-            handlers.push(signal_hook::flag::register_usize(
-                signal,
-                Arc::clone(&last),
-                number,
-            )?);
-            handlers.push(signal_hook::low_level::pipe::register(
-                signal,
-                waker.try_clone()?,
-            )?);
+            handlers.push(signal_hook::flag::register_usize(signal, Arc::clone(&last), number)?);
+            handlers.push(signal_hook::low_level::pipe::register(signal, waker.try_clone()?)?);
         }
-        Ok(Self {
-            wake,
-            last,
-            handlers,
-        })
+        Ok(Self { wake, last, handlers })
     }
 
     /// Readable when a signal has come.

@@ -15,11 +15,8 @@ use std::process::Command;
 use crate::workspace::Workspace;
 
 /// Flags of every cargo call for the bare-metal crates; the target file is added with its path.
-pub const BARE: &[&str] = &[
-    "-Zjson-target-spec",
-    "-Zbuild-std=core,alloc",
-    "-Zbuild-std-features=compiler-builtins-mem",
-];
+pub const BARE: &[&str] =
+    &["-Zjson-target-spec", "-Zbuild-std=core,alloc", "-Zbuild-std-features=compiler-builtins-mem"];
 
 /// The cargo profile of the images.
 pub const PROFILE: &str = "bare";
@@ -65,17 +62,12 @@ impl Toolchain {
         let cache = workspace.cache("toolchain");
         if cache.is_dir() {
             return if cache.join(CORE_SOURCE).is_file() {
-                Ok(Self {
-                    name: cache.into_os_string(),
-                })
+                Ok(Self { name: cache.into_os_string() })
             } else {
                 Err(ToolchainError::NoSource { path: cache })
             };
         }
-        let missing = |env| ToolchainError::Missing {
-            cache: cache.clone(),
-            env,
-        };
+        let missing = |env| ToolchainError::Missing { cache: cache.clone(), env };
         let Some(name) = env::var_os("RUSTUP_TOOLCHAIN") else {
             return Err(missing("not set".to_owned()));
         };
@@ -98,11 +90,7 @@ impl Toolchain {
 
     fn ask(&self, arguments: &[&str]) -> Option<String> {
         let mut rustc = Command::new("rustc");
-        let output = rustc
-            .env("RUSTUP_TOOLCHAIN", &self.name)
-            .args(arguments)
-            .output()
-            .ok()?;
+        let output = rustc.env("RUSTUP_TOOLCHAIN", &self.name).args(arguments).output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         (output.status.success() && !text.is_empty()).then_some(text)
     }
@@ -162,22 +150,10 @@ mod tests {
 
     #[test]
     fn host_build_settings_do_not_reach_the_bare_build() {
-        for name in [
-            "RUSTFLAGS",
-            "CARGO_TARGET_DIR",
-            "CARGO_PKG_NAME",
-            "RUSTC_WRAPPER",
-            "CARGO",
-        ] {
+        for name in ["RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_PKG_NAME", "RUSTC_WRAPPER", "CARGO"] {
             assert!(is_host_build_setting(name), "{name}");
         }
-        for name in [
-            "CARGO_HOME",
-            "CARGO_NET_OFFLINE",
-            "PATH",
-            "RUSTUP_HOME",
-            "CARGO_TERM_COLOR",
-        ] {
+        for name in ["CARGO_HOME", "CARGO_NET_OFFLINE", "PATH", "RUSTUP_HOME", "CARGO_TERM_COLOR"] {
             assert!(!is_host_build_setting(name), "{name}");
         }
     }

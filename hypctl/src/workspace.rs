@@ -40,12 +40,7 @@ impl Workspace {
             .ancestors()
             .find(|folder| folder.join(MARKER).is_file())
             .map(Path::to_path_buf)
-            .or_else(|| {
-                built
-                    .canonicalize()
-                    .ok()
-                    .filter(|root| root.join(MARKER).is_file())
-            });
+            .or_else(|| built.canonicalize().ok().filter(|root| root.join(MARKER).is_file()));
         match root {
             Some(root) => {
                 let setting = |name, default: &str| match env::var_os(name) {
@@ -54,11 +49,7 @@ impl Workspace {
                 };
                 let cache = setting("HYP_CACHE", ".cache");
                 let target = setting("CARGO_TARGET_DIR", "target");
-                Ok(Self {
-                    root,
-                    cache,
-                    target,
-                })
+                Ok(Self { root, cache, target })
             }
             None => Err(NoCheckout { from, built }),
         }

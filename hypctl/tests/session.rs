@@ -41,10 +41,7 @@ fn a_report_that_comes_in_pieces_is_one() {
         &NONCE[5..]
     );
     let (outcome, console) = play(&line, "", BOUND);
-    assert_eq!(
-        (outcome.reports, console.as_str()),
-        (vec!["{1}".to_owned()], "a")
-    );
+    assert_eq!((outcome.reports, console.as_str()), (vec!["{1}".to_owned()], "a"));
 }
 
 #[test]
@@ -69,10 +66,7 @@ fn a_script_talks_with_the_program() {
 #[test]
 fn a_script_that_is_not_through_says_where_it_was() {
     let (outcome, _) = play("echo bye", "expect bye\nexpect hello\n", BOUND);
-    assert_eq!(
-        outcome.waiting_for.unwrap(),
-        "step 2 of 2: expect \"hello\""
-    );
+    assert_eq!(outcome.waiting_for.unwrap(), "step 2 of 2: expect \"hello\"");
 }
 
 #[test]
@@ -127,8 +121,5 @@ fn a_closed_console_ends_the_run() {
 fn the_emulators_own_messages_are_kept() {
     let (outcome, console) = play("echo bad option >&2; exit 1", "", BOUND);
     assert!(matches!(outcome.end, End::Exited(status) if status.code() == Some(1)));
-    assert_eq!(
-        (outcome.qemu_tail.as_str(), console.as_str()),
-        ("bad option\n", "")
-    );
+    assert_eq!((outcome.qemu_tail.as_str(), console.as_str()), ("bad option\n", ""));
 }

@@ -24,9 +24,8 @@ pub struct Ended {
 pub fn run(command: &mut Command, input: &[u8], bound: Duration) -> io::Result<Ended> {
     let started = Instant::now();
     let mut child = Leashed::spawn(command)?;
-    let (mut stdin, stdout, stderr) = child
-        .take_pipes()
-        .ok_or_else(|| io::Error::other("no pipes"))?;
+    let (mut stdin, stdout, stderr) =
+        child.take_pipes().ok_or_else(|| io::Error::other("no pipes"))?;
     std::thread::scope(|scope| {
         let stdout = scope.spawn(move || read_all(stdout));
         let stderr = scope.spawn(move || read_all(stderr));
@@ -38,12 +37,7 @@ pub fn run(command: &mut Command, input: &[u8], bound: Duration) -> io::Result<E
         let text = |bytes: std::thread::Result<Vec<u8>>| {
             String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
         };
-        Ok(Ended {
-            status,
-            stdout: text(stdout.join()),
-            stderr: text(stderr.join()),
-            elapsed,
-        })
+        Ok(Ended { status, stdout: text(stdout.join()), stderr: text(stderr.join()), elapsed })
     })
 }
 

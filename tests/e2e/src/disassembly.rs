@@ -51,9 +51,7 @@ impl Program {
     #[track_caller]
     pub fn symbols(&self) -> Vec<String> {
         let file = object::File::parse(&*self.bytes).unwrap();
-        file.symbols()
-            .filter_map(|symbol| symbol.name().ok().map(str::to_owned))
-            .collect()
+        file.symbols().filter_map(|symbol| symbol.name().ok().map(str::to_owned)).collect()
     }
 
     /// The functions whose demangled path ends with `path`, as `Slot::try_set` does.
@@ -68,16 +66,10 @@ impl Program {
             let Ok(name) = symbol.name() else { continue };
             if symbol.kind() == SymbolKind::Text && symbol.size() > 0 && names(name, path) {
                 let lines = self.decode(&file, symbol.address(), symbol.size());
-                found.push(Function {
-                    name: name.to_owned(),
-                    lines,
-                });
+                found.push(Function { name: name.to_owned(), lines });
             }
         }
-        assert!(
-            !found.is_empty(),
-            "the image has no function `{path}`: inlined away, or renamed"
-        );
+        assert!(!found.is_empty(), "the image has no function `{path}`: inlined away, or renamed");
         found
     }
 
@@ -107,10 +99,7 @@ fn names(mangled: &str, path: &str) -> bool {
     if mangled == path {
         return true;
     }
-    let parts: Vec<_> = path
-        .split("::")
-        .map(|part| format!("{}{part}", part.len()))
-        .collect();
+    let parts: Vec<_> = path.split("::").map(|part| format!("{}{part}", part.len())).collect();
     let mut rest = mangled;
     for part in &parts {
         match rest.find(part.as_str()) {
@@ -127,9 +116,7 @@ impl Function {
     #[track_caller]
     pub fn is_exclusive_loop(&self) {
         let first = |wanted: &[Opcode]| {
-            self.lines
-                .iter()
-                .position(|line| line.opcode().is_some_and(|it| wanted.contains(&it)))
+            self.lines.iter().position(|line| line.opcode().is_some_and(|it| wanted.contains(&it)))
         };
         let load = first(&[Opcode::LDXR, Opcode::LDAXR]);
         let store = first(&[Opcode::STXR, Opcode::STLXR]);
@@ -137,13 +124,9 @@ impl Function {
             panic!("no LDXR/LDAXR and STXR/STLXR\n{self}")
         };
         let back = self.lines[store..].iter().any(|line| {
-            line.branch_target()
-                .is_some_and(|target| target <= self.lines[load].address)
+            line.branch_target().is_some_and(|target| target <= self.lines[load].address)
         });
-        assert!(
-            load < store && back,
-            "no branch from behind the store back to the load\n{self}"
-        );
+        assert!(load < store && back, "no branch from behind the store back to the load\n{self}");
     }
 
     /// Expects a leaf: no call, no tail call, and nothing that the decoder does not know.
@@ -151,10 +134,7 @@ impl Function {
     pub fn calls_nothing(&self) {
         for line in &self.lines {
             let Some(opcode) = line.opcode() else {
-                panic!(
-                    "{:#x}: {:08x} is unknown to the decoder\n{self}",
-                    line.address, line.word
-                )
+                panic!("{:#x}: {:08x} is unknown to the decoder\n{self}", line.address, line.word)
             };
             let calls = matches!(opcode, Opcode::BL | Opcode::BLR);
             // A tail call leaves by a plain branch.
@@ -163,29 +143,20 @@ impl Function {
                     let last = self.lines.last().map_or(0, |line| line.address);
                     !(self.lines[0].address..=last).contains(&target)
                 });
-            assert!(
-                !calls && !leaves,
-                "{:#x}: {line} calls out of line\n{self}",
-                line.address
-            );
+            assert!(!calls && !leaves, "{:#x}: {line} calls out of line\n{self}", line.address);
         }
     }
 
     /// How many instructions of this kind it has.
     pub fn count(&self, opcode: Opcode) -> usize {
-        self.lines
-            .iter()
-            .filter(|line| line.opcode() == Some(opcode))
-            .count()
+        self.lines.iter().filter(|line| line.opcode() == Some(opcode)).count()
     }
 }
 
 impl Line {
     /// What kind of instruction it is, without its variants of ordering.
     pub fn opcode(&self) -> Option<Opcode> {
-        self.instruction
-            .as_ref()
-            .map(|instruction| instruction.opcode)
+        self.instruction.as_ref().map(|instruction| instruction.opcode)
     }
 
     /// Where a direct branch leads.
@@ -195,13 +166,10 @@ impl Line {
             instruction.opcode,
             Opcode::B | Opcode::Bcc(_) | Opcode::CBZ | Opcode::CBNZ | Opcode::TBZ | Opcode::TBNZ
         );
-        let offset = instruction
-            .operands
-            .iter()
-            .find_map(|operand| match operand {
-                Operand::PCOffset(offset) => Some(*offset),
-                _ => None,
-            })?;
+        let offset = instruction.operands.iter().find_map(|operand| match operand {
+            Operand::PCOffset(offset) => Some(*offset),
+            _ => None,
+        })?;
         branches.then(|| self.address.wrapping_add_signed(offset))
     }
 }
@@ -231,18 +199,12 @@ mod tests {
 
     fn function(words: &[u32]) -> Function {
         let decoder = InstDecoder::default();
-        let lines = words
-            .iter()
-            .zip((0x1000..).step_by(4))
-            .map(|(&word, address)| Line {
-                address,
-                word,
-                instruction: decoder.decode(&mut U8Reader::new(&word.to_le_bytes())).ok(),
-            });
-        Function {
-            name: "f".into(),
-            lines: lines.collect(),
-        }
+        let lines = words.iter().zip((0x1000..).step_by(4)).map(|(&word, address)| Line {
+            address,
+            word,
+            instruction: decoder.decode(&mut U8Reader::new(&word.to_le_bytes())).ok(),
+        });
+        Function { name: "f".into(), lines: lines.collect() }
     }
 
     const LDAXR: u32 = 0xc85f_fc08;
@@ -265,13 +227,9 @@ mod tests {
 
     #[test]
     fn a_branch_that_misses_the_load_is_no_loop() {
-        assert!(fails(
-            || function(&[LDAXR, STLXR, CBNZ_BACK_1, RET]).is_exclusive_loop()
-        ));
+        assert!(fails(|| function(&[LDAXR, STLXR, CBNZ_BACK_1, RET]).is_exclusive_loop()));
         assert!(fails(|| function(&[LDAXR, STLXR, RET]).is_exclusive_loop()));
-        assert!(fails(
-            || function(&[STLXR, CBNZ_BACK_1, RET]).is_exclusive_loop()
-        ));
+        assert!(fails(|| function(&[STLXR, CBNZ_BACK_1, RET]).is_exclusive_loop()));
     }
 
     #[test]
@@ -280,10 +238,7 @@ mod tests {
         assert!(fails(|| function(&[BL, RET]).calls_nothing()));
         assert!(fails(|| function(&[BLR, RET]).calls_nothing()));
         assert!(fails(|| function(&[B_FAR]).calls_nothing()));
-        assert!(
-            fails(|| function(&[0xffff_ffff, RET]).calls_nothing()),
-            "unknown is no pass"
-        );
+        assert!(fails(|| function(&[0xffff_ffff, RET]).calls_nothing()), "unknown is no pass");
     }
 
     #[test]

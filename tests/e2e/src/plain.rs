@@ -22,21 +22,8 @@ const BOUND: Duration = Duration::from_secs(60);
 #[track_caller]
 pub fn qemu<S: AsRef<OsStr>>(kernel: &Path, arguments: impl IntoIterator<Item = S>) -> Run {
     let mut command = Command::new(hypctl::qemu::PROGRAM);
-    command.args([
-        "-M",
-        "virt,virtualization=on,gic-version=3,dtb-randomness=off",
-    ]);
-    command.args([
-        "-cpu",
-        "max",
-        "-smp",
-        "2",
-        "-m",
-        "512M",
-        "-nic",
-        "none",
-        "-nographic",
-    ]);
+    command.args(["-M", "virt,virtualization=on,gic-version=3,dtb-randomness=off"]);
+    command.args(["-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-nographic"]);
     command.arg("-kernel").arg(kernel).args(arguments);
     let mut ended = bounded::run(&mut command, b"", BOUND).unwrap();
     let mut console = Console::new(NONCE);

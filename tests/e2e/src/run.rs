@@ -39,16 +39,9 @@ impl Run {
                 self.ended.elapsed
             )
         };
-        assert_eq!(
-            status.code(),
-            Some(code),
-            "exit code (left) is not the expected one\n{self}"
-        );
+        assert_eq!(status.code(), Some(code), "exit code (left) is not the expected one\n{self}");
         if let Some(summary) = &self.summary {
-            assert_eq!(
-                summary["exit_code"], code,
-                "exit code in the summary\n{self}"
-            );
+            assert_eq!(summary["exit_code"], code, "exit code in the summary\n{self}");
         }
         self
     }
@@ -56,20 +49,14 @@ impl Run {
     /// Expects `text` on the console.
     #[track_caller]
     pub fn shows(self, text: &str) -> Self {
-        assert!(
-            self.console().contains(text),
-            "the console does not show {text:?}\n{self}"
-        );
+        assert!(self.console().contains(text), "the console does not show {text:?}\n{self}");
         self
     }
 
     /// Expects that `text` is nowhere on the console.
     #[track_caller]
     pub fn shows_no(self, text: &str) -> Self {
-        assert!(
-            !self.console().contains(text),
-            "the console shows {text:?}\n{self}"
-        );
+        assert!(!self.console().contains(text), "the console shows {text:?}\n{self}");
         self
     }
 
@@ -89,10 +76,7 @@ impl Run {
     /// Expects `text` on standard error, where `hypctl` and QEMU speak.
     #[track_caller]
     pub fn says(self, text: &str) -> Self {
-        assert!(
-            self.ended.stderr.contains(text),
-            "standard error has no {text:?}\n{self}"
-        );
+        assert!(self.ended.stderr.contains(text), "standard error has no {text:?}\n{self}");
         self
     }
 
@@ -113,10 +97,7 @@ impl Run {
     /// The hypervisor's report.
     #[track_caller]
     pub fn report(&self) -> Report {
-        let report = self
-            .summary
-            .as_ref()
-            .map(|summary| summary["report"].clone());
+        let report = self.summary.as_ref().map(|summary| summary["report"].clone());
         match report.map(serde_json::from_value) {
             Some(Ok(report)) => report,
             Some(Err(error)) => panic!("no report: {error}\n{self}"),
@@ -127,10 +108,7 @@ impl Run {
     /// The summary's word for the end.
     #[track_caller]
     pub fn ended_by(&self) -> &str {
-        let word = self
-            .summary
-            .as_ref()
-            .and_then(|summary| summary["ended"].as_str());
+        let word = self.summary.as_ref().and_then(|summary| summary["ended"].as_str());
         word.unwrap_or_else(|| panic!("no summary was written\n{self}"))
     }
 

@@ -50,8 +50,7 @@ impl Scenario {
     /// Sets an option with a value; an earlier value of it is replaced.
     pub fn with(mut self, option: &str, value: impl ToString) -> Self {
         self.options.retain(|(name, _)| name != option);
-        self.options
-            .push((option.to_owned(), Some(value.to_string().into())));
+        self.options.push((option.to_owned(), Some(value.to_string().into())));
         self
     }
 
@@ -108,11 +107,7 @@ impl Scenario {
         for (option, value) in &self.options {
             command.arg(option).args(value);
         }
-        command
-            .arg("--timeout")
-            .arg(self.timeout.to_string())
-            .arg("--json")
-            .arg(&summary);
+        command.arg("--timeout").arg(self.timeout.to_string()).arg("--json").arg(&summary);
         if self.needs_images {
             command.arg("--no-build");
         }
@@ -147,14 +142,17 @@ pub fn hypctl() -> PathBuf {
 /// Builds hypervisor and guests once, and says where things are.
 #[track_caller]
 pub fn images() -> &'static Workspace {
-    static BUILT: OnceLock<Workspace> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let workspace = Workspace::find().unwrap();
-        if let Err(error) = hypctl::build::build(&workspace, Variant::Plain, true) {
-            panic!("the images cannot be built: {error}");
-        }
-        workspace
-    })
+    // A build that failed is not tried again by every test.
+    static BUILT: OnceLock<Result<Workspace, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let workspace = Workspace::find().map_err(|error| error.to_string())?;
+        let built = hypctl::build::build(&workspace, Variant::Plain, true);
+        built.map(|()| workspace).map_err(|error| error.to_string())
+    });
+    match built {
+        Ok(workspace) => workspace,
+        Err(error) => panic!("the images cannot be built: {error}"),
+    }
 }
 
 /// The hypervisor's raw image.

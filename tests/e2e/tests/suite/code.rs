@@ -28,18 +28,8 @@ fn try_set_calls_nothing() {
 #[test]
 fn no_helper_chooses_the_atomics_at_run_time() {
     let symbols = program().symbols();
-    assert!(
-        symbols.len() > 100,
-        "only {} symbols: stripped?",
-        symbols.len()
-    );
-    let helpers = [
-        "__aarch64_cas",
-        "__aarch64_swp",
-        "__aarch64_ld",
-        "__sync_",
-        "__atomic_",
-    ];
+    assert!(symbols.len() > 100, "only {} symbols: stripped?", symbols.len());
+    let helpers = ["__aarch64_cas", "__aarch64_swp", "__aarch64_ld", "__sync_", "__atomic_"];
     let found: Vec<_> = symbols
         .iter()
         .filter(|name| helpers.iter().any(|helper| name.starts_with(helper)))

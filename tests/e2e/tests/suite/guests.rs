@@ -10,12 +10,8 @@ on_every_cpu!(hello, |cpu| {
         .passes()
         .shows("hello from vCPU 1 of 2")
         .shows("pages installed")
-        .checks("the verdict is pass", |report| {
-            report.outcome == Outcome::Verdict(0)
-        })
-        .checks("pages were populated on demand", |report| {
-            report.stats.installed > 0
-        });
+        .checks("the verdict is pass", |report| report.outcome == Outcome::Verdict(0))
+        .checks("pages were populated on demand", |report| report.stats.installed > 0);
 });
 
 on_every_cpu!(attrs, |cpu| {
@@ -32,13 +28,9 @@ fn touch(cpu: &str, vcpus: u32) {
     let run = Scenario::of("touch").cpu(cpu).vcpus(vcpus).passes();
     let stats = run.report().stats;
     let (lost, lost_tables) = (stats.lost_races, stats.lost_tables);
-    let run = run.checks("every installed page had its fault", |_| {
-        stats.faults >= stats.installed
-    });
+    let run = run.checks("every installed page had its fault", |_| stats.faults >= stats.installed);
     if vcpus == 1 {
-        run.checks("a vCPU alone loses no race", |_| {
-            lost == 0 && lost_tables == 0
-        });
+        run.checks("a vCPU alone loses no race", |_| lost == 0 && lost_tables == 0);
     } else {
         run.checks("several vCPUs lose races", |_| lost > 0 && lost_tables > 0);
     }
@@ -48,19 +40,12 @@ fn touch(cpu: &str, vcpus: u32) {
 fn the_embedded_guest_and_the_loaded_one_are_the_same() {
     let embedded = Scenario::of("hello").passes();
     let loaded = Scenario::of("hello").append("").passes();
-    assert_eq!(
-        embedded.report().vcpus,
-        loaded.report().vcpus,
-        "{embedded}{loaded}"
-    );
+    assert_eq!(embedded.report().vcpus, loaded.report().vcpus, "{embedded}{loaded}");
 }
 
 #[test]
 fn eight_vcpus_come_up() {
-    Scenario::of("hello")
-        .vcpus(8)
-        .passes()
-        .shows("hello from vCPU 7 of 8");
+    Scenario::of("hello").vcpus(8).passes().shows("hello from vCPU 7 of 8");
 }
 
 #[test]
@@ -86,17 +71,29 @@ fn memory_is_populated_on_demand_only() {
     Scenario::of("hello")
         .with("--guest-mem", "256M")
         .passes()
-        .checks("a small part of 65536 pages", |report| {
-            report.stats.installed < 4096
-        });
+        .checks("a small part of 65536 pages", |report| report.stats.installed < 4096);
 }
 
 #[test]
-fn an_initrd_reaches_the_guest_memory_and_costs_nothing_untouched() {
+fn an_initrd_lies_behind_the_image_and_is_zero_behind_its_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("initrd,with comma");
-    std::fs::write(&path, vec![0x5a; 5 << 20]).unwrap();
-    Scenario::of("hello")
-        .with("--initrd", path.display())
-        .passes();
+    std::fs::write(&path, vec![0x5a; (5 << 20) + 4]).unwrap();
+    // The guest reports what it found where the image's 2 MiB end, as a survived wild access.
+    let read = |ipa: u64| {
+        let guest = Scenario::of("wild").append(&format!("case=read at={ipa:#x}"));
+        guest.with("--initrd", path.display()).run().exits(1)
+    };
+    read(0x4040_0000).shows("IPA 0x40400000 gave 0x5a5a5a5a5a5a5a5a");
+    read(0x4090_0000).shows("IPA 0x40900000 gave 0x5a5a5a5a (");
+}
+
+#[test]
+fn a_guest_larger_than_half_of_a_small_machine_gets_what_it_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("initrd");
+    std::fs::write(&path, vec![0x5a; 40 << 20]).unwrap();
+    let guest = Scenario::of("wild").append("case=off").with("--mem", "112M");
+    let run = guest.with("--initrd", path.display()).passes();
+    run.checks("room for the initrd", |report| report.guest_mem >= 44 << 20);
 }

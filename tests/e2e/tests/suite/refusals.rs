@@ -18,17 +18,10 @@ fn refuses(arguments: &[String], words: &str, reason: &[&str]) -> Run {
     let arguments = arguments.iter().cloned().chain(["-append".into(), append]);
     let run = qemu(&image(), arguments).exits(0).shows("hyp: ");
     let report = run.report();
-    assert_eq!(
-        (report.outcome, report.exit_code),
-        (Outcome::Refused, 4),
-        "{run}"
-    );
+    assert_eq!((report.outcome, report.exit_code), (Outcome::Refused, 4), "{run}");
     let said = report.reason.unwrap_or_default();
     for word in reason {
-        assert!(
-            said.contains(word),
-            "the reason {said:?} has no {word:?}\n{run}"
-        );
+        assert!(said.contains(word), "the reason {said:?} has no {word:?}\n{run}");
     }
     run.shows(&said)
 }
@@ -38,9 +31,7 @@ fn refuses(arguments: &[String], words: &str, reason: &[&str]) -> Run {
 #[track_caller]
 fn refuses_line(words: &str, reason: &[&str]) {
     let run = qemu(&image(), ["-append", words]).exits(0);
-    let run = run
-        .shows_in_order(&["nothing was started", reason[0]])
-        .shows_no("hello from");
+    let run = run.shows_in_order(&["nothing was started", reason[0]]).shows_no("hello from");
     for word in reason {
         assert!(run.console().contains(word), "no {word:?}\n{run}");
     }
@@ -54,10 +45,7 @@ fn blob(folder: &TempDir) -> PathBuf {
 }
 
 fn loader(kind: &str, path: &Path, at: u64) -> [String; 2] {
-    [
-        "-device".into(),
-        format!("guest-loader,addr={at:#x},{kind}={}", path.display()),
-    ]
+    ["-device".into(), format!("guest-loader,addr={at:#x},{kind}={}", path.display())]
 }
 
 #[track_caller]
@@ -68,10 +56,7 @@ fn refuses_module_at(at: u64, reason: &[&str]) {
 
 #[test]
 fn a_module_over_the_image_names_both() {
-    refuses_module_at(
-        0x4020_0000,
-        &["image at 0x40200000-", "module at 0x40200000-0x4020ffff"],
-    );
+    refuses_module_at(0x4020_0000, &["image at 0x40200000-", "module at 0x40200000-0x4020ffff"]);
 }
 
 #[test]
@@ -84,26 +69,17 @@ fn a_module_over_the_zeroed_part_of_the_image_names_both() {
 
 #[test]
 fn a_module_under_the_device_tree_names_both() {
-    refuses_module_at(
-        0x4800_0000,
-        &["device tree at 0x48000000-", "module at 0x48000000-"],
-    );
+    refuses_module_at(0x4800_0000, &["device tree at 0x48000000-", "module at 0x48000000-"]);
 }
 
 #[test]
 fn a_module_outside_ram_names_both() {
-    refuses_module_at(
-        0x8000_0000,
-        &["0x80000000-0x8000ffff", "RAM", "0x40000000-0x5fffffff"],
-    );
+    refuses_module_at(0x8000_0000, &["0x80000000-0x8000ffff", "RAM", "0x40000000-0x5fffffff"]);
 }
 
 #[test]
 fn a_module_across_the_end_of_ram_names_both() {
-    refuses_module_at(
-        0x5fff_8000,
-        &["0x5fff8000-0x60007fff", "0x40000000-0x5fffffff"],
-    );
+    refuses_module_at(0x5fff_8000, &["0x5fff8000-0x60007fff", "0x40000000-0x5fffffff"]);
 }
 
 #[test]
@@ -113,11 +89,7 @@ fn overlapping_modules_are_named_by_qemu() {
     let at = |kind, at| loader(kind, &path, at);
     let extra = [at("kernel", 0x5000_0000), at("initrd", 0x5000_1000)].concat();
     let extra: Vec<_> = extra.iter().map(String::as_str).collect();
-    Scenario::of("hello")
-        .qemu(&extra)
-        .run()
-        .exits(6)
-        .says("regions overlap");
+    Scenario::of("hello").qemu(&extra).run().exits(6).says("regions overlap");
 }
 
 /// Cuts the unused end off a tree: QEMU dumps 1 MiB, and would read it back as twice that.
@@ -141,19 +113,10 @@ fn overlapping_modules_of_a_foreign_tree_are_named_by_the_hypervisor() {
     let path = blob(&folder);
     let tree = folder.path().join("tree");
     images();
-    let modules = [
-        loader("kernel", &path, 0x5000_0000),
-        loader("initrd", &path, 0x5002_0000),
-    ];
+    let modules = [loader("kernel", &path, 0x5000_0000), loader("initrd", &path, 0x5002_0000)];
     let dumped = Command::new(hypctl::qemu::PROGRAM)
-        .args([
-            "-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-display", "none",
-        ])
-        .args([
-            "-M",
-            "virt,virtualization=on,gic-version=3,dtb-randomness=off",
-            "-M",
-        ])
+        .args(["-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-display", "none"])
+        .args(["-M", "virt,virtualization=on,gic-version=3,dtb-randomness=off", "-M"])
         .arg(format!("dumpdtb={}", tree.display()))
         .args(modules.concat())
         .output()
@@ -162,29 +125,18 @@ fn overlapping_modules_of_a_foreign_tree_are_named_by_the_hypervisor() {
     let mut bytes = pack(bytes);
     // The initrd's `reg`, as the tree has it, moved into the kernel.
     let reg = |at: u64| [at.to_be_bytes(), (64_u64 << 10).to_be_bytes()].concat();
-    let places = bytes
-        .windows(16)
-        .enumerate()
-        .filter(|(_, it)| *it == reg(0x5002_0000));
+    let places = bytes.windows(16).enumerate().filter(|(_, it)| *it == reg(0x5002_0000));
     let places: Vec<_> = places.map(|(place, _)| place).collect();
     assert_eq!(places.len(), 1, "the initrd's reg is in the tree once");
     bytes[places[0]..places[0] + 16].copy_from_slice(&reg(0x5000_8000));
     std::fs::write(&tree, bytes).unwrap();
     let dtb = ["-dtb".into(), tree.display().to_string()];
-    refuses(
-        &dtb,
-        "",
-        &["0x50000000-0x5000ffff", "0x50008000-0x50017fff"],
-    );
+    refuses(&dtb, "", &["0x50000000-0x5000ffff", "0x50008000-0x50017fff"]);
 }
 
 #[test]
 fn a_start_below_el2_says_what_is_needed() {
-    refuses(
-        &["-M".into(), "virtualization=off".into()],
-        "",
-        &["EL2", "EL1", "virtualization=on"],
-    );
+    refuses(&["-M".into(), "virtualization=off".into()], "", &["EL2", "EL1", "virtualization=on"]);
 }
 
 #[test]
@@ -223,11 +175,7 @@ fn a_guest_that_is_no_image_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("elf");
     std::fs::write(&path, b"\x7fELF\x02\x01\x01 and more").unwrap();
-    refuses(
-        &loader("kernel", &path, 0x5000_0000),
-        "",
-        &["an ELF file", "objcopy"],
-    );
+    refuses(&loader("kernel", &path, 0x5000_0000), "", &["an ELF file", "objcopy"]);
 }
 
 #[test]
@@ -235,11 +183,7 @@ fn a_guest_too_large_for_its_memory_is_refused_with_both_sizes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large");
     std::fs::write(&path, vec![0x14; 16 << 20]).unwrap();
-    refuses(
-        &loader("kernel", &path, 0x5000_0000),
-        "mem=16M",
-        &["18 MiB", "16 MiB"],
-    );
+    refuses(&loader("kernel", &path, 0x5000_0000), "mem=16M", &["18 MiB", "16 MiB"]);
 }
 
 #[test]

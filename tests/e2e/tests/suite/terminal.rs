@@ -53,12 +53,7 @@ impl Session {
         let hypctl = command.spawn().unwrap();
         // Reads are polled: a silent program must not hang the test.
         rustix::fs::fcntl_setfl(&controller, OFlags::RDWR | OFlags::NONBLOCK).unwrap();
-        Self {
-            keyboard: File::from(controller),
-            terminal,
-            hypctl,
-            seen: String::new(),
-        }
+        Self { keyboard: File::from(controller), terminal, hypctl, seen: String::new() }
     }
 
     fn read(&mut self) {
@@ -73,11 +68,7 @@ impl Session {
     fn expect(&mut self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         while !self.seen.contains(text) {
-            assert!(
-                Instant::now() < deadline,
-                "no {text:?} on the terminal:\n{}",
-                self.seen
-            );
+            assert!(Instant::now() < deadline, "no {text:?} on the terminal:\n{}", self.seen);
             self.read();
         }
         let at = self.seen.find(text).unwrap_or(0) + text.len();
@@ -102,11 +93,7 @@ impl Session {
             if let Some(status) = self.hypctl.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(
-                Instant::now() < deadline,
-                "hypctl still runs:\n{}",
-                self.seen
-            );
+            assert!(Instant::now() < deadline, "hypctl still runs:\n{}", self.seen);
         }
     }
 }

@@ -23,9 +23,7 @@ on_every_cpu!(answers_version_md_mw_and_poweroff, |cpu| {
     uboot(script)
         .cpu(cpu)
         .passes()
-        .checks("it powered off", |report| {
-            report.outcome == Outcome::PoweredOff
-        })
+        .checks("it powered off", |report| report.outcome == Outcome::PoweredOff)
         .checks("the flash was emulated", |report| report.stats.mmio > 1000);
 });
 
@@ -36,18 +34,15 @@ fn a_read_of_flash_gives_zeroes() {
 
 #[test]
 fn a_wild_read_stops_it_with_a_diagnosis() {
-    uboot("send md.l 0x80000000 1\nexpect never\n")
-        .run()
-        .exits(3)
-        .shows_in_order(&[
-            "VM 0",
-            "PC",
-            "ESR",
-            "IPA",
-            "0x0000000080000000",
-            "region",
-            "hint",
-        ]);
+    uboot("send md.l 0x80000000 1\nexpect never\n").run().exits(3).shows_in_order(&[
+        "VM 0",
+        "PC",
+        "ESR",
+        "IPA",
+        "0x0000000080000000",
+        "region",
+        "hint",
+    ]);
 }
 
 #[test]

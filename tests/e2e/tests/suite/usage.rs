@@ -23,12 +23,7 @@ impl Files {
 #[track_caller]
 fn refused(scenario: Scenario) -> Run {
     let run = scenario.run().exits(2).never_started();
-    assert!(
-        run.messages()
-            .lines()
-            .any(|line| line.starts_with("hypctl: ")),
-        "{run}"
-    );
+    assert!(run.messages().lines().any(|line| line.starts_with("hypctl: ")), "{run}");
     run
 }
 
@@ -41,9 +36,7 @@ fn bad_image(name: &str, content: &[u8]) -> Run {
 
 #[test]
 fn an_unknown_guest_lists_the_known_ones() {
-    refused(Scenario::of("helo").before_the_build())
-        .says("no guest `helo`")
-        .says("hello");
+    refused(Scenario::of("helo").before_the_build()).says("no guest `helo`").says("hello");
 }
 
 #[test]
@@ -60,16 +53,12 @@ fn a_folder_is_no_image() {
 
 #[test]
 fn an_elf_is_named_as_one() {
-    bad_image("vmlinux", b"\x7fELF\x02\x01\x01rest")
-        .says("an ELF file")
-        .says("objcopy -O binary");
+    bad_image("vmlinux", b"\x7fELF\x02\x01\x01rest").says("an ELF file").says("objcopy -O binary");
 }
 
 #[test]
 fn packed_and_wrapped_images_are_named() {
-    bad_image("Image.gz", b"\x1f\x8b\x08\0rest")
-        .says("gzip")
-        .says("unpack");
+    bad_image("Image.gz", b"\x1f\x8b\x08\0rest").says("gzip").says("unpack");
     bad_image("uImage", b"\x27\x05\x19\x56rest").says("U-Boot legacy image");
     bad_image("fit.itb", b"\xd0\x0d\xfe\xedrest").says("flattened tree");
     bad_image("initrd.cpio", b"070701rest").says("cpio");
@@ -90,36 +79,24 @@ fn a_big_endian_kernel_is_named() {
 
 #[test]
 fn a_missing_initrd_is_named() {
-    refused(
-        Scenario::of("hello")
-            .before_the_build()
-            .with("--initrd", "/no/initrd"),
-    )
-    .says("initrd /no/initrd");
+    refused(Scenario::of("hello").before_the_build().with("--initrd", "/no/initrd"))
+        .says("initrd /no/initrd");
 }
 
 #[test]
 fn a_guest_memory_that_cannot_hold_the_image_names_both_sizes() {
     let files = Files::new();
     let path = files.with("raw", &vec![0x1f; 20 << 20]);
-    refused(
-        Scenario::of(&path)
-            .before_the_build()
-            .with("--guest-mem", "16M"),
-    )
-    .says("22 MiB")
-    .says("16 MiB");
+    refused(Scenario::of(&path).before_the_build().with("--guest-mem", "16M"))
+        .says("22 MiB")
+        .says("16 MiB");
 }
 
 #[test]
 fn a_machine_that_cannot_hold_the_guest_names_both_sizes() {
-    refused(
-        Scenario::of("touch")
-            .with("--mem", "64M")
-            .with("--guest-mem", "64M"),
-    )
-    .says("--mem 64 MiB")
-    .says("guest RAM 64 MiB");
+    refused(Scenario::of("touch").with("--mem", "64M").with("--guest-mem", "64M"))
+        .says("--mem 64 MiB")
+        .says("guest RAM 64 MiB");
 }
 
 #[test]
@@ -131,45 +108,27 @@ fn a_cpu_that_qemu_lacks_is_named() {
 
 #[test]
 fn more_vcpus_than_cpus_are_refused() {
-    refused(
-        Scenario::of("hello")
-            .before_the_build()
-            .vcpus(4)
-            .with("--smp", 2),
-    )
-    .says("--vcpus 4")
-    .says("--smp 2");
+    refused(Scenario::of("hello").before_the_build().vcpus(4).with("--smp", 2))
+        .says("--vcpus 4")
+        .says("--smp 2");
 }
 
 #[test]
 fn numbers_without_sense_are_refused() {
-    for (option, value) in [
-        ("--vcpus", "0"),
-        ("--vcpus", "9"),
-        ("--mem", "12"),
-        ("--smp", "x"),
-    ] {
-        let run = Scenario::of("hello")
-            .before_the_build()
-            .with(option, value)
-            .run();
+    for (option, value) in [("--vcpus", "0"), ("--vcpus", "9"), ("--mem", "12"), ("--smp", "x")] {
+        let run = Scenario::of("hello").before_the_build().with(option, value).run();
         run.exits(2).says(option);
     }
 }
 
 #[test]
 fn a_script_with_a_mistake_names_the_line() {
-    let scenario = Scenario::of("hello")
-        .before_the_build()
-        .script("send a\nexpct b\n");
+    let scenario = Scenario::of("hello").before_the_build().script("send a\nexpct b\n");
     refused(scenario).says("line 2").says("expct b");
 }
 
 #[test]
 fn a_summary_that_cannot_be_written_is_refused_early() {
-    let run = Scenario::of("hello")
-        .before_the_build()
-        .with("--json", "/no/folder/a.json")
-        .run();
+    let run = Scenario::of("hello").before_the_build().with("--json", "/no/folder/a.json").run();
     run.exits(2);
 }

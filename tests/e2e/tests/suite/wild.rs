@@ -11,84 +11,45 @@ const RAM_END: u64 = 0x4400_0000;
 const NOWHERE: u64 = RAM_END + (1 << 20) + 8;
 
 fn case(words: &str) -> Scenario {
-    Scenario::of("wild")
-        .append(&format!("case={words}"))
-        .with("--guest-mem", MEM)
-        .vcpus(2)
+    Scenario::of("wild").append(&format!("case={words}")).with("--guest-mem", MEM).vcpus(2)
 }
 
 /// Expects a stop, and the whole diagnosis on the console and in the report.
 #[track_caller]
 fn stops(run: Run, ipa: u64, words: &[&str]) -> Run {
-    let run = run
-        .exits(3)
-        .shows_in_order(&["VM 0", "vCPU", "PC", "ESR", "IPA", "region", "hint"]);
+    let run = run.exits(3).shows_in_order(&["VM 0", "vCPU", "PC", "ESR", "IPA", "region", "hint"]);
     let report = run.report();
     assert_eq!(report.outcome, Outcome::Stopped, "{run}");
-    let Some(diagnosis) = report.diagnosis else {
-        panic!("no diagnosis\n{run}")
-    };
+    let Some(diagnosis) = report.diagnosis else { panic!("no diagnosis\n{run}") };
     assert_eq!(diagnosis.vm, 0, "{run}");
     assert_eq!(diagnosis.vcpu, 0, "{run}");
-    assert_eq!(
-        diagnosis.ipa,
-        Some(ipa),
-        "IPA (left) is not {ipa:#x}\n{run}"
-    );
+    assert_eq!(diagnosis.ipa, Some(ipa), "IPA (left) is not {ipa:#x}\n{run}");
     assert!(diagnosis.region.is_some(), "no region\n{run}");
     assert!(!diagnosis.hint.is_empty(), "no hint\n{run}");
     for word in words {
-        assert!(
-            diagnosis.cause.contains(word),
-            "{:?} has no {word:?}\n{run}",
-            diagnosis.cause
-        );
+        assert!(diagnosis.cause.contains(word), "{:?} has no {word:?}\n{run}", diagnosis.cause);
     }
     // The instruction lies in the guest's image, unless the fetch itself is what went wrong.
     let fetch = diagnosis.cause.contains("instruction abort");
     let image = 0x4020_0000..0x4060_0000;
-    assert!(
-        fetch || image.contains(&diagnosis.pc),
-        "PC {:#x}\n{run}",
-        diagnosis.pc
-    );
+    assert!(fetch || image.contains(&diagnosis.pc), "PC {:#x}\n{run}", diagnosis.pc);
     run
 }
 
 on_every_cpu!(a_load_from_nowhere_is_diagnosed, |cpu| {
     let run = case("read").cpu(cpu).run();
-    stops(
-        run,
-        NOWHERE,
-        &[
-            "data abort from the guest",
-            "read of 8 bytes",
-            "translation fault",
-        ],
-    )
-    .shows("RAM");
+    stops(run, NOWHERE, &["data abort from the guest", "read of 8 bytes", "translation fault"])
+        .shows("RAM");
 });
 
 on_every_cpu!(a_store_to_nowhere_is_diagnosed, |cpu| {
     let run = case("write").cpu(cpu).run();
-    stops(
-        run,
-        NOWHERE,
-        &[
-            "data abort from the guest",
-            "write of 8 bytes",
-            "translation fault",
-        ],
-    );
+    stops(run, NOWHERE, &["data abort from the guest", "write of 8 bytes", "translation fault"]);
 });
 
 on_every_cpu!(a_fetch_from_nowhere_is_diagnosed, |cpu| {
     let run = case("exec").cpu(cpu).run();
-    stops(
-        run,
-        NOWHERE,
-        &["instruction abort from the guest", "translation fault"],
-    );
+    stops(run, NOWHERE, &["instruction abort from the guest", "translation fault"]);
 });
 
 on_every_cpu!(a_stage_1_table_in_nowhere_is_diagnosed, |cpu| {
@@ -102,11 +63,7 @@ on_every_cpu!(a_stage_1_table_in_nowhere_is_diagnosed, |cpu| {
 
 #[test]
 fn an_access_just_behind_ram_is_diagnosed() {
-    stops(
-        case("write at=0x44000000").run(),
-        RAM_END,
-        &["write of 8 bytes"],
-    );
+    stops(case("write at=0x44000000").run(), RAM_END, &["write of 8 bytes"]);
 }
 
 #[test]
@@ -116,19 +73,12 @@ fn the_last_bytes_of_ram_are_ram() {
 
 #[test]
 fn an_address_beyond_the_promised_size_is_the_guests_own_fault() {
-    case("read at=0xf000000000")
-        .run()
-        .exits(1)
-        .shows("address size fault");
+    case("read at=0xf000000000").run().exits(1).shows("address size fault");
 }
 
 #[test]
 fn the_last_address_of_32_bits_is_diagnosed() {
-    stops(
-        case("read at=0xfffffff8").run(),
-        0xffff_fff8,
-        &["read of 8 bytes"],
-    );
+    stops(case("read at=0xfffffff8").run(), 0xffff_fff8, &["read of 8 bytes"]);
 }
 
 #[test]
@@ -139,21 +89,13 @@ fn a_missing_device_is_diagnosed() {
 
 #[test]
 fn a_device_access_without_syndrome_is_diagnosed() {
-    stops(
-        case("mmio-pair").run(),
-        0x0900_0010,
-        &["data abort from the guest"],
-    );
+    stops(case("mmio-pair").run(), 0x0900_0010, &["data abort from the guest"]);
     stops(case("mmio-simd").run(), 0, &["data abort from the guest"]);
 }
 
 #[test]
 fn a_fetch_from_flash_is_diagnosed() {
-    stops(
-        case("flash-exec").run(),
-        0,
-        &["instruction abort from the guest"],
-    );
+    stops(case("flash-exec").run(), 0, &["instruction abort from the guest"]);
 }
 
 #[test]
@@ -176,14 +118,8 @@ fn the_keyboard_reaches_the_guest() {
 #[test]
 fn keys_typed_at_once_are_not_lost() {
     let keys = "0123456789".repeat(20);
-    let run = case("echo")
-        .script(&format!("expect echo\nsend-raw {keys}q\n"))
-        .passes();
-    assert_eq!(
-        run.console().matches("wild: key ").count(),
-        keys.len(),
-        "{run}"
-    );
+    let run = case("echo").script(&format!("expect echo\nsend-raw {keys}q\n")).passes();
+    assert_eq!(run.console().matches("wild: key ").count(), keys.len(), "{run}");
 }
 
 on_every_cpu!(calls_are_answered, |cpu| {
@@ -207,17 +143,13 @@ fn semihosting_is_not_reachable() {
 
 #[test]
 fn power_off_ends_the_run() {
-    case("off")
-        .run()
-        .exits(0)
-        .checks("powered off", |it| it.outcome == Outcome::PoweredOff);
+    case("off").run().exits(0).checks("powered off", |it| it.outcome == Outcome::PoweredOff);
 }
 
 #[test]
 fn a_reset_ends_the_run_where_no_reboot_is_asked_for() {
     let run = case("reset").flag("--no-reboot").run();
-    run.exits(0)
-        .checks("reset", |report| report.outcome == Outcome::Reset);
+    run.exits(0).checks("reset", |report| report.outcome == Outcome::Reset);
 }
 
 #[test]
@@ -237,11 +169,7 @@ fn a_verdict_of_fail_is_an_exit_code() {
 #[test]
 fn a_vm_whose_vcpus_are_all_off_ends() {
     let run = case("cpu-off").run();
-    assert_ne!(
-        run.ended_by(),
-        "timeout",
-        "the VM has no vCPU left, and still runs\n{run}"
-    );
+    assert_ne!(run.ended_by(), "timeout", "the VM has no vCPU left, and still runs\n{run}");
 }
 
 #[test]
@@ -254,19 +182,12 @@ fn other_vcpus_are_stopped_wherever_they_are() {
 #[test]
 fn a_guest_that_crashes_or_panics_has_failed() {
     case("crash").run().exits(1);
-    case("panic")
-        .run()
-        .exits(1)
-        .shows("panicked: index out of bounds");
+    case("panic").run().exits(1).shows("panicked: index out of bounds");
 }
 
 #[test]
 fn unknown_system_registers_are_no_crash_of_the_hypervisor() {
-    for access in [
-        "reg=S3_0_C15_C0_0",
-        "reg=S3_4_C1_C1_0",
-        "reg=S3_0_C15_C2_0 value=1",
-    ] {
+    for access in ["reg=S3_0_C15_C0_0", "reg=S3_4_C1_C1_0", "reg=S3_0_C15_C2_0 value=1"] {
         let run = case(&format!("sysreg {access}")).run();
         let code = run.report().exit_code;
         assert!(matches!(code, 0 | 3), "{access}: {code}\n{run}");
@@ -275,11 +196,7 @@ fn unknown_system_registers_are_no_crash_of_the_hypervisor() {
 
 #[test]
 fn a_guest_that_hangs_is_ended_by_the_timeout() {
-    let run = case("sleep")
-        .timeout(3)
-        .run()
-        .exits(124)
-        .shows("what should come of it");
+    let run = case("sleep").timeout(3).run().exits(124).shows("what should come of it");
     assert_eq!(run.ended_by(), "timeout", "{run}");
     run.says("timeout after 3");
 }
