@@ -63,8 +63,7 @@ static BLOCKS: [PerCpu; MAX_VCPUS] = {
 impl PerCpu {
     /// The executing CPU is up and reachable.
     pub(crate) fn came_up(&self) {
-        self.features
-            .call_once(|| Features::from_id_registers(&Aarch64::id_registers()));
+        self.features.call_once(|| Features::from_id_registers(&Aarch64::id_registers()));
         self.online.store(true, Ordering::Release);
     }
 

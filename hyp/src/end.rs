@@ -21,14 +21,14 @@ static NONCE: Once<Nonce> = Once::new();
 static CRASH_LINE: Once<String> = Once::new();
 
 /// Remembers the nonce, and makes the line that a crash would print.
-pub(crate) fn prepare(nonce: Option<&Nonce>) {
+pub(crate) fn prepare(nonce: Option<Nonce>) {
     let Some(nonce) = nonce else { return };
-    NONCE.call_once(|| nonce.clone());
     let mut report = Report::new(Outcome::Crashed);
     report.reason = Some("EL2 crashed: the registers are on the console".into());
-    if let Ok(line) = report.to_line(nonce) {
+    if let Ok(line) = report.to_line(&nonce) {
         CRASH_LINE.call_once(|| line);
     }
+    NONCE.call_once(|| nonce);
 }
 
 /// Nothing is started.

@@ -5,7 +5,7 @@
 //! | what | how long | attributes |
 //! | --- | --- | --- |
 //! | the image with stacks and heap | whole blocks | Normal write-back, inner shareable, writable, executable |
-//! | the device tree | two blocks from its start | the same, never executable |
+//! | the device tree | whole blocks over the most it may have | the same, never executable |
 //! | the console, once the tree has named it | one block | Device-nGnRE, never executable |
 //!
 //! Everything else stays unmapped, so that no speculative access leaves memory that we know to be
@@ -19,6 +19,7 @@ use core::ptr;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CurrentEL, Readable};
+use hyp_core::fdt::MAX_SIZE;
 
 /// Attribute 0: Device-nGnRE. Attribute 1: Normal, write-back, read and write allocate.
 pub(crate) const MAIR: u64 = 0xff04;
@@ -29,8 +30,7 @@ const FDT_MAGIC: u32 = 0xd00d_feed;
 const TREE_AT_RAM_BASE: u64 = 0x4000_0000;
 
 const GIB_SHIFT: u32 = 30;
-/// Bytes of a level-2 block.
-pub(crate) const BLOCK: u64 = 2 << 20;
+const BLOCK: u64 = 2 << 20;
 const ENTRIES: usize = 512;
 
 const VALID: u64 = 1;
@@ -74,15 +74,12 @@ extern "C" fn early_map(x0: u64) -> u64 {
         unsafe { tables.add(entry).write_volatile(0) };
     }
     let tree = find_tree(x0);
-    let image = (
-        &raw const __image_start as u64,
-        &raw const __image_end as u64,
-    );
+    let image = (&raw const __image_start as u64, &raw const __image_end as u64);
     map(image.0, image.1, NORMAL | INNER_SHAREABLE);
     if tree != 0 {
         // Writable in the early map only; the final one makes it read-only.
         let data = NORMAL | INNER_SHAREABLE | NEVER_EXECUTE | PRIVILEGED_NEVER_EXECUTE;
-        map(tree, tree.wrapping_add(BLOCK), data);
+        map(tree, tree.wrapping_add(MAX_SIZE as u64), data);
     }
     tree
 }
@@ -92,11 +89,7 @@ extern "C" fn early_map(x0: u64) -> u64 {
 /// Only the boot CPU calls this, with the early tables in use. An entry that was invalid is not
 /// cached [RXCLRD], so no invalidation is needed, only the store's completion.
 pub(crate) fn map_device(address: u64) {
-    map(
-        address,
-        address.saturating_add(1),
-        NEVER_EXECUTE | PRIVILEGED_NEVER_EXECUTE,
-    );
+    map(address, address.saturating_add(1), NEVER_EXECUTE | PRIVILEGED_NEVER_EXECUTE);
     barrier::dsb(barrier::ISHST);
     barrier::isb(barrier::SY);
 }
@@ -104,11 +97,7 @@ pub(crate) fn map_device(address: u64) {
 /// Maps whole blocks over `[start, end)`; what is mapped already stays as it is. An address
 /// above the 512 GiB of the early map stays unmapped.
 fn map(start: u64, end: u64, attributes: u64) {
-    let level = if CurrentEL.read(CurrentEL::EL) == 2 {
-        EL2_RES1
-    } else {
-        0
-    };
+    let level = if CurrentEL.read(CurrentEL::EL) == 2 { EL2_RES1 } else { 0 };
     let mut at = start & !(BLOCK - 1);
     while at < end {
         if let Some(slot) = block_slot(at) {
@@ -126,9 +115,7 @@ fn map(start: u64, end: u64, attributes: u64) {
 /// The level-2 slot of an address, its table taken from the free ones if need be.
 fn block_slot(address: u64) -> Option<*mut u64> {
     let root = EARLY_TABLES.0.get().cast::<u64>();
-    let gib = usize::try_from(address >> GIB_SHIFT)
-        .ok()
-        .filter(|gib| *gib < ENTRIES)?;
+    let gib = usize::try_from(address >> GIB_SHIFT).ok().filter(|gib| *gib < ENTRIES)?;
     let second = (address / BLOCK) as usize % ENTRIES;
     // SAFETY: (1) `gib` and `second` are below 512 and `table` below 4: inside the arrays;
     // (2) one writer, and the walker sees whole words.

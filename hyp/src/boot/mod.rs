@@ -22,8 +22,8 @@ use alloc::string::{String, ToString};
 use core::fmt;
 
 use aarch64_cpu::registers::{HCR_EL2, Readable};
-use hyp_core::config::Request;
-use hyp_core::fdt::{self, Conduit, Platform};
+use hyp_core::config::{Nonce, Request};
+use hyp_core::fdt::{self, Conduit, Platform, Salvage};
 use hyp_core::{PaRange, layout};
 
 use crate::mem::{clean, el2_map, frames, image};
@@ -31,10 +31,7 @@ use crate::platform::{console, gic, power};
 use crate::{cpu, end, say};
 
 /// Where QEMU's `virt` has its console: for saying that the tree cannot be read, and nothing else.
-const CONSOLE_OF_VIRT: PaRange = PaRange {
-    start: 0x0900_0000,
-    end: 0x0900_1000,
-};
+const CONSOLE_OF_VIRT: PaRange = PaRange { start: 0x0900_0000, end: 0x0900_1000 };
 
 /// Why nothing was started.
 #[derive(Debug)]
@@ -59,18 +56,21 @@ pub(crate) struct Machine {
 
 /// Brings everything up, on the boot CPU.
 pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
-    let (platform, tree) = read_tree(tree).inspect_err(|_| guess(level))?;
-    early::map_device(platform.uart.start);
-    // SAFETY: (1) the tree calls it a PL011; mapped above, and by the final map later.
-    unsafe { console::init(platform.uart) };
-    power::init(platform.psci);
-    let request = Request::parse(&platform.bootargs)?;
-    end::prepare(request.report.as_ref());
-    say!(
-        "stage2 hypervisor {}, {} CPUs",
-        env!("CARGO_PKG_VERSION"),
-        platform.cpus.len()
+    let blob = blob(tree);
+    let platform = fdt::parse(blob).inspect_err(|_| speak(fdt::salvage(blob), level))?;
+    let size = fdt::claimed_size(blob)?;
+    speak(
+        Salvage {
+            uart: Some(platform.uart),
+            psci: Some(platform.psci),
+            bootargs: Some(platform.bootargs.clone()),
+        },
+        level,
     );
+    let tree =
+        PaRange::from_len(tree, size as u64).ok_or("the device tree ends beyond all addresses")?;
+    let request = Request::parse(&platform.bootargs)?;
+    say!("stage2 hypervisor {}, {} CPUs", env!("CARGO_PKG_VERSION"), platform.cpus.len());
     if level != 2 {
         let reason = format!(
             "the hypervisor needs EL2 and was started at EL{level}: start QEMU with -M virt,virtualization=on"
@@ -97,39 +97,28 @@ pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
         gic::join(&gic, cpu::affinity())?;
     }
     let cpus = secondary::start_all(&platform, gic)?;
-    Ok(Machine {
-        platform,
-        request,
-        cpus,
-    })
+    Ok(Machine { platform, request, cpus })
 }
 
-/// The tree's contents and where it lies.
-fn read_tree(tree: u64) -> Result<(Platform, PaRange), Refusal> {
+/// What may be the tree's bytes: empty if there is none.
+fn blob(tree: u64) -> &'static [u8] {
     if tree == 0 {
-        return Err(Refusal(
-            "no device tree, neither in x0 nor at the bottom of RAM: start the raw image by QEMU's -kernel".into(),
-        ));
+        return &[];
     }
     let start = core::ptr::with_exposed_provenance::<u8>(tree as usize);
-    // SAFETY: (1) the early map has two blocks of 2 MiB from the one that holds `tree`: at least one
-    // whole block behind it. (2) Nobody writes there.
-    let mapped = unsafe { core::slice::from_raw_parts(start, early::BLOCK as usize) };
-    let platform = fdt::parse(mapped)?;
-    let size = fdt::claimed_size(mapped)?;
-    let range =
-        PaRange::from_len(tree, size as u64).ok_or("the device tree ends beyond all addresses")?;
-    Ok((platform, range))
+    // SAFETY: (1) the early map has all of it. (2) What is read of it is the tree, which nobody writes.
+    unsafe { core::slice::from_raw_parts(start, fdt::MAX_SIZE) }
 }
 
-/// Takes the machine for QEMU's `virt`, to say what is wrong with its tree.
-fn guess(level: u64) {
-    early::map_device(CONSOLE_OF_VIRT.start);
-    // SAFETY: (1) no tree says so, but this image is linked for that machine and has come this far.
-    unsafe { console::init(CONSOLE_OF_VIRT) };
-    power::init(if level == 2 {
-        Conduit::Smc
-    } else {
-        Conduit::Hvc
-    });
+/// From here on there are a console, a way to cut the power, and the nonce of the report: from the
+/// tree, as far as it tells; else the machine is taken for QEMU's `virt`, for which this image is linked.
+fn speak(known: Salvage, level: u64) {
+    let uart = known.uart.unwrap_or(CONSOLE_OF_VIRT);
+    early::map_device(uart.start);
+    // SAFETY: (1) the tree calls it a PL011, or the image's home has one there; mapped by the early
+    // map, and later by the final one.
+    unsafe { console::init(uart) };
+    let usual = if level == 2 { Conduit::Smc } else { Conduit::Hvc };
+    power::init(known.psci.unwrap_or(usual));
+    end::prepare(known.bootargs.as_deref().and_then(Nonce::find));
 }

@@ -46,14 +46,7 @@ struct Slot(UnsafeCell<Args>);
 unsafe impl Sync for Slot {}
 
 static ARGS: [Slot; MAX_VCPUS] = [const {
-    Slot(UnsafeCell::new(Args {
-        ttbr: 0,
-        tcr: 0,
-        mair: 0,
-        sctlr: 0,
-        stack: 0,
-        number: 0,
-    }))
+    Slot(UnsafeCell::new(Args { ttbr: 0, tcr: 0, mair: 0, sctlr: 0, stack: 0, number: 0 }))
 }; MAX_VCPUS];
 
 static GIC: Once<Gic> = Once::new();
@@ -63,11 +56,7 @@ pub(crate) fn start_all(platform: &Platform, gic: Gic) -> Result<usize, Refusal>
     GIC.call_once(|| gic);
     cpu::current().came_up();
     let mut running = 1;
-    for cpu in platform
-        .cpus
-        .iter()
-        .filter(|cpu| cpu.mpidr != cpu::affinity())
-    {
+    for cpu in platform.cpus.iter().filter(|cpu| cpu.mpidr != cpu::affinity()) {
         if running == MAX_VCPUS {
             say!(
                 "{} CPUs stay off: a VM has {MAX_VCPUS} at the most",
@@ -96,10 +85,7 @@ fn start(number: usize, mpidr: u64) -> Result<(), Refusal> {
         });
     }
     let start = args.expose_provenance() as u64;
-    clean::clean_and_invalidate(PaRange {
-        start,
-        end: start + size_of::<Args>() as u64,
-    });
+    clean::clean_and_invalidate(PaRange { start, end: start + size_of::<Args>() as u64 });
     let entry = secondary_entry as *const () as u64;
     power::cpu_on(mpidr, entry, start)
         .map_err(|error| format!("CPU {mpidr:#x} does not start: PSCI CPU_ON says {error}"))?;

@@ -91,20 +91,11 @@ pub(crate) fn sum_own(own: Own) -> u64 {
 /// The sums over all CPUs of the invalidations that happened, by name.
 pub(crate) fn sum_tlbi() -> impl Iterator<Item = (&'static str, u64)> {
     let sums = (0..).map(|kind| total(OWN + Own::Tlbi as usize + kind));
-    TLBI_NAMES
-        .into_iter()
-        .zip(sums)
-        .filter(|(_, count)| *count != 0)
+    TLBI_NAMES.into_iter().zip(sums).filter(|(_, count)| *count != 0)
 }
 
 fn total(index: usize) -> u64 {
-    let of = |counters: &Counters| {
-        counters
-            .0
-            .get(index)
-            .map_or(0, |one| one.load(Ordering::Relaxed))
-    };
-    crate::cpu::all()
-        .iter()
-        .fold(0, |sum, cpu| sum.wrapping_add(of(&cpu.counters)))
+    let of =
+        |counters: &Counters| counters.0.get(index).map_or(0, |one| one.load(Ordering::Relaxed));
+    crate::cpu::all().iter().fold(0, |sum, cpu| sum.wrapping_add(of(&cpu.counters)))
 }

@@ -46,11 +46,7 @@ pub(crate) struct Timing {
 
 impl Timing {
     pub(crate) const fn new() -> Self {
-        Self {
-            armed: Cell::new(false),
-            entered: Cell::new(0),
-            histogram: Once::new(),
-        }
+        Self { armed: Cell::new(false), entered: Cell::new(0), histogram: Once::new() }
     }
 
     /// Starts the counter of this CPU, and makes room for samples.
@@ -58,8 +54,7 @@ impl Timing {
         sysreg::write!("pmccfiltr_el0", COUNT_AT_EL2);
         sysreg::write!("pmcntenset_el0", CYCLES);
         sysreg::write!("pmcr_el0", sysreg::read!("pmcr_el0") | START);
-        self.histogram
-            .call_once(|| (0..BUCKETS).map(|_| AtomicU32::new(0)).collect());
+        self.histogram.call_once(|| (0..BUCKETS).map(|_| AtomicU32::new(0)).collect());
     }
 
     /// A fault installed a page; `filled` says whether the payload's bytes were copied into it.
@@ -88,10 +83,7 @@ impl Timing {
             let took = between.wrapping_add(OUTSIDE).saturating_sub(EXTRA);
             let bucket = usize::try_from(took).unwrap_or(BUCKETS).min(BUCKETS - 1);
             if let Some(count) = histogram.get(bucket) {
-                count.store(
-                    count.load(Ordering::Relaxed).saturating_add(1),
-                    Ordering::Relaxed,
-                );
+                count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
             }
         }
     }
@@ -108,13 +100,9 @@ pub(crate) fn check() -> Result<(), Refusal> {
 /// What all CPUs measured; `None` without a sample.
 pub(crate) fn result() -> Option<Measure> {
     let sum = |bucket: usize| -> u64 {
-        let histograms = cpu::all()
-            .iter()
-            .filter_map(|cpu| cpu.timing.histogram.get());
+        let histograms = cpu::all().iter().filter_map(|cpu| cpu.timing.histogram.get());
         let counts = histograms.filter_map(|all| all.get(bucket));
-        counts
-            .map(|count| u64::from(count.load(Ordering::Relaxed)))
-            .sum()
+        counts.map(|count| u64::from(count.load(Ordering::Relaxed))).sum()
     };
     let samples: u64 = (0..BUCKETS).map(sum).sum();
     let at = |rank: u64| {

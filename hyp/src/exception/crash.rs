@@ -50,10 +50,7 @@ static CRASHED: AtomicBool = AtomicBool::new(false);
 #[unsafe(no_mangle)]
 extern "C" fn el2_crashed(frame: &Frame) -> ! {
     let mut out = begin();
-    let kind = KINDS
-        .get(frame.kind as usize)
-        .copied()
-        .unwrap_or("unknown exception");
+    let kind = KINDS.get(frame.kind as usize).copied().unwrap_or("unknown exception");
     let _ = writeln!(out, "hyp: EL2 crash: {kind} on CPU {}", number());
     let _ = writeln!(out, "hyp:   {}", Syndrome(frame.esr));
     if let Some((owner, Place::Guard | Place::EmergencyGuard)) = stack::place(frame.far) {
@@ -95,11 +92,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 
 /// The executing CPU's number, as far as it has one.
 fn number() -> usize {
-    if at_el2() && TPIDR_EL2.get() != 0 {
-        cpu::current().number
-    } else {
-        0
-    }
+    if at_el2() && TPIDR_EL2.get() != 0 { cpu::current().number } else { 0 }
 }
 
 fn at_el2() -> bool {
@@ -121,10 +114,7 @@ fn begin() -> Out {
         match cpu::current().crashes.fetch_add(1, Ordering::Relaxed) {
             0 => {}
             1 => {
-                let _ = writeln!(
-                    out,
-                    "\nhyp: EL2 crash: again, while the first was being told"
-                );
+                let _ = writeln!(out, "\nhyp: EL2 crash: again, while the first was being told");
                 finish()
             }
             _ => power::off(),

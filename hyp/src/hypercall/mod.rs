@@ -54,17 +54,10 @@ fn answer(vcpu: &mut Vcpu, value: u64) -> Step {
 fn psci(vm: &Vm, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: u64) -> Step {
     match vm.psci.call(vcpu.number, function, arguments) {
         Action::Return(value) => answer(vcpu, value),
-        Action::Start {
-            vcpu: target,
-            entry,
-            context,
-        } => {
+        Action::Start { vcpu: target, entry, context } => {
             if let (Some(mailbox), Some(other)) = (vm.mailboxes.get(target), cpu::all().get(target))
             {
-                mailbox.post(Entry {
-                    pc: entry,
-                    argument: context,
-                });
+                mailbox.post(Entry { pc: entry, argument: context });
                 gic::kick(other.mpidr.load(Ordering::Relaxed));
             }
             answer(vcpu, 0)

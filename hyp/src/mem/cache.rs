@@ -32,10 +32,7 @@ pub(crate) struct Stock {
 impl Stock {
     /// An empty stock.
     pub(crate) const fn new() -> Self {
-        Self {
-            frames: [const { Cell::new(0) }; FULL],
-            len: Cell::new(0),
-        }
+        Self { frames: [const { Cell::new(0) }; FULL], len: Cell::new(0) }
     }
 
     /// Takes a zeroed frame.
@@ -74,10 +71,7 @@ impl Stock {
             let page = core::ptr::with_exposed_provenance_mut::<u8>(frame as usize);
             // SAFETY: (1) the frame is ours, mapped writable, one page long.
             unsafe { page.write_bytes(0, PAGE as usize) };
-            clean::clean_and_invalidate(PaRange {
-                start: frame,
-                end: frame + PAGE,
-            });
+            clean::clean_and_invalidate(PaRange { start: frame, end: frame + PAGE });
             self.put_back(frame);
             fresh = true;
         }
@@ -96,8 +90,5 @@ pub(crate) unsafe fn wipe(start: u64, bytes: u64) {
     let page = core::ptr::with_exposed_provenance_mut::<u8>(start as usize);
     // SAFETY: (1) the caller's clause 1; frames are mapped writable.
     unsafe { page.write_bytes(0, bytes as usize) };
-    clean::clean_and_invalidate(PaRange {
-        start,
-        end: start + bytes,
-    });
+    clean::clean_and_invalidate(PaRange { start, end: start + bytes });
 }

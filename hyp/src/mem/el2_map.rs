@@ -39,18 +39,15 @@ const BITS: [u64; 2] = [39, 48];
 /// `TCR_EL2`: RES1 bits, 4 KiB granule, Inner-shareable write-back walks; T0SZ and PS are added.
 const TCR: u64 = 1 << 31 | 1 << 23 | 0b11 << 12 | 0b01 << 10 | 0b01 << 8;
 
-const BASE: El23Attributes = El23Attributes::VALID
-    .union(El23Attributes::USER_RES1)
-    .union(El23Attributes::ACCESSED);
-const NORMAL: El23Attributes = BASE
-    .union(El23Attributes::ATTRIBUTE_INDEX_1)
-    .union(El23Attributes::INNER_SHAREABLE);
+const BASE: El23Attributes =
+    El23Attributes::VALID.union(El23Attributes::USER_RES1).union(El23Attributes::ACCESSED);
+const NORMAL: El23Attributes =
+    BASE.union(El23Attributes::ATTRIBUTE_INDEX_1).union(El23Attributes::INNER_SHAREABLE);
 const CODE: El23Attributes = NORMAL.union(El23Attributes::READ_ONLY);
 const CONSTANT: El23Attributes = CODE.union(El23Attributes::XN);
 const DATA: El23Attributes = NORMAL.union(El23Attributes::XN);
-const DEVICE: El23Attributes = BASE
-    .union(El23Attributes::ATTRIBUTE_INDEX_0)
-    .union(El23Attributes::XN);
+const DEVICE: El23Attributes =
+    BASE.union(El23Attributes::ATTRIBUTE_INDEX_0).union(El23Attributes::XN);
 
 /// What the registers hold while the map is on.
 #[derive(Clone, Copy, Debug)]
@@ -104,13 +101,7 @@ pub(crate) fn switch_on(
     map.add(image::data(), DATA)?;
     for cpu in 0..hyp_abi::MAX_VCPUS {
         for part in stack::mapped(cpu) {
-            map.add(
-                PaRange {
-                    start: part.start,
-                    end: part.end,
-                },
-                DATA,
-            )?;
+            map.add(PaRange { start: part.start, end: part.end }, DATA)?;
         }
     }
     map.add(tree, CONSTANT)?;
@@ -128,14 +119,7 @@ pub(crate) fn switch_on(
     let registers = map.finish();
     // SAFETY: (1) the map holds the image with the stack in use, at the addresses they have, and is
     // leaked; the early map showed the same bytes. (2) SCTLR_EL2_WXN has M set.
-    unsafe {
-        el2_mmu_switch(
-            registers.ttbr,
-            registers.tcr,
-            registers.mair,
-            registers.sctlr,
-        )
-    };
+    unsafe { el2_mmu_switch(registers.ttbr, registers.tcr, registers.mair, registers.sctlr) };
     REGISTERS.call_once(|| registers);
     Ok(())
 }
@@ -148,26 +132,14 @@ struct Builder {
 impl Builder {
     fn new(platform: &Platform) -> Result<Self, MapError> {
         let devices = platform.gic.iter().flat_map(|gic| [gic.dist, gic.redist]);
-        let all = platform
-            .ram
-            .iter()
-            .copied()
-            .chain(devices)
-            .chain([platform.uart]);
+        let all = platform.ram.iter().copied().chain(devices).chain([platform.uart]);
         let highest = all.max_by_key(|range| range.end);
         let top = highest.map_or(0, |range| range.end);
         if let Some(range) = highest.filter(|range| range.end > 1 << BITS[1]) {
             return Err(MapError::TooHigh(range));
         }
-        let (root_level, bits) = if top <= THREE_LEVELS {
-            (1, BITS[0])
-        } else {
-            (0, BITS[1])
-        };
-        Ok(Self {
-            map: Mapping::new(IdTranslation::new(), root_level, El2),
-            bits,
-        })
+        let (root_level, bits) = if top <= THREE_LEVELS { (1, BITS[0]) } else { (0, BITS[1]) };
+        Ok(Self { map: Mapping::new(IdTranslation::new(), root_level, El2), bits })
     }
 
     fn add(&mut self, range: PaRange, attributes: El23Attributes) -> Result<(), MapError> {

@@ -95,22 +95,14 @@ pub(crate) unsafe fn init(free: &[PaRange]) {
             }
             // SAFETY: (1) clause 1, without the metadata's pages.
             unsafe { heap.add_to_heap(first as usize, range.end as usize) };
-            *slot = Some(Area {
-                range: *range,
-                meta,
-            });
+            *slot = Some(Area { range: *range, meta });
         }
-        Pool {
-            heap: TicketMutex::new(heap),
-            areas,
-        }
+        Pool { heap: TicketMutex::new(heap), areas }
     });
 }
 
 fn layout(frames: usize) -> Option<AllocLayout> {
-    let bytes = frames
-        .checked_next_power_of_two()?
-        .checked_mul(PAGE as usize)?;
+    let bytes = frames.checked_next_power_of_two()?.checked_mul(PAGE as usize)?;
     AllocLayout::from_size_align(bytes, bytes).ok()
 }
 
@@ -118,13 +110,7 @@ fn layout(frames: usize) -> Option<AllocLayout> {
 /// bytes are undefined.
 pub(crate) fn take(frames: usize) -> Option<u64> {
     let pool = POOL.get()?;
-    let first = pool
-        .heap
-        .lock()
-        .alloc(layout(frames)?)
-        .ok()?
-        .as_ptr()
-        .expose_provenance() as u64;
+    let first = pool.heap.lock().alloc(layout(frames)?).ok()?.as_ptr().expose_provenance() as u64;
     for frame in 0..frames as u64 {
         swap_state(first + frame * PAGE, State::Taken);
     }
@@ -159,21 +145,14 @@ fn swap_state(frame: u64, state: State) -> Option<u32> {
 
 /// The metadata of the frame that holds an address; `None` for what the pool does not manage.
 pub(crate) fn meta(address: u64) -> Option<&'static Meta> {
-    let area = POOL
-        .get()?
-        .areas
-        .iter()
-        .flatten()
-        .find(|area| area.range.contains(address))?;
-    area.meta
-        .get(((address - area.range.start) / PAGE) as usize)
+    let area = POOL.get()?.areas.iter().flatten().find(|area| area.range.contains(address))?;
+    area.meta.get(((address - area.range.start) / PAGE) as usize)
 }
 
 /// Bytes that are not handed out.
 pub(crate) fn free() -> u64 {
     POOL.get().map_or(0, |pool| {
         let heap = pool.heap.lock();
-        heap.stats_total_bytes()
-            .saturating_sub(heap.stats_alloc_actual()) as u64
+        heap.stats_total_bytes().saturating_sub(heap.stats_alloc_actual()) as u64
     })
 }

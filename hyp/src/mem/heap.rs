@@ -46,10 +46,7 @@ pub(crate) fn init() {
 // SAFETY: `Heap` hands out disjoint blocks of at least the layout's size and alignment.
 unsafe impl GlobalAlloc for Locked {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.0
-            .lock()
-            .alloc(layout)
-            .map_or(core::ptr::null_mut(), NonNull::as_ptr)
+        self.0.lock().alloc(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {

@@ -12,10 +12,7 @@ unsafe extern "C" {
 
 macro_rules! between {
     ($start:ident, $end:ident) => {
-        PaRange {
-            start: &raw const $start as u64,
-            end: &raw const $end as u64,
-        }
+        PaRange { start: &raw const $start as u64, end: &raw const $end as u64 }
     };
 }
 

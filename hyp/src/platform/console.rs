@@ -72,12 +72,8 @@ impl Uart {
     /// Eight bits, FIFOs, no interrupts, both directions. Nobody may have used it before us.
     fn switch_on(self) {
         self.0.IMSC.set(0);
-        self.0
-            .LCR_H
-            .write(LineControl::WLEN::Eight + LineControl::FEN::SET);
-        self.0
-            .CR
-            .write(Control::UARTEN::SET + Control::TXE::SET + Control::RXE::SET);
+        self.0.LCR_H.write(LineControl::WLEN::Eight + LineControl::FEN::SET);
+        self.0.CR.write(Control::UARTEN::SET + Control::TXE::SET + Control::RXE::SET);
     }
 
     /// Sends one byte, waiting for room within reason.

@@ -103,12 +103,8 @@ pub(crate) unsafe fn join(gic: &Gic, mpidr: u64) -> Result<(), GicError> {
 pub(crate) fn kick(mpidr: u64) {
     let [aff0, affinity1, affinity2, _, affinity3, ..] = mpidr.to_le_bytes();
     // Aff0 is a number in 0..16 within the list's range; QEMU and the hardware we know keep to it.
-    let target = SgiTarget::List {
-        affinity3,
-        affinity2,
-        affinity1,
-        target_list: 1 << (aff0 & 0xf),
-    };
+    let target =
+        SgiTarget::List { affinity3, affinity2, affinity1, target_list: 1 << (aff0 & 0xf) };
     barrier::dsb(barrier::ISHST);
     let _ = GicCpuInterface::send_sgi(LOOK, target, SgiTargetGroup::CurrentGroup1);
     barrier::isb(barrier::SY);

@@ -24,13 +24,7 @@ pub(crate) struct Context {
 impl Context {
     /// All zero: not a state to enter a guest with.
     pub(crate) const fn new() -> Self {
-        Self {
-            x: [0; 31],
-            pc: 0,
-            pstate: 0,
-            entered: 0,
-            left: 0,
-        }
+        Self { x: [0; 31], pc: 0, pstate: 0, entered: 0, left: 0 }
     }
 
     /// A general register; 31 is the zero register.

@@ -113,12 +113,6 @@ pub(super) fn reset_el1() {
     // SAFETY: (1) local invalidations of EL1's regime under the VM's VMID, which `load` has set: what
     // is valid in the tables comes back by walking them.
     unsafe {
-        asm!(
-            "tlbi vmalle1",
-            "ic iallu",
-            "dsb nsh",
-            "isb",
-            options(nostack, preserves_flags)
-        );
+        asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags));
     }
 }

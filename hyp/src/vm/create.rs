@@ -39,6 +39,9 @@ pub(crate) const REGIONS: usize = 1 + Window::ALL.len();
 /// IPA sizes to choose from: those that PARange can tell the guest.
 const IPA_BITS: [u32; 6] = [32, 36, 40, 42, 44, 48];
 
+/// Memory kept for roots of tables and what else comes up, in bytes; also the unit of the account.
+const SLACK: u64 = 1 << 20;
+
 /// The guest that was built into the image; empty if there is none.
 static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.bin"));
 
@@ -51,11 +54,7 @@ struct Guest {
 
 /// Makes the VM.
 pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
-    let Machine {
-        platform,
-        request,
-        cpus,
-    } = machine;
+    let Machine { platform, request, cpus } = machine;
     let guest = find_guest(&platform)?;
     let config = request.resolve(&bounds(cpus))?;
     #[cfg(feature = "measure")]
@@ -64,12 +63,7 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     }
     let head = guest.image.get(..image::HEAD).unwrap_or(guest.image);
     let length = |bytes: &[u8]| bytes.len() as u64;
-    let placed = image::place(
-        head,
-        length(guest.image),
-        guest.ramdisk.map(length),
-        config.mem,
-    )?;
+    let placed = image::place(head, length(guest.image), guest.ramdisk.map(length), config.mem)?;
     let tree = guest_dtb::build(&GuestTree {
         vcpus: config.vcpus,
         ram: placed.ram,
@@ -79,11 +73,7 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     })?;
     let payload = Payload::new(
         [Some(&*tree.leak()), Some(guest.image), guest.ramdisk],
-        [
-            Some(placed.dtb.start),
-            Some(placed.image.start),
-            placed.ramdisk.map(|range| range.start),
-        ],
+        [Some(placed.dtb.start), Some(placed.image.start), placed.ramdisk.map(|range| range.start)],
         placed.entry,
         placed.dtb.start,
     );
@@ -122,13 +112,8 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
 
 /// The loader's modules, or what was built in.
 fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
-    let ramdisk = platform
-        .module(ModuleKind::Ramdisk)?
-        .map(|module| bytes(module.range));
-    let Some(Module {
-        range, bootargs, ..
-    }) = platform.module(ModuleKind::Kernel)?
-    else {
+    let ramdisk = platform.module(ModuleKind::Ramdisk)?.map(|module| bytes(module.range));
+    let Some(Module { range, bootargs, .. }) = platform.module(ModuleKind::Kernel)? else {
         if EMBEDDED.is_empty() {
             return Err(Refusal(
                 "no guest: none is built into this image, and the device tree names no kernel module \
@@ -136,17 +121,9 @@ fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
                     .into(),
             ));
         }
-        return Ok(Guest {
-            image: EMBEDDED,
-            ramdisk,
-            bootargs: Default::default(),
-        });
+        return Ok(Guest { image: EMBEDDED, ramdisk, bootargs: Default::default() });
     };
-    Ok(Guest {
-        image: bytes(*range),
-        ramdisk,
-        bootargs: bootargs.clone(),
-    })
+    Ok(Guest { image: bytes(*range), ramdisk, bootargs: bootargs.clone() })
 }
 
 /// A module's bytes.
@@ -160,23 +137,15 @@ fn bytes(module: PaRange) -> &'static [u8] {
 /// What this machine has for a guest. Tables take one page in 512; the rest is for stocks and slack.
 fn bounds(cpus: usize) -> Bounds {
     let free = frames::free();
-    let overhead = free / 256 + (cpus * cache::FULL) as u64 * PAGE + (1 << 20);
-    Bounds {
-        cpus,
-        free,
-        overhead,
-        can_measure: cfg!(feature = "measure"),
-    }
+    let stocks = (cpus * cache::FULL) as u64 * PAGE;
+    let overhead = (free / 256 + stocks + SLACK).next_multiple_of(SLACK);
+    Bounds { cpus, free, overhead, can_measure: cfg!(feature = "measure") }
 }
 
 /// What every CPU has.
 fn features(cpus: usize) -> Result<Features, Refusal> {
-    let all = cpu::all()
-        .iter()
-        .take(cpus)
-        .filter_map(|cpu| cpu.features.get().copied());
-    all.reduce(Features::and)
-        .ok_or_else(|| "no CPU has told its features".into())
+    let all = cpu::all().iter().take(cpus).filter_map(|cpu| cpu.features.get().copied());
+    all.reduce(Features::and).ok_or_else(|| "no CPU has told its features".into())
 }
 
 fn policy(ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
@@ -186,27 +155,12 @@ fn policy(ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
     let device = |index: usize| -> Result<Region, Refusal> {
         let window = Window::ALL[index];
         let backing = Backing::Emulated(index as u16);
-        Ok(Region {
-            range: range(window.range())?,
-            backing,
-            name: window.name(),
-        })
+        Ok(Region { range: range(window.range())?, backing, name: window.name() })
     };
     let ram = range(ram)?;
-    let main = Region {
-        range: ram,
-        backing: Backing::Ram {
-            prot: PROT,
-            mem: MEM,
-        },
-        name: "RAM",
-    };
+    let main = Region { range: ram, backing: Backing::Ram { prot: PROT, mem: MEM }, name: "RAM" };
     let regions = RegionMap::new([main, device(0)?, device(1)?])?;
-    Ok(Policy {
-        ram,
-        ram_attributes: Attributes::new(PROT, MEM),
-        regions,
-    })
+    Ok(Policy { ram, ram_attributes: Attributes::new(PROT, MEM), regions })
 }
 
 fn announce(vm: &Vm, config: &Config, guest: &Guest) {
@@ -218,9 +172,5 @@ fn announce(vm: &Vm, config: &Config, guest: &Guest) {
         Bytes(config.mem),
         map::RAM_BASE
     );
-    say!(
-        "stage 2: {}, {}-bit IPA",
-        vm.features,
-        vm.space.geometry().ipa_bits()
-    );
+    say!("stage 2: {}, {}-bit IPA", vm.features, vm.space.geometry().ipa_bits());
 }

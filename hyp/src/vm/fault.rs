@@ -108,9 +108,7 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
     let mut source = Source::new(&cpu.stock, &vm.payload, page);
     let mut tally = Tally::default();
     let attributes = &policy.ram_attributes;
-    let result = vm
-        .space
-        .install(&guard, at, Level::L3, attributes, &mut source, &mut tally);
+    let result = vm.space.install(&guard, at, Level::L3, attributes, &mut source, &mut tally);
     drop(guard);
     let counters = &cpu.counters;
     if (tally.tables | tally.lost_tables) != 0 {
@@ -127,11 +125,7 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
         // Another vCPU was faster: by an instruction, or by so much that its page was seen on the walk.
         Ok(Install::Present(_)) => {
             let raced = tally.lost_races != 0;
-            counters.bump(if raced {
-                Stat::LostRaces
-            } else {
-                Stat::Spurious
-            });
+            counters.bump(if raced { Stat::LostRaces } else { Stat::Spurious });
             Populate::Done
         }
         Err(InstallError::OutOfFrames | InstallError::OutOfTables | InstallError::Retry { .. }) => {
@@ -147,10 +141,7 @@ pub(super) fn other(env: Env<'_>, vcpu: &Vcpu, abort: Abort) -> Step {
     env.cpu.counters.bump(Stat::Faults);
     // HPFAR_EL2 is valid for these, and for any fault on a walk.
     let valid = abort.is_stage1_walk()
-        || matches!(
-            abort.status(),
-            Status::AccessFlag(_) | Status::AddressSize(_)
-        );
+        || matches!(abort.status(), Status::AccessFlag(_) | Status::AddressSize(_));
     let page = valid.then(|| HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12);
     diagnose(env, vcpu, page.map(|page| ipa(page, abort)), None)
 }
@@ -159,11 +150,7 @@ pub(super) fn other(env: Env<'_>, vcpu: &Vcpu, abort: Abort) -> Step {
 /// is the address that was being translated.
 #[cold]
 fn ipa(page: u64, abort: Abort) -> u64 {
-    if abort.is_stage1_walk() {
-        page
-    } else {
-        page | FAR_EL2.get() & (PAGE - 1)
-    }
+    if abort.is_stage1_walk() { page } else { page | FAR_EL2.get() & (PAGE - 1) }
 }
 
 /// Lets the guest fault again, within reason.

@@ -34,15 +34,7 @@ macro_rules! row {
 impl IdRegisters {
     /// Reads and sanitises, for a guest with `ipa_bits` bits of physical address.
     pub(crate) fn read(ipa_bits: u32) -> Self {
-        let mut rows = [
-            row!(1),
-            row!(2),
-            row!(3),
-            row!(4),
-            row!(5),
-            row!(6),
-            row!(7),
-        ];
+        let mut rows = [row!(1), row!(2), row!(3), row!(4), row!(5), row!(6), row!(7)];
         for (crm, row) in (FIRST..).zip(&mut rows) {
             for (op2, value) in (0..).zip(row) {
                 *value = sanitise((3, 0, 0, crm, op2), *value, ipa_bits).unwrap_or(0);

@@ -44,14 +44,8 @@ impl Payload {
         entry: u64,
         tree: u64,
     ) -> Self {
-        let mut parts = [Part {
-            range: IpaRange { start: 0, end: 0 },
-            bytes: &[],
-        }; PARTS];
-        let mut span = IpaRange {
-            start: u64::MAX,
-            end: 0,
-        };
+        let mut parts = [Part { range: IpaRange { start: 0, end: 0 }, bytes: &[] }; PARTS];
+        let mut span = IpaRange { start: u64::MAX, end: 0 };
         for ((part, bytes), start) in parts.iter_mut().zip(bytes).zip(starts) {
             let (Some(bytes), Some(start)) = (bytes, start) else {
                 continue;
@@ -63,12 +57,7 @@ impl Payload {
             span.start = span.start.min(range.start);
             span.end = span.end.max(range.end);
         }
-        Self {
-            parts,
-            span,
-            entry,
-            tree,
-        }
+        Self { parts, span, entry, tree }
     }
 
     /// Whether a page may have bytes of the payload.
@@ -84,10 +73,7 @@ impl Payload {
     /// 1. `frame` is a frame of the caller's that nobody else reaches.
     #[inline(never)]
     unsafe fn fill(&self, page: u64, frame: u64) -> bool {
-        let wanted = IpaRange {
-            start: page,
-            end: page.saturating_add(PAGE),
-        };
+        let wanted = IpaRange { start: page, end: page.saturating_add(PAGE) };
         let mut filled = false;
         for part in &self.parts {
             let Some(common) = part.range.intersection(&wanted) else {
@@ -105,10 +91,7 @@ impl Payload {
             filled = true;
         }
         if filled {
-            clean::clean_and_invalidate(PaRange {
-                start: frame,
-                end: frame + PAGE,
-            });
+            clean::clean_and_invalidate(PaRange { start: frame, end: frame + PAGE });
         }
         filled
     }
@@ -128,12 +111,7 @@ impl<'a> Source<'a> {
     /// For the page at `page`.
     #[inline]
     pub(crate) fn new(stock: &'a Stock, payload: &'a Payload, page: u64) -> Self {
-        Self {
-            stock,
-            payload,
-            page,
-            filled: false,
-        }
+        Self { stock, payload, page, filled: false }
     }
 }
 

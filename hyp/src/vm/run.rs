@@ -49,24 +49,16 @@ pub(super) fn run(vm: &'static Vm, cpu: &'static PerCpu) -> ! {
         power::stay();
     }
     // Each CPU comes here once, so the right to open guards is there.
-    let Some(guards) = EPOCHS.join(number) else {
-        power::stay()
-    };
-    let env = Env {
-        vm,
-        cpu,
-        guards: &guards,
-    };
+    let Some(guards) = EPOCHS.join(number) else { power::stay() };
+    let env = Env { vm, cpu, guards: &guards };
     let mut vcpu = Vcpu::new(number);
     control::load(vm, number);
     #[cfg(feature = "measure")]
     if vm.measure {
         cpu.timing.start();
     }
-    let mut next = (number == 0).then_some(Entry {
-        pc: vm.payload.entry,
-        argument: vm.payload.tree,
-    });
+    let mut next =
+        (number == 0).then_some(Entry { pc: vm.payload.entry, argument: vm.payload.tree });
     loop {
         let entry = next.take().unwrap_or_else(|| wait_for_start(vm, number));
         vcpu.switch_on(entry);

@@ -48,10 +48,7 @@ pub(crate) struct Stop {
 impl Stop {
     /// Nobody has a reason yet.
     pub(crate) const fn new() -> Self {
-        Self {
-            claimed: AtomicBool::new(false),
-            parked: AtomicUsize::new(0),
-        }
+        Self { claimed: AtomicBool::new(false), parked: AtomicUsize::new(0) }
     }
 
     /// Whether the VM is being ended: park.
@@ -75,11 +72,7 @@ pub(crate) fn stop(vm: &Vm, cpu: &PerCpu, reason: Reason) -> ! {
     if vm.stop.claimed.swap(true, Ordering::AcqRel) {
         vm.stop.park();
     }
-    for other in cpu::all()
-        .iter()
-        .take(vm.vcpus)
-        .filter(|other| other.number != cpu.number)
-    {
+    for other in cpu::all().iter().take(vm.vcpus).filter(|other| other.number != cpu.number) {
         gic::kick(other.mpidr.load(Ordering::Relaxed));
     }
     let deadline = CNTPCT_EL0.get().saturating_add(PATIENCE * CNTFRQ_EL0.get());
@@ -125,9 +118,7 @@ fn stats() -> Stats {
         mmio: counters::sum(Stat::Mmio),
         hypercalls: counters::sum(Stat::Hypercalls),
         sysregs: counters::sum_own(Own::Sysregs),
-        tlbi: counters::sum_tlbi()
-            .map(|(name, count)| (String::from(name), count))
-            .collect(),
+        tlbi: counters::sum_tlbi().map(|(name, count)| (String::from(name), count)).collect(),
         dsb: counters::sum_own(Own::Dsb),
     }
 }

@@ -39,10 +39,7 @@ fn answer(vm: &Vm, register: Encoding, is_read: bool) -> Answer {
         (1, 0, 7, 6 | 10 | 14, 2) => Answer::Value(0),
         // ACTLR_EL1.
         (3, 0, 1, 0, 1) => Answer::Value(0),
-        _ if is_read => vm
-            .ids
-            .get(register)
-            .map_or(Answer::Undefined, Answer::Value),
+        _ if is_read => vm.ids.get(register).map_or(Answer::Undefined, Answer::Value),
         _ => Answer::Undefined,
     }
 }

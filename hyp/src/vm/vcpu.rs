@@ -28,11 +28,7 @@ pub(crate) struct Mailbox {
 impl Mailbox {
     /// An empty one.
     pub(crate) const fn new() -> Self {
-        Self {
-            pc: AtomicU64::new(0),
-            argument: AtomicU64::new(0),
-            full: AtomicBool::new(false),
-        }
+        Self { pc: AtomicU64::new(0), argument: AtomicU64::new(0), full: AtomicBool::new(false) }
     }
 
     /// Leaves a request. The receiver still has to be made to look.
@@ -76,11 +72,7 @@ pub(crate) struct Vcpu {
 impl Vcpu {
     /// One that is off.
     pub(crate) fn new(number: usize) -> Self {
-        Self {
-            number,
-            context: Context::new(),
-            repeat: Repeat::default(),
-        }
+        Self { number, context: Context::new(), repeat: Repeat::default() }
     }
 
     /// The registers of a CPU that was just switched on.
