@@ -46,9 +46,7 @@ pub fn pass() -> ! {
 /// Ends the VM with the verdict *fail*, after a line that says why. For [`crate::fail!`].
 pub fn fail(file: &str, line: u32, why: fmt::Arguments<'_>) -> ! {
     let (guest, vcpu) = (start::guest_name(), start::vcpu());
-    console::urgent_line(format_args!(
-        "{guest}: FAIL: {why} (vCPU {vcpu}, {file}:{line})"
-    ));
+    console::urgent_line(format_args!("{guest}: FAIL: {why} (vCPU {vcpu}, {file}:{line})"));
     verdict(1)
 }
 
@@ -57,9 +55,7 @@ pub fn verdict(code: u64) -> ! {
     raw::<Hvc>(vendor::VERDICT, [code, 0, 0]);
     let guest = start::guest_name();
     let word = if code == 0 { "pass" } else { "fail" };
-    console::urgent_line(format_args!(
-        "{guest}: no hypervisor: verdict {word} ({code})"
-    ));
+    console::urgent_line(format_args!("{guest}: no hypervisor: verdict {word} ({code})"));
     system_off()
 }
 

@@ -44,12 +44,7 @@ impl Midr {
 impl fmt::Display for Midr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (variant, revision) = (self.0 >> 20 & 0xf, self.0 & 0xf);
-        write!(
-            f,
-            "{} r{variant}p{revision} (MIDR {:#010x})",
-            self.name(),
-            self.0
-        )
+        write!(f, "{} r{variant}p{revision} (MIDR {:#010x})", self.name(), self.0)
     }
 }
 

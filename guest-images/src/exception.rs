@@ -71,12 +71,7 @@ pub fn catch<T>(resume: Resume, f: impl FnOnce() -> T) -> Result<T, Fault> {
         return Ok(value);
     }
     let [vector, esr, elr, far] = [0, 1, 2, 3].map(|i| mine.last[i].load(Relaxed));
-    Err(Fault {
-        vector,
-        esr,
-        elr,
-        far,
-    })
+    Err(Fault { vector, esr, elr, far })
 }
 
 /// Reads 8 bytes at any address.
@@ -118,30 +113,16 @@ pub unsafe fn probe_call(va: usize) -> Result<u64, Fault> {
 
 /// Every exception, on the interrupted vCPU's stack.
 extern "C" fn exception(vector: u64, frame: &mut Frame) {
-    let fault = Fault {
-        vector,
-        esr: frame.esr,
-        elr: frame.elr,
-        far: frame.far,
-    };
+    let fault = Fault { vector, esr: frame.esr, elr: frame.elr, far: frame.far };
     let mine = &EXPECTED[start::vcpu()];
     let resume = mine.resume.load(Relaxed);
     if resume != 0 && vector == VECTOR_SYNC {
-        for (to, from) in mine
-            .last
-            .iter()
-            .zip([vector, fault.esr, fault.elr, fault.far])
-        {
+        for (to, from) in mine.last.iter().zip([vector, fault.esr, fault.elr, fault.far]) {
             to.store(from, Relaxed);
         }
-        mine.count
-            .store(mine.count.load(Relaxed).wrapping_add(1), Relaxed);
+        mine.count.store(mine.count.load(Relaxed).wrapping_add(1), Relaxed);
         let caller = resume == Resume::Caller as u64;
-        frame.elr = if caller {
-            frame.x[30]
-        } else {
-            frame.elr.wrapping_add(4)
-        };
+        frame.elr = if caller { frame.x[30] } else { frame.elr.wrapping_add(4) };
         return;
     }
     if mine.reporting.swap(true, Relaxed) {
@@ -178,10 +159,7 @@ fn report(fault: &Fault, frame: &Frame) {
             _ => {}
         }
     }
-    urgent_line(format_args!(
-        "  sp  {:#018x} spsr {:#x}",
-        frame.sp, frame.spsr
-    ));
+    urgent_line(format_args!("  sp  {:#018x} spsr {:#x}", frame.sp, frame.spsr));
 }
 
 global_asm!(

@@ -64,11 +64,7 @@ impl fmt::Display for Fault {
             0x3c => "BRK",
             _ => "exception",
         };
-        write!(
-            f,
-            "{class} at {:#x} (ESR {:#010x}, FAR {:#x})",
-            self.elr, self.esr, self.far
-        )?;
+        write!(f, "{class} at {:#x} (ESR {:#010x}, FAR {:#x})", self.elr, self.esr, self.far)?;
         if matches!(self.ec(), EC_INSTRUCTION_ABORT | EC_DATA_ABORT) {
             let write = self.ec() == EC_DATA_ABORT && self.esr & 1 << 6 != 0;
             let status = match self.fsc() {
@@ -81,11 +77,7 @@ impl fmt::Display for Fault {
                 FSC_ALIGNMENT => "alignment fault",
                 _ => "other status",
             };
-            write!(
-                f,
-                ": {status} on a {}",
-                if write { "write" } else { "read" }
-            )?;
+            write!(f, ": {status} on a {}", if write { "write" } else { "read" })?;
         }
         Ok(())
     }

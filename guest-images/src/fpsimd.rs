@@ -36,11 +36,7 @@ pub fn check_kept(what: &str, seed: u64, between: impl FnOnce()) {
 
 /// Fails unless the units compute.
 pub fn check_arithmetic() {
-    check_eq!(
-        fp_arithmetic(),
-        24,
-        "half the sum of 16 lanes of 1 x 3, by SIMD and FP"
-    );
+    check_eq!(fp_arithmetic(), 24, "half the sum of 16 lanes of 1 x 3, by SIMD and FP");
 }
 
 global_asm!(

@@ -33,12 +33,8 @@ pub struct Machine {
 impl Machine {
     /// Reads the device tree at `tree`, or at the bottom of RAM when there is none.
     pub(crate) fn discover(tree: usize) -> Self {
-        let at = [tree, RAM_BASE as usize]
-            .into_iter()
-            .find(|&at| has_magic(at));
-        let Some(at) = at else {
-            fail!("no device tree at {tree:#x} (x0), nor at {RAM_BASE:#x}")
-        };
+        let at = [tree, RAM_BASE as usize].into_iter().find(|&at| has_magic(at));
+        let Some(at) = at else { fail!("no device tree at {tree:#x} (x0), nor at {RAM_BASE:#x}") };
         // SAFETY: 1. the magic is there, so the hypervisor put a tree there; 2. its memory is never
         // written by a guest: an arena begins behind the image.
         let parsed = unsafe { Fdt::from_ptr(at as *const u8) };
@@ -46,12 +42,8 @@ impl Machine {
             Ok(tree) => tree,
             Err(error) => fail!("the device tree at {at:#x} is not one: {error:?}"),
         };
-        let region = tree
-            .find_node("/memory")
-            .and_then(|node| node.reg()?.next());
-        let Some(region) = region else {
-            fail!("the device tree has no memory node")
-        };
+        let region = tree.find_node("/memory").and_then(|node| node.reg()?.next());
+        let Some(region) = region else { fail!("the device tree has no memory node") };
         let base = region.starting_address as usize;
         let mut machine = Self {
             ram: base..base + region.size.unwrap_or(0),
@@ -77,9 +69,7 @@ impl Machine {
     /// RAM behind the image that nobody has touched, in whole 2 MiB blocks.
     pub fn arena(&self) -> Arena {
         let end = (&raw const __image_end) as usize;
-        Arena {
-            free: end.next_multiple_of(MIB2)..self.ram.end & !(MIB2 - 1),
-        }
+        Arena { free: end.next_multiple_of(MIB2)..self.ram.end & !(MIB2 - 1) }
     }
 
     /// The command line as `key=value` words; fails on a key that is not in `known`.
@@ -107,14 +97,8 @@ pub struct Args(&'static str);
 impl Args {
     /// The last value given for `key`.
     pub fn get(&self, key: &str) -> Option<&'static str> {
-        let pairs = self
-            .0
-            .split_ascii_whitespace()
-            .filter_map(|word| word.split_once('='));
-        pairs
-            .filter(|pair| pair.0 == key)
-            .map(|pair| pair.1)
-            .next_back()
+        let pairs = self.0.split_ascii_whitespace().filter_map(|word| word.split_once('='));
+        pairs.filter(|pair| pair.0 == key).map(|pair| pair.1).next_back()
     }
 
     /// The value of `key` as a number, decimal or `0x`; fails when it is none.

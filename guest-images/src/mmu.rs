@@ -51,10 +51,7 @@ impl Attr {
 
     /// Whether unaligned accesses, exclusives and DC ZVA are allowed.
     pub fn is_normal(self) -> bool {
-        matches!(
-            self,
-            Self::WriteBack | Self::NonCacheable | Self::WriteThrough
-        )
+        matches!(self, Self::WriteBack | Self::NonCacheable | Self::WriteThrough)
     }
 }
 
@@ -100,11 +97,7 @@ impl Size {
 
 /// A leaf descriptor: read and write at EL1, no EL0.
 pub const fn leaf(ipa: usize, size: Size, attr: Attr, executable: bool) -> u64 {
-    let kind = if matches!(size, Size::Page) {
-        TABLE_OR_PAGE
-    } else {
-        0
-    };
+    let kind = if matches!(size, Size::Page) { TABLE_OR_PAGE } else { 0 };
     let never = if executable { 0 } else { EXECUTE_NEVER };
     // Shareability is ignored for Device and non-cacheable memory (both are outer shareable).
     ipa as u64 | (attr as u64) << 2 | INNER_SHAREABLE | ACCESSED | kind | never | VALID

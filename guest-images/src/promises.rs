@@ -105,13 +105,7 @@ const fn row(
     least: u64,
     probe: fn(),
 ) -> Promise {
-    Promise {
-        feature,
-        id,
-        shift,
-        least,
-        probe,
-    }
+    Promise { feature, id, shift, least, probe }
 }
 
 /// The promises and their probes. Fields as in the Arm ARM, D24.2.

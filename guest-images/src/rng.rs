@@ -16,11 +16,7 @@ impl Permutation {
         while gcd(step, len) != 1 {
             step = (step + 1) % len.max(2);
         }
-        Self {
-            len,
-            step,
-            offset: mix(!seed) as usize % len,
-        }
+        Self { len, step, offset: mix(!seed) as usize % len }
     }
 
     /// Where `index` goes.

@@ -19,10 +19,7 @@ fn hello(machine: &Machine) {
     let (el, midr) = (cpu::exception_level(), Midr::read());
     let (vcpus, ram) = (machine.vcpus().len(), &machine.ram);
     let mib = ram.len() >> 20;
-    say!(
-        "hello from a {midr} at EL{el}: {vcpus} vCPUs, {mib} MiB of RAM at {:#x}",
-        ram.start
-    );
+    say!("hello from a {midr} at EL{el}: {vcpus} vCPUs, {mib} MiB of RAM at {:#x}", ram.start);
     check_eq!(el, 1, "exception level");
     check!(vcpus > 0, "the device tree has no CPU");
 
@@ -38,11 +35,7 @@ fn hello(machine: &Machine) {
     let greeted = AtomicUsize::new(0);
     smp::run(machine, vcpus, &|me| {
         let mpidr = machine.vcpus()[me.index];
-        say!(
-            "hello from vCPU {} of {} (MPIDR {mpidr:#x})",
-            me.index,
-            me.count
-        );
+        say!("hello from vCPU {} of {} (MPIDR {mpidr:#x})", me.index, me.count);
         check_eq!(cpu::mpidr(), mpidr, "MPIDR_EL1 of vCPU {}", me.index);
         check_fp(page + me.index * PAGE, me.index as u64);
         greeted.fetch_add(1, Ordering::Relaxed);
@@ -55,10 +48,7 @@ fn hello(machine: &Machine) {
 
     if let (Some(faults), Some(pages)) = (call::stat(Stat::Faults), call::stat(Stat::Installed)) {
         say!("hello: so far {faults} stage-2 faults populated {pages} pages");
-        check!(
-            faults >= pages,
-            "{pages} pages installed by only {faults} faults"
-        );
+        check!(faults >= pages, "{pages} pages installed by only {faults} faults");
     }
 }
 
@@ -66,11 +56,7 @@ fn hello(machine: &Machine) {
 fn check_fp(fresh: usize, seed: u64) {
     fpsimd::check_arithmetic();
     fpsimd::check_kept("a page fault", seed << 32, || {
-        check_eq!(
-            black_box(exception::probe_read(fresh)),
-            Ok(0),
-            "a never-touched page"
-        );
+        check_eq!(black_box(exception::probe_read(fresh)), Ok(0), "a never-touched page");
     });
     fpsimd::check_kept("a hypercall", seed << 33, || {
         black_box(psci::version::<Hvc>().is_ok());

@@ -104,22 +104,13 @@ static ACCESSES: &[Access] = &[
 /// Runs them all and says how many there were.
 pub(crate) fn check(arena: &mut Arena) -> usize {
     let promised = |feature: &str| {
-        promises::PROMISES
-            .iter()
-            .any(|promise| promise.feature == feature && promise.is_made())
+        promises::PROMISES.iter().any(|promise| promise.feature == feature && promise.is_made())
     };
-    let usable = ACCESSES
-        .iter()
-        .filter(|access| access.needs.is_none_or(promised));
+    let usable = ACCESSES.iter().filter(|access| access.needs.is_none_or(promised));
     usable
         .map(|access| {
             let va = arena.take(2 * PAGE, PAGE) + access.offset;
-            check_eq!(
-                (access.run)(va),
-                access.register,
-                "{}: the register",
-                access.name
-            );
+            check_eq!((access.run)(va), access.register, "{}: the register", access.name);
             // SAFETY: 1. in the two pages of this access; 2. unaligned reads are done in bytes.
             let memory = unsafe { (va as *const u64).read_unaligned() };
             check_eq!(memory, access.memory, "{}: the memory", access.name);

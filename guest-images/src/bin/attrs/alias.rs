@@ -14,9 +14,7 @@ use crate::{MARK, walk};
 /// Checks every memory type in every size, and says how many mappings that were.
 pub(crate) fn check(arena: &mut Arena) -> usize {
     let sizes = [Size::Page, Size::Block2M, Size::Block1G];
-    let all = sizes
-        .into_iter()
-        .flat_map(|size| Attr::ALL.map(|attr| (size, attr)));
+    let all = sizes.into_iter().flat_map(|size| Attr::ALL.map(|attr| (size, attr)));
     all.enumerate()
         .map(|(index, (size, attr))| {
             let ipa = arena.take(3 * PAGE, MIB2);
@@ -62,56 +60,24 @@ fn through(alias: usize, ipa: usize, size: Size, attr: Attr) {
     let step = |page: usize| page * PAGE + 8 * page;
 
     // First touch: a load through the alias.
-    check_eq!(
-        read(mine),
-        0,
-        "{attr:?} {size:?}: first load through the alias"
-    );
+    check_eq!(read(mine), 0, "{attr:?} {size:?}: first load through the alias");
     write(mine, MARK);
-    check_eq!(
-        read(mine),
-        MARK,
-        "{attr:?} {size:?}: own store through the alias"
-    );
+    check_eq!(read(mine), MARK, "{attr:?} {size:?}: own store through the alias");
     // First touch: a store through the alias.
     write(mine + step(1), !MARK);
-    check_eq!(
-        read(mine + PAGE),
-        0,
-        "{attr:?} {size:?}: the word before the first store"
-    );
-    check_eq!(
-        read(mine + step(1)),
-        !MARK,
-        "{attr:?} {size:?}: the first store"
-    );
+    check_eq!(read(mine + PAGE), 0, "{attr:?} {size:?}: the word before the first store");
+    check_eq!(read(mine + step(1)), !MARK, "{attr:?} {size:?}: the first store");
     // Now through the identity map.
     clean_invalidate(theirs, 2 * PAGE);
-    check_eq!(
-        read(theirs),
-        MARK,
-        "{attr:?} {size:?}: the alias's store through the identity map"
-    );
-    check_eq!(
-        read(theirs + step(1)),
-        !MARK,
-        "{attr:?} {size:?}: its second store"
-    );
+    check_eq!(read(theirs), MARK, "{attr:?} {size:?}: the alias's store through the identity map");
+    check_eq!(read(theirs + step(1)), !MARK, "{attr:?} {size:?}: its second store");
     // First touch: a store through the identity map; then back and forth.
     write(theirs + step(2), MARK);
     clean_invalidate(theirs + 2 * PAGE, PAGE);
-    check_eq!(
-        read(mine + step(2)),
-        MARK,
-        "{attr:?} {size:?}: the identity map's store"
-    );
+    check_eq!(read(mine + step(2)), MARK, "{attr:?} {size:?}: the identity map's store");
     write(mine + step(2), MARK + 1);
     clean_invalidate(theirs + 2 * PAGE, PAGE);
-    check_eq!(
-        read(theirs + step(2)),
-        MARK + 1,
-        "{attr:?} {size:?}: the alias's answer"
-    );
+    check_eq!(read(theirs + step(2)), MARK + 1, "{attr:?} {size:?}: the alias's answer");
 }
 
 fn read(va: usize) -> u64 {

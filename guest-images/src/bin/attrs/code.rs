@@ -35,15 +35,7 @@ pub(crate) fn check(machine: &Machine, arena: &mut Arena) {
     }
 
     // Written past the cache: the alias is non-cacheable, and its first touch is this store.
-    mmu::ROOT.set(
-        SLOT,
-        mmu::leaf(
-            uncached & !(GIB - 1),
-            Size::Block1G,
-            Attr::NonCacheable,
-            false,
-        ),
-    );
+    mmu::ROOT.set(SLOT, mmu::leaf(uncached & !(GIB - 1), Size::Block1G, Attr::NonCacheable, false));
     mmu::publish();
     put(mmu::slot_va(SLOT) + uncached % GIB, &[mov_x0(44), RET]);
     sync_code(uncached, 8);

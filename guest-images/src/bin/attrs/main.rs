@@ -23,9 +23,7 @@ pub(crate) const MARK: u64 = 0x5eed_ab1e_c0de_d00d;
 fn attrs(machine: &Machine) {
     machine.args(&[]);
     let mut arena = machine.arena();
-    fpsimd::check_kept("faults on stage-1 walks", 1 << 40, || {
-        walk::check(&mut arena)
-    });
+    fpsimd::check_kept("faults on stage-1 walks", 1 << 40, || walk::check(&mut arena));
     say!("attrs: tables in never-touched RAM: walks by load, store, fetch and AT");
     let kinds = access::check(&mut arena);
     say!("attrs: {kinds} kinds of access as the first to a page");
@@ -33,11 +31,6 @@ fn attrs(machine: &Machine) {
     say!(
         "attrs: {mappings} mappings (page, 2 MiB, 1 GiB; each memory type) verified through both aliases"
     );
-    fpsimd::check_kept("faults on instruction fetch", 1 << 41, || {
-        code::check(machine, &mut arena)
-    });
-    say!(
-        "attrs: code from fresh pages on {} vCPUs",
-        machine.vcpus().len()
-    );
+    fpsimd::check_kept("faults on instruction fetch", 1 << 41, || code::check(machine, &mut arena));
+    say!("attrs: code from fresh pages on {} vCPUs", machine.vcpus().len());
 }

@@ -19,12 +19,8 @@ use crate::MARK;
 type Start = fn(usize) -> u64;
 
 /// How a walk is started.
-const STARTERS: [(&str, Start); 4] = [
-    ("load", by_load),
-    ("store", by_store),
-    ("fetch", by_fetch),
-    ("AT S1E1R", by_at),
-];
+const STARTERS: [(&str, Start); 4] =
+    [("load", by_load), ("store", by_store), ("fetch", by_fetch), ("AT S1E1R", by_at)];
 
 /// Root slots that this file uses, one for each starter.
 pub(crate) const SLOTS: usize = STARTERS.len();
@@ -39,37 +35,21 @@ pub(crate) fn check(arena: &mut Arena) {
 
         mmu::ROOT.set(slot, mmu::table(level2));
         mmu::publish();
-        check_eq!(
-            start(target),
-            fsc_translation(2),
-            "{name}: level-2 table never touched"
-        );
+        check_eq!(start(target), fsc_translation(2), "{name}: level-2 table never touched");
 
         // SAFETY: 1. arena RAM, in the identity map; 2. used as a table only.
         unsafe { Table::at(level2) }.set(511, mmu::table(level3));
         mmu::publish();
-        check_eq!(
-            start(target),
-            fsc_translation(3),
-            "{name}: level-3 table never touched"
-        );
+        check_eq!(start(target), fsc_translation(3), "{name}: level-3 table never touched");
 
         // SAFETY: as above.
         unsafe { Table::at(level3) }.set(511, mmu::leaf(page, Size::Page, Attr::WriteBack, true));
         mmu::publish();
-        check_eq!(
-            probe_read(target),
-            Ok(0),
-            "{name}: the page behind the tables"
-        );
+        check_eq!(probe_read(target), Ok(0), "{name}: the page behind the tables");
         // SAFETY: the page is this file's.
         let wrote = unsafe { probe_write(target, MARK) };
         check_eq!(wrote, Ok(()), "{name}: writing it");
-        check_eq!(
-            probe_read(page),
-            Ok(MARK),
-            "{name}: through the identity map"
-        );
+        check_eq!(probe_read(page), Ok(MARK), "{name}: through the identity map");
     }
 }
 

@@ -43,11 +43,7 @@ pub(crate) fn smc_unknown(_: &Machine, _: Args) {
 pub(crate) fn stat_bad(_: &Machine, _: Args) {
     for selector in [vendor::Stat::ALL.len() as u64, 1 << 32, u64::MAX] {
         let [status, ..] = call::raw::<Hvc>(vendor::STAT, [selector, 0, 0]);
-        check_eq!(
-            status as i64,
-            vendor::INVALID_PARAMETER,
-            "STAT {selector:#x}"
-        );
+        check_eq!(status as i64, vendor::INVALID_PARAMETER, "STAT {selector:#x}");
     }
     let uid = call::raw::<Hvc>(vendor::VENDOR_UID, [0; 3]).map(|word| word as u32);
     check_eq!(uid, vendor::UID, "the hypervisor's UID");
@@ -56,11 +52,7 @@ pub(crate) fn stat_bad(_: &Machine, _: Args) {
 pub(crate) fn psci_wrong(machine: &Machine, _: Args) {
     let (me, entry) = (machine.vcpus()[0], start::secondary_entry_ipa());
     let nobody = 0xff_00ff_ff00;
-    check_eq!(
-        psci::cpu_on::<Hvc>(me, entry, 0),
-        Err(Error::AlreadyOn),
-        "CPU_ON of itself"
-    );
+    check_eq!(psci::cpu_on::<Hvc>(me, entry, 0), Err(Error::AlreadyOn), "CPU_ON of itself");
     check_eq!(
         psci::cpu_on::<Hvc>(nobody, entry, 0),
         Err(Error::InvalidParameters),
@@ -69,56 +61,28 @@ pub(crate) fn psci_wrong(machine: &Machine, _: Args) {
     if let Some(&other) = machine.vcpus().get(1) {
         let outside = machine.ram.end as u64 + 0x1000;
         let refused = psci::cpu_on::<Hvc>(other, outside, 0);
-        check_eq!(
-            refused,
-            Err(Error::InvalidAddress),
-            "CPU_ON with an entry outside RAM"
-        );
+        check_eq!(refused, Err(Error::InvalidAddress), "CPU_ON with an entry outside RAM");
         let state = psci::affinity_info::<Hvc>(other, LowestAffinityLevel::All);
-        check_eq!(
-            state,
-            Ok(psci::AffinityState::Off),
-            "AFFINITY_INFO of a vCPU not started"
-        );
+        check_eq!(state, Ok(psci::AffinityState::Off), "AFFINITY_INFO of a vCPU not started");
         check_on_twice(machine, other);
     }
     let state = psci::affinity_info::<Hvc>(me, LowestAffinityLevel::All);
-    check_eq!(
-        state,
-        Ok(psci::AffinityState::On),
-        "AFFINITY_INFO of itself"
-    );
+    check_eq!(state, Ok(psci::AffinityState::On), "AFFINITY_INFO of itself");
     check!(
         psci::affinity_info::<Hvc>(nobody, LowestAffinityLevel::All).is_err(),
         "AFFINITY_INFO of nobody is not an error"
     );
-    for known in [
-        psci::PSCI_CPU_ON_64,
-        psci::PSCI_CPU_ON_32,
-        psci::PSCI_CPU_OFF,
-        psci::PSCI_SYSTEM_OFF,
-    ] {
-        check!(
-            psci::psci_features::<Hvc>(known).is_ok(),
-            "PSCI_FEATURES denies {known:#x}"
-        );
+    for known in
+        [psci::PSCI_CPU_ON_64, psci::PSCI_CPU_ON_32, psci::PSCI_CPU_OFF, psci::PSCI_SYSTEM_OFF]
+    {
+        check!(psci::psci_features::<Hvc>(known).is_ok(), "PSCI_FEATURES denies {known:#x}");
     }
     let unknown = call::raw::<Hvc>(psci::PSCI_FEATURES, [0xc400_0077, 0, 0])[0];
-    check_eq!(
-        unknown as i32,
-        NOT_SUPPORTED as i32,
-        "PSCI_FEATURES of an unknown call"
-    );
+    check_eq!(unknown as i32, NOT_SUPPORTED as i32, "PSCI_FEATURES of an unknown call");
     // The 32-bit form takes 32 bits of each argument, whatever is above them.
-    let dirty = call::raw::<Hvc>(
-        psci::PSCI_AFFINITY_INFO_32,
-        [me | 0xdead << 32, 0xdead << 32, 0],
-    )[0];
-    check_eq!(
-        dirty as i32,
-        0,
-        "AFFINITY_INFO_32 of itself with dirt above bit 31"
-    );
+    let dirty =
+        call::raw::<Hvc>(psci::PSCI_AFFINITY_INFO_32, [me | 0xdead << 32, 0xdead << 32, 0])[0];
+    check_eq!(dirty as i32, 0, "AFFINITY_INFO_32 of itself with dirt above bit 31");
     say!("wild: PSCI refuses what is wrong");
 }
 

@@ -29,10 +29,7 @@ pub(crate) fn wfx(_: &Machine, _: Args) {
         // SAFETY: hints.
         unsafe { asm!("sevl", "wfe", options(nomem, nostack, preserves_flags)) };
     }
-    if let Some(timed) = PROMISES
-        .iter()
-        .find(|p| p.feature == "WFET and WFIT" && p.is_made())
-    {
+    if let Some(timed) = PROMISES.iter().find(|p| p.feature == "WFET and WFIT" && p.is_made()) {
         check!(timed.keep().is_ok(), "WFET or WFIT is UNDEFINED");
     }
     say!("wild: woken every time");
@@ -75,10 +72,7 @@ fn leave_behind(machine: &Machine, stay: fn() -> !) {
         while gone.load(Ordering::Relaxed) + 1 < me.count {
             smp::relax();
         }
-        say!(
-            "wild: {} vCPUs will not come back by themselves",
-            me.count - 1
-        );
+        say!("wild: {} vCPUs will not come back by themselves", me.count - 1);
         call::system_off();
     });
 }
@@ -99,9 +93,5 @@ pub(crate) fn crash(_: &Machine, _: Args) {
 
 pub(crate) fn panic(machine: &Machine, _: Args) {
     let vcpus = machine.vcpus();
-    say!(
-        "wild: there is no vCPU {}: {}",
-        vcpus.len(),
-        vcpus[vcpus.len()]
-    );
+    say!("wild: there is no vCPU {}: {}", vcpus.len(), vcpus[vcpus.len()]);
 }

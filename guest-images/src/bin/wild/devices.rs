@@ -29,19 +29,14 @@ fn load(at: usize, size: usize) -> u64 {
 
 /// The ID registers of a PL011 are what drivers look for; the rest must not be fatal.
 pub(crate) fn uart(_: &Machine, _: Args) {
-    for (index, expected) in [0x11, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1]
-        .into_iter()
-        .enumerate()
+    for (index, expected) in
+        [0x11, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1].into_iter().enumerate()
     {
         let at = UART + 0xfe0 + 4 * index;
         for size in [1, 2, 4] {
             // The high half of PeriphID2 is the revision.
             let mask = if index == 2 { 0x0f } else { 0xff };
-            check_eq!(
-                load(at, size) & mask,
-                expected,
-                "UART ID register at {at:#x}, {size} bytes"
-            );
+            check_eq!(load(at, size) & mask, expected, "UART ID register at {at:#x}, {size} bytes");
         }
     }
     for offset in (0x04..0x4c).step_by(4) {
@@ -49,11 +44,7 @@ pub(crate) fn uart(_: &Machine, _: Args) {
             load(UART + offset, size);
         });
     }
-    check_eq!(
-        load(UART + 0x18, 4) & 1 << 7,
-        1 << 7,
-        "UART flags: transmitter empty"
-    );
+    check_eq!(load(UART + 0x18, 4) & 1 << 7, 1 << 7, "UART flags: transmitter empty");
     console::init();
     say!("wild: the UART answers in every size");
 }
@@ -135,10 +126,7 @@ pub(crate) fn missing(_: &Machine, args: Args) {
 pub(crate) fn unaligned(_: &Machine, _: Args) {
     match probe_read(UART + 1) {
         Err(fault) if fault.ec() == EC_DATA_ABORT => {
-            check!(
-                fault.fsc() == FSC_ALIGNMENT,
-                "not an alignment fault: {fault}"
-            );
+            check!(fault.fsc() == FSC_ALIGNMENT, "not an alignment fault: {fault}");
             say!("wild: caught {fault}");
         }
         other => fail!("an unaligned load from the UART: {other:x?}"),

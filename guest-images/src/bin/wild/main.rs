@@ -39,12 +39,7 @@ struct Case {
 }
 
 const fn case(name: &'static str, about: &'static str, end: End, run: fn(&Machine, Args)) -> Case {
-    Case {
-        name,
-        about,
-        end,
-        run,
-    }
+    Case { name, about, end, run }
 }
 
 #[rustfmt::skip]
@@ -87,9 +82,7 @@ fn wild(machine: &Machine) {
     let args = machine.args(&["case", "at", "code", "reg", "value"]);
     let name = args.get("case").unwrap_or("list");
     if name == "list" {
-        CASES
-            .iter()
-            .for_each(|case| say!("wild: case={}: {}", case.name, case.about));
+        CASES.iter().for_each(|case| say!("wild: case={}: {}", case.name, case.about));
         return;
     }
     let Some(case) = CASES.iter().find(|case| case.name == name) else {
@@ -100,10 +93,7 @@ fn wild(machine: &Machine) {
         End::Stopped => "VM stopped with a diagnosis",
         End::Named(end) => end,
     };
-    say!(
-        "wild: case={name}: {}; what should come of it: {end}",
-        case.about
-    );
+    say!("wild: case={name}: {}; what should come of it: {end}", case.about);
     (case.run)(machine, args);
     if case.end == End::Stopped {
         fail!("case={name}: still running");

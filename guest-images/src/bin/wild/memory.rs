@@ -47,11 +47,7 @@ pub(crate) fn walk(machine: &Machine, args: Args) {
     let table = nowhere(machine, args) & !(PAGE - 1);
     mmu::ROOT.set(ALIAS_SLOT, mmu::table(table));
     mmu::publish();
-    survived(
-        "walking a table at",
-        table,
-        probe_read(mmu::slot_va(ALIAS_SLOT)),
-    );
+    survived("walking a table at", table, probe_read(mmu::slot_va(ALIAS_SLOT)));
 }
 
 /// The hypervisor promised all of it: no page may be missing.
@@ -63,11 +59,7 @@ pub(crate) fn fill(machine: &Machine, _: Args) {
     for page in 0..pages {
         // SAFETY: 1. arena RAM, in the identity map; 2. nobody else uses it.
         unsafe {
-            check_eq!(
-                at(page).read_volatile(),
-                0,
-                "page {page} of {pages}, first seen"
-            );
+            check_eq!(at(page).read_volatile(), 0, "page {page} of {pages}, first seen");
             at(page).write_volatile(!page);
         }
     }
@@ -77,9 +69,6 @@ pub(crate) fn fill(machine: &Machine, _: Args) {
         check_eq!(found, !page, "page {page} of {pages}");
     }
     let last = machine.ram.end - 8;
-    check!(
-        probe_read(last).is_ok(),
-        "the last 8 bytes of RAM, at {last:#x}"
-    );
+    check!(probe_read(last).is_ok(), "the last 8 bytes of RAM, at {last:#x}");
     say!("wild: {pages} pages filled and verified");
 }

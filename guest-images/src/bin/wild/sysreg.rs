@@ -19,9 +19,7 @@ struct Access {
 
 impl Access {
     fn new(machine: &Machine) -> Self {
-        Self {
-            code: machine.arena().take(PAGE, PAGE),
-        }
+        Self { code: machine.arena().take(PAGE, PAGE) }
     }
 
     /// MOVZ and MOVKs of `value` into X0, then the access, then RET.
@@ -34,14 +32,7 @@ impl Access {
         let fields = (op0 & 1) << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5;
         let chunk = |n: u32| (value >> (16 * n) & 0xffff) as u32;
         let word = |n: u32| 0xf280_0000 | n << 21 | chunk(n) << 5;
-        let words = [
-            0xd280_0000 | chunk(0) << 5,
-            word(1),
-            word(2),
-            word(3),
-            access | fields,
-            RET,
-        ];
+        let words = [0xd280_0000 | chunk(0) << 5, word(1), word(2), word(3), access | fields, RET];
         // SAFETY: 1. a page of the arena that this file alone uses; 2. nobody executes it now.
         unsafe { (self.code as *mut [u32; 6]).write_volatile(words) };
         sync_code(self.code, size_of_val(&words));
@@ -73,9 +64,7 @@ pub(crate) fn idregs(machine: &Machine, _: Args) {
 /// Reads `reg=`, or writes `value=` to it, and says what came of it.
 pub(crate) fn any(machine: &Machine, args: Args) {
     let name = args.get("reg").unwrap_or("S3_0_C15_C0_0");
-    let Some(encoding) = parse(name) else {
-        fail!("reg={name}: not of the form S3_0_C15_C0_0")
-    };
+    let Some(encoding) = parse(name) else { fail!("reg={name}: not of the form S3_0_C15_C0_0") };
     let access = Access::new(machine);
     let result = match args.get("value") {
         None => access.run(MRS, encoding, 0),
