@@ -5,7 +5,7 @@
 //! | what | how long | attributes |
 //! | --- | --- | --- |
 //! | the image with stacks and heap | whole blocks | Normal write-back, inner shareable, writable, executable |
-//! | the device tree | whole blocks over the most it may have | the same, never executable |
+//! | the device tree, as long as it claims to be | whole blocks | the same, never executable |
 //! | the console, once the tree has named it | one block | Device-nGnRE, never executable |
 //!
 //! Everything else stays unmapped, so that no speculative access leaves memory that we know to be
@@ -79,7 +79,7 @@ extern "C" fn early_map(x0: u64) -> u64 {
     if tree != 0 {
         // Writable in the early map only; the final one makes it read-only.
         let data = NORMAL | INNER_SHAREABLE | NEVER_EXECUTE | PRIVILEGED_NEVER_EXECUTE;
-        map(tree, tree.wrapping_add(MAX_SIZE as u64), data);
+        map(tree, tree.wrapping_add(claimed(tree)), data);
     }
     tree
 }
@@ -149,4 +149,12 @@ fn find_tree(x0: u64) -> u64 {
         }
     }
     0
+}
+
+/// The bytes that the tree's header claims, the header's second word; at most what is ever read.
+fn claimed(tree: u64) -> u64 {
+    let pointer = ptr::with_exposed_provenance::<u32>(tree as usize + 4);
+    // SAFETY: (1) `find_tree` has read the word before it: aligned, and the MMU is off.
+    let size = u32::from_be(unsafe { pointer.read_volatile() });
+    u64::from(size).min(MAX_SIZE as u64)
 }

@@ -58,7 +58,6 @@ pub(crate) struct Machine {
 pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
     let blob = blob(tree);
     let platform = fdt::parse(blob).inspect_err(|_| speak(fdt::salvage(blob), level))?;
-    let size = fdt::claimed_size(blob)?;
     speak(
         Salvage {
             uart: Some(platform.uart),
@@ -67,8 +66,8 @@ pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
         },
         level,
     );
-    let tree =
-        PaRange::from_len(tree, size as u64).ok_or("the device tree ends beyond all addresses")?;
+    let tree = PaRange::from_len(tree, blob.len() as u64)
+        .ok_or("the device tree ends beyond all addresses")?;
     let request = Request::parse(&platform.bootargs)?;
     say!("stage2 hypervisor {}, {} CPUs", env!("CARGO_PKG_VERSION"), platform.cpus.len());
     if level != 2 {
@@ -106,8 +105,15 @@ fn blob(tree: u64) -> &'static [u8] {
         return &[];
     }
     let start = core::ptr::with_exposed_provenance::<u8>(tree as usize);
-    // SAFETY: (1) the early map has all of it. (2) What is read of it is the tree, which nobody writes.
-    unsafe { core::slice::from_raw_parts(start, fdt::MAX_SIZE) }
+    // SAFETY: (1) the early map has the block that `tree`, a multiple of 8, lies in. (2) Nobody writes
+    // the tree.
+    let head = unsafe { core::slice::from_raw_parts(start, 8) };
+    match fdt::claimed_size(head) {
+        // SAFETY: (1) the early map has as much as the header claims, up to the bound that
+        // `claimed_size` checks. (2) As above.
+        Ok(size) => unsafe { core::slice::from_raw_parts(start, size) },
+        Err(_) => head,
+    }
 }
 
 /// From here on there are a console, a way to cut the power, and the nonce of the report: from the
