@@ -21,25 +21,25 @@ default:
 # Build, and run a guest: `./just run`, `./just run touch --vcpus 4`, `./just run u-boot`
 [group('use')]
 [no-exit-message]
-run *args: setup
+run *args: hypctl
     @{{ hypctl }} run "$@"
 
 # Build the hypervisor image and the guests
 [group('use')]
 [no-exit-message]
-build *args: setup
+build *args: hypctl
     @{{ hypctl }} build "$@"
 
 # Show what was found on this machine, and what is missing
 [group('use')]
 [no-exit-message]
-doctor *args: setup
+doctor *args: hypctl
     @{{ hypctl }} doctor "$@"
 
 # Measure: `./just bench fault` counts EL2 instructions of a populate fault
 [group('use')]
 [no-exit-message]
-bench *args: setup
+bench *args: hypctl
     @{{ hypctl }} bench "$@"
 
 # Bring in Debian's U-Boot as a guest (`run u-boot` does it too)
@@ -47,6 +47,12 @@ bench *args: setup
 [no-exit-message]
 fetch-u-boot: setup
     @{{ bootstrap }} fetch u-boot
+
+# The first build of hypctl takes a while: show it.
+[private]
+[no-exit-message]
+hypctl: setup
+    @[ -e "${CARGO_TARGET_DIR:-target}/debug/hypctl" ] || cargo build --package hypctl
 
 # Bring in what is missing to build, run and test; nothing when all is there
 [group('use')]
@@ -75,7 +81,7 @@ fmt: setup
 # Build the API reference and the book (into target/doc and target/book)
 [group('develop')]
 [no-exit-message]
-docs: setup
+docs: hypctl
     cargo doc --no-deps --document-private-items
     {{ hypctl }} cargo doc --no-deps {{ bare }}
     book=$({{ bootstrap }} book) && "$book" build docs --dest-dir "{{ justfile_directory() }}/target/book"
@@ -100,12 +106,12 @@ clippy: setup
 
 [group('stages')]
 [no-exit-message]
-clippy-bare: setup
+clippy-bare: hypctl
     {{ hypctl }} cargo clippy {{ bare }} -- -D warnings
 
 [group('stages')]
 [no-exit-message]
-rustdoc: setup
+rustdoc: hypctl
     cargo doc --no-deps --document-private-items {{ deny }}
     {{ hypctl }} cargo doc --no-deps {{ bare }} {{ deny }}
 
