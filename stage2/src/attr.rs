@@ -132,13 +132,13 @@ impl core::error::Error for AttributeError {}
 /// S2AP\[0\]: loads.
 const READ: u64 = 1 << 6;
 /// S2AP\[1\]: stores; with DBM the only record of dirtiness.
-pub(crate) const WRITE: u64 = 1 << 7;
+const WRITE: u64 = 1 << 7;
 /// Inner shareable.
 const SH_INNER: u64 = 0b11 << 8;
 /// The access flag.
-pub(crate) const ACCESSED: u64 = 1 << 10;
+const ACCESSED: u64 = 1 << 10;
 /// Dirty bit modifier.
-pub(crate) const DBM: u64 = 1 << 51;
+const DBM: u64 = 1 << 51;
 const CONTIGUOUS: u64 = 1 << 52;
 const XN0: u64 = 1 << 53;
 const XN1: u64 = 1 << 54;
@@ -267,7 +267,7 @@ impl Attributes {
 mod tests {
     use super::*;
 
-    pub(crate) fn all_attributes() -> impl Iterator<Item = Attributes> {
+    fn all_attributes() -> impl Iterator<Item = Attributes> {
         (0..3 * 4 * 32u32).map(|n| Attributes {
             mem: [MemType::Normal, MemType::NonCacheable, MemType::Device][n as usize % 3],
             write: [Write::Denied, Write::Allowed, Write::Clean, Write::Dirty][n as usize / 3 % 4],
@@ -317,18 +317,50 @@ mod tests {
         }
     }
 
+    const PLAIN: Encoding = Encoding { fwb: false, xnx: false };
+    const FWB: Encoding = Encoding { fwb: true, xnx: false };
+    const XNX: Encoding = Encoding { fwb: false, xnx: true };
+
     /// Literal values, worked out from the tables by hand.
     #[test]
-    fn ordinary_ram_is_what_the_manual_spells() {
+    fn memory_types_are_what_the_manual_spells() {
+        let bits = |mem, encoding| Attributes::new(Prot::RWX, mem).encode(encoding).unwrap();
+        assert_eq!(bits(MemType::Normal, PLAIN), 0b1_11_11_1111_00);
+        assert_eq!(bits(MemType::NonCacheable, PLAIN), 0b1_11_11_0101_00);
+        assert_eq!(bits(MemType::Device, PLAIN), 0b1_11_11_0001_00);
+        assert_eq!(bits(MemType::Normal, FWB), 0b1_11_11_0110_00);
+        assert_eq!(bits(MemType::NonCacheable, FWB), 0b1_11_11_0101_00);
+        assert_eq!(bits(MemType::Device, FWB), 0b1_11_11_0001_00);
+    }
+
+    #[test]
+    fn permissions_are_what_the_manual_spells() {
+        let bits = |prot, encoding| Attributes::new(prot, MemType::Normal).encode(encoding);
+        let low = 0b1_11_00_1111_00;
+        assert_eq!(bits(Prot::RW, PLAIN), Ok(1 << 54 | 0b11 << 6 | low));
+        assert_eq!(bits(Prot::RX, PLAIN), Ok(0b01 << 6 | low));
+        assert_eq!(bits(Prot::WRITE | Prot::EXEC, PLAIN), Ok(0b10 << 6 | low));
+        assert_eq!(bits(Prot::READ | Prot::EXEC_EL1, XNX), Ok(0b11 << 53 | 0b01 << 6 | low));
+        assert_eq!(bits(Prot::READ | Prot::EXEC_EL0, XNX), Ok(0b01 << 53 | 0b01 << 6 | low));
+    }
+
+    #[test]
+    fn the_upper_bits_are_what_the_manual_spells() {
         let ram = Attributes::new(Prot::RWX, MemType::Normal);
-        let plain = Encoding { fwb: false, xnx: false };
-        assert_eq!(ram.encode(plain), Ok(0b1_11_11_1111_00));
-        assert_eq!(ram.encode(Encoding { fwb: true, ..plain }), Ok(0b1_11_11_0110_00));
-        let device = Attributes::new(Prot::RW, MemType::Device);
-        assert_eq!(device.encode(plain), Ok(1 << 54 | 0b1_11_11_0001_00));
-        let xnx = Encoding { xnx: true, ..plain };
-        let kernel_only = Attributes::new(Prot::READ | Prot::EXEC_EL1, MemType::NonCacheable);
-        assert_eq!(kernel_only.encode(xnx), Ok(0b11 << 53 | 0b1_11_01_0101_00));
+        let bits = |attributes: Attributes| attributes.encode(PLAIN).unwrap();
+        let plain = bits(ram);
+        assert_eq!(bits(Attributes { write: Write::Dirty, ..ram }), plain | 1 << 51);
+        assert_eq!(bits(Attributes { write: Write::Clean, ..ram }), plain & !(1 << 7) | 1 << 51);
+        assert_eq!(bits(Attributes { contiguous: true, ..ram }), plain | 1 << 52);
+        assert_eq!(bits(Attributes { accessed: false, ..ram }), plain & !(1 << 10));
+    }
+
+    #[test]
+    fn the_encoding_follows_the_features() {
+        let of = |caps| Encoding::of(&Features { caps, bbm: crate::Bbm::Level0, pa_bits: 40 });
+        assert_eq!(of(Caps::empty()), PLAIN);
+        assert_eq!(of(Caps::FWB), FWB);
+        assert_eq!(of(Caps::XNX), XNX);
     }
 
     #[test]

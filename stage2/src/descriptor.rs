@@ -12,11 +12,12 @@
 //! | Note | 0 | 0 | 010 | software's own: ballooned, owned by, trap | the table's lock |
 //! | Dead | 0 | 0 | 011 | slot of a table that is going away | who tears the table down |
 //!
-//! Two software bits of a valid descriptor are ours (bits 58:55 are reserved for software, D8.3):
+//! Two bits of a valid stage-2 descriptor are software's in every configuration, 57:56 (table D8-53).
 //! **56, MANAGED**, is set in every leaf and table that this crate writes, so that Busy, which
 //! clears only the valid bit, can be told from the other invalid states. **57, NON_OWNED**, marks a
 //! leaf whose page does not belong to the VM (a scratch page): unmap, teardown and the dirty log
 //! skip it. Bits 55, 58 and 62:59 stay 0: other extensions give them meaning (NS, AssuredOnly, PBHA).
+//! Bit 16 of a block is **nT** (FEAT_BBM): while it is set, hardware may fault instead of caching it.
 //!
 //! Decoding takes the level, because `0b11` is a table above level 3 and a page at level 3. It is
 //! total: bits that this crate never writes decode to [`View::Foreign`].
@@ -41,7 +42,9 @@ const NON_OWNED: u64 = 1 << 57;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 /// Bits that are 0 in all that this crate writes: 63:58, 55 and 50:48.
 const NEVER: u64 = 0xfc87_0000_0000_0000;
-/// Attribute bits of a leaf: 11:2 (nG is 0) and 54:51.
+/// nT of a block.
+const NO_TRANSLATION: u64 = 1 << 16;
+/// Attribute bits of a leaf: 10:2 (bit 11, FnXS, stays 0) and 54:51.
 const ATTRIBUTES: u64 = 0x0078_0000_0000_07fc;
 
 /// Bits 3:0 of the invalid states that are not Busy.
@@ -85,9 +88,18 @@ pub struct Leaf {
     level: Level,
 }
 
-/// The payload of a Note: 52 bits less the MANAGED bit, so at most [`Note::MAX`].
+/// The payload of a Note: 51 bits, at most [`Note::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Note(u64);
+
+/// Whose the page behind a leaf is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// The VM's: it ends with the mapping, or with the VM.
+    Vm,
+    /// Somebody else's, such as a scratch page: NON_OWNED is set.
+    Other,
+}
 
 /// Why a descriptor cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,8 +162,6 @@ impl Descriptor {
 
     /// A block or page that points to `pa`.
     ///
-    /// `owned` is false for a page that does not belong to the VM.
-    ///
     /// # Errors
     /// [`DescriptorError`]: level 0, an address that does not fit, attributes without encoding.
     pub const fn leaf(
@@ -159,7 +169,7 @@ impl Descriptor {
         pa: Pa,
         attributes: &Attributes,
         encoding: Encoding,
-        owned: bool,
+        owner: Owner,
     ) -> Result<Self, DescriptorError> {
         if !level.has_leaves() {
             return Err(DescriptorError::Level { level });
@@ -172,7 +182,10 @@ impl Descriptor {
             Err(error) => return Err(DescriptorError::Attributes(error)),
         };
         let kind = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
-        let owner = if owned { 0 } else { NON_OWNED };
+        let owner = match owner {
+            Owner::Vm => 0,
+            Owner::Other => NON_OWNED,
+        };
         Ok(Self(pa.get() | attributes | kind | MANAGED | owner))
     }
 
@@ -188,6 +201,18 @@ impl Descriptor {
             return Err(DescriptorError::Address { level, pa });
         }
         Ok(Self(pa.get() | TABLE_OR_PAGE | MANAGED))
+    }
+
+    /// A live block with nT set or cleared; `None` if it is not a live block of ours.
+    #[must_use]
+    pub const fn with_no_translation(self, level: Level, set: bool) -> Option<Self> {
+        match self.view(level) {
+            View::Leaf(_) if !matches!(level, Level::L3) => {
+                let bits = self.0 & !NO_TRANSLATION;
+                Some(Self(if set { bits | NO_TRANSLATION } else { bits }))
+            }
+            _ => None,
+        }
     }
 
     /// A note with its payload.
@@ -267,7 +292,14 @@ impl Leaf {
     /// Where the block or page lies.
     #[must_use]
     pub const fn pa(&self) -> Pa {
-        Pa::new(self.bits & ADDRESS)
+        let block = !matches!(self.level, Level::L3);
+        Pa::new(self.bits & ADDRESS & !(if block { NO_TRANSLATION } else { 0 }))
+    }
+
+    /// Whether nT is set: a block on its way to another size.
+    #[must_use]
+    pub const fn has_no_translation(&self) -> bool {
+        !matches!(self.level, Level::L3) && self.bits & NO_TRANSLATION != 0
     }
 
     /// Level of the slot: 1 GiB, 2 MiB or 4 KiB.
@@ -276,10 +308,10 @@ impl Leaf {
         self.level
     }
 
-    /// Whether the page belongs to the VM.
+    /// Whose the page is.
     #[must_use]
-    pub const fn is_owned(&self) -> bool {
-        self.bits & NON_OWNED == 0
+    pub const fn owner(&self) -> Owner {
+        if self.bits & NON_OWNED == 0 { Owner::Vm } else { Owner::Other }
     }
 
     /// What the leaf allows; `None` if its attributes are not ones that this crate writes.
@@ -290,7 +322,7 @@ impl Leaf {
 }
 
 impl Note {
-    /// Largest payload: 51 bits, up to bit 54; bit 55 stays 0 and bit 56 is MANAGED.
+    /// Largest payload: it stands in bits 54:4; bit 55 stays 0 and bit 56 is MANAGED.
     pub const MAX: u64 = (1 << 51) - 1;
 
     /// `None` above [`Note::MAX`].
@@ -316,9 +348,27 @@ mod tests {
     const PLAIN: Encoding = Encoding { fwb: false, xnx: false };
     const LEVELS: [Level; 4] = [Level::L0, Level::L1, Level::L2, Level::L3];
 
-    fn ram(level: Level, pa: u64, owned: bool) -> Result<Descriptor, DescriptorError> {
+    fn ram(level: Level, pa: u64, owner: Owner) -> Result<Descriptor, DescriptorError> {
         let attributes = Attributes::new(Prot::RWX, MemType::Normal);
-        Descriptor::leaf(level, Pa::new(pa), &attributes, PLAIN, owned)
+        Descriptor::leaf(level, Pa::new(pa), &attributes, PLAIN, owner)
+    }
+
+    /// The six states as 64 bits, written out.
+    #[test]
+    fn every_state_is_what_the_table_spells() {
+        let bits = |level, pa| ram(level, pa, Owner::Vm).unwrap().bits();
+        assert_eq!(bits(Level::L3, 0x4020_1000), 0x0100_0000_4020_17ff);
+        assert_eq!(bits(Level::L2, 0x4020_0000), 0x0100_0000_4020_07fd);
+        let scratch = ram(Level::L3, 0x4020_1000, Owner::Other).unwrap();
+        assert_eq!(scratch.bits(), 0x0300_0000_4020_17ff);
+        let table = Descriptor::table(Level::L2, Pa::new(0x8000)).unwrap();
+        assert_eq!(table.bits(), 0x0100_0000_0000_8003);
+        assert_eq!(table.to_busy().unwrap().bits(), 0x0100_0000_0000_8002);
+        assert_eq!(Descriptor::EMPTY.bits(), 0);
+        assert_eq!(Descriptor::DRAIN.bits(), 0b0010);
+        assert_eq!(Descriptor::note(Note::new(1).unwrap()).bits(), 0b1_0100);
+        assert_eq!(Descriptor::note(Note::new(Note::MAX).unwrap()).bits(), (1 << 55) - 16 + 0b0100);
+        assert_eq!(Descriptor::DEAD.bits(), 0b0110);
     }
 
     #[test]
@@ -326,14 +376,12 @@ mod tests {
         for (level, pa) in
             [(Level::L1, 0xffff_c000_0000), (Level::L2, 0x4020_0000), (Level::L3, 0x4020_1000)]
         {
-            for owned in [true, false] {
-                let descriptor = ram(level, pa, owned).unwrap();
+            for owner in [Owner::Vm, Owner::Other] {
+                let descriptor = ram(level, pa, owner).unwrap();
                 let View::Leaf(leaf) = descriptor.view(level) else { panic!("{descriptor:?}") };
-                assert_eq!((leaf.pa(), leaf.level(), leaf.is_owned()), (Pa::new(pa), level, owned));
-                assert_eq!(
-                    leaf.attributes(PLAIN),
-                    Some(Attributes::new(Prot::RWX, MemType::Normal))
-                );
+                assert_eq!((leaf.pa(), leaf.level(), leaf.owner()), (Pa::new(pa), level, owner));
+                let attributes = Attributes::new(Prot::RWX, MemType::Normal);
+                assert_eq!(leaf.attributes(PLAIN), Some(attributes));
             }
         }
     }
@@ -342,18 +390,34 @@ mod tests {
     fn a_page_and_a_table_differ_only_by_their_level() {
         let table = Descriptor::table(Level::L2, Pa::new(0x8000)).unwrap();
         assert_eq!(table.view(Level::L2), View::Table(Pa::new(0x8000)));
-        assert_eq!(table.bits(), 0x0100_0000_0000_8003);
-        let page = ram(Level::L3, 0x8000, true).unwrap();
+        let page = ram(Level::L3, 0x8000, Owner::Vm).unwrap();
         assert!(matches!(page.view(Level::L3), View::Leaf(_)));
         assert!(matches!(page.view(Level::L2), View::Foreign(_)), "attribute bits in a table");
     }
 
     #[test]
+    fn no_translation_belongs_to_blocks() {
+        let block = ram(Level::L2, 0x4020_0000, Owner::Vm).unwrap();
+        let set = block.with_no_translation(Level::L2, true).unwrap();
+        assert_eq!(set.bits(), block.bits() | 1 << 16);
+        let View::Leaf(leaf) = set.view(Level::L2) else { panic!("{set:?}") };
+        assert!(leaf.has_no_translation());
+        assert_eq!(leaf.pa(), Pa::new(0x4020_0000));
+        assert_eq!(set.with_no_translation(Level::L2, false), Some(block));
+        let page = ram(Level::L3, 0x4021_0000, Owner::Vm).unwrap();
+        assert_eq!(page.with_no_translation(Level::L3, true), None);
+        let View::Leaf(leaf) = page.view(Level::L3) else { panic!("{page:?}") };
+        assert!(!leaf.has_no_translation(), "bit 16 of a page is its address");
+        assert_eq!(leaf.pa(), Pa::new(0x4021_0000));
+    }
+
+    #[test]
     fn wrong_levels_and_addresses_are_refused() {
-        assert_eq!(ram(Level::L0, 0, true), Err(DescriptorError::Level { level: Level::L0 }));
-        assert!(matches!(ram(Level::L2, 0x1000, true), Err(DescriptorError::Address { .. })));
-        assert!(matches!(ram(Level::L3, 1 << 48, true), Err(DescriptorError::Address { .. })));
-        assert!(matches!(ram(Level::L3, 0x800, true), Err(DescriptorError::Address { .. })));
+        let ram = |level, pa| ram(level, pa, Owner::Vm);
+        assert_eq!(ram(Level::L0, 0), Err(DescriptorError::Level { level: Level::L0 }));
+        assert!(matches!(ram(Level::L2, 0x1000), Err(DescriptorError::Address { .. })));
+        assert!(matches!(ram(Level::L3, 1 << 48), Err(DescriptorError::Address { .. })));
+        assert!(matches!(ram(Level::L3, 0x800), Err(DescriptorError::Address { .. })));
         assert!(Descriptor::table(Level::L3, Pa::new(0x1000)).is_err());
         assert!(Descriptor::table(Level::L2, Pa::new(0x1008)).is_err());
     }
@@ -363,7 +427,7 @@ mod tests {
         for level in LEVELS {
             let live = match level {
                 Level::L0 => Descriptor::table(level, Pa::new(0x7000)).unwrap(),
-                _ => ram(level, 0x4000_0000, false).unwrap(),
+                _ => ram(level, 0x4000_0000, Owner::Other).unwrap(),
             };
             let busy = live.to_busy().unwrap();
             assert!(!busy.is_valid());
@@ -375,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn the_six_states_are_distinct_at_every_level() {
+    fn the_invalid_states_mean_the_same_at_every_level() {
         for level in LEVELS {
             assert_eq!(Descriptor::EMPTY.view(level), View::Empty);
             assert_eq!(Descriptor::DRAIN.view(level), View::Drain);
@@ -389,7 +453,7 @@ mod tests {
         assert_eq!(Note::new(Note::MAX + 1), None);
     }
 
-    /// What a view stands for, made again from its parts.
+    /// What a view stands for, made again from its parts; `None` for attributes never written.
     fn remake(view: View, level: Level) -> Option<Descriptor> {
         Some(match view {
             View::Empty => Descriptor::EMPTY,
@@ -400,23 +464,52 @@ mod tests {
             View::Busy(live) => return remake(live.view(level), level)?.to_busy(),
             View::Leaf(leaf) => {
                 let attributes = leaf.attributes(PLAIN)?;
-                Descriptor::leaf(level, leaf.pa(), &attributes, PLAIN, leaf.is_owned()).unwrap()
+                let made = Descriptor::leaf(level, leaf.pa(), &attributes, PLAIN, leaf.owner());
+                let made = made.unwrap();
+                match leaf.has_no_translation() {
+                    true => made.with_no_translation(level, true)?,
+                    false => made,
+                }
             }
             View::Foreign(bits) => Descriptor::from_bits(bits),
         })
     }
 
+    /// A descriptor of each kind at a level, its address and payload from `seed`.
+    fn sample(kind: u8, level: Level, seed: u64) -> Option<Descriptor> {
+        let pa = seed & ADDRESS & !(level.slot_bytes() - 1);
+        let table = Descriptor::table(level, Pa::new(seed & ADDRESS)).ok();
+        let leaf = ram(level, pa, if seed & 1 == 0 { Owner::Vm } else { Owner::Other }).ok();
+        match kind % 7 {
+            0 => leaf,
+            1 => table,
+            2 => leaf?.to_busy(),
+            3 => table?.to_busy(),
+            4 => Some(Descriptor::note(Note::new(seed & Note::MAX)?)),
+            5 => leaf?.with_no_translation(level, true),
+            _ => Some([Descriptor::EMPTY, Descriptor::DRAIN, Descriptor::DEAD][seed as usize % 3]),
+        }
+    }
+
     proptest! {
-        /// Decoding is total and loses nothing: any bits come back from their view.
+        /// From any state, any single bit flipped: what decodes as ours is exactly what its parts
+        /// make, and a bit that this crate never writes is never accepted.
         #[test]
-        fn any_bits_survive_decoding(bits: u64, valid: bool, managed: bool, low in 0u64..16) {
-            let mut bits = bits & !(0xf | MANAGED) | low & !1;
-            if valid { bits |= VALID; }
-            if managed { bits = bits & !NEVER | MANAGED; }
-            for level in LEVELS {
-                let descriptor = Descriptor::from_bits(bits);
-                if let Some(again) = remake(descriptor.view(level), level) {
-                    prop_assert_eq!(again, descriptor);
+        fn decoding_loses_nothing_one_bit_away_from_any_state(
+            kind: u8, seed: u64, bit in 0u32..64, level in 0usize..4,
+        ) {
+            let level = LEVELS[level];
+            if let Some(sound) = sample(kind, level, seed) {
+                prop_assert!(!matches!(sound.view(level), View::Foreign(_)));
+                prop_assert_eq!(remake(sound.view(level), level), Some(sound));
+                let flipped = Descriptor::from_bits(sound.bits() ^ 1 << bit);
+                let view = flipped.view(level);
+                if let Some(again) = remake(view, level) {
+                    prop_assert_eq!(again, flipped);
+                }
+                let live_or_busy = matches!(view, View::Leaf(_) | View::Table(_) | View::Busy(_));
+                if NEVER & 1 << bit != 0 || bit == 11 {
+                    prop_assert!(!live_or_busy || sound.bits() & 1 << bit != 0, "{view:?}");
                 }
             }
         }

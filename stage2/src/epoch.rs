@@ -25,6 +25,7 @@
 //! holding a lock or a guard.
 
 use core::cell::Cell;
+use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
@@ -35,17 +36,30 @@ pub struct Epochs<const CPUS: usize> {
 }
 
 /// One CPU's counter, alone on its cache line (128 bytes: two lines, for adjacent-line prefetch).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
-struct Counter {
+pub(crate) struct Counter {
     /// Odd inside a guard.
     epoch: AtomicU64,
     joined: AtomicBool,
 }
 
+impl Counter {
+    const fn new() -> Self {
+        Self { epoch: AtomicU64::new(0), joined: AtomicBool::new(false) }
+    }
+}
+
+/// Which [`Epochs`] something relies on: tables accept guards of their own domain only.
+#[derive(Clone, Copy, Debug)]
+pub struct Domain<'e> {
+    cpus: &'e [Counter],
+}
+
 /// One CPU's right to open guards. There is one for each CPU, and it stays on it.
 #[derive(Debug)]
 pub struct Cpu<'e> {
+    cpus: &'e [Counter],
     counter: &'e Counter,
     depth: Cell<u32>,
 }
@@ -54,19 +68,27 @@ pub struct Cpu<'e> {
 #[derive(Debug)]
 #[must_use = "the guard closes when it is dropped"]
 pub struct Guard<'c> {
-    counter: &'c Counter,
-    depth: &'c Cell<u32>,
+    cpu: &'c Cpu<'c>,
     not_send: PhantomData<*const ()>,
 }
+
+/// A CPU asked to wait while it is inside a guard itself, which would never end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InsideGuard;
+
+impl fmt::Display for InsideGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a CPU cannot wait for guards while it is inside one")
+    }
+}
+
+impl core::error::Error for InsideGuard {}
 
 impl<const CPUS: usize> Epochs<CPUS> {
     /// All CPUs quiescent, none joined.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            cpus: [const { Counter { epoch: AtomicU64::new(0), joined: AtomicBool::new(false) } };
-                CPUS],
-        }
+        Self { cpus: [const { Counter::new() }; CPUS] }
     }
 
     /// The right of CPU `index` to open guards; `None` beyond `CPUS`, or while somebody holds it.
@@ -76,27 +98,28 @@ impl<const CPUS: usize> Epochs<CPUS> {
         if counter.joined.swap(true, Ordering::AcqRel) {
             return None;
         }
-        Some(Cpu { counter, depth: Cell::new(0) })
+        Some(Cpu { cpus: &self.cpus, counter, depth: Cell::new(0) })
     }
 
-    /// Returns once every CPU has been outside a guard since the call. `relax` runs between polls.
-    ///
-    /// What the caller stored before is seen by every guard that opens later; what guards read
-    /// before is no longer in use. The caller holds no lock and no guard, or this may not return.
-    pub fn wait(&self, mut relax: impl FnMut()) {
-        fence(Ordering::SeqCst);
-        for counter in &self.cpus {
-            let seen = counter.epoch.load(Ordering::Acquire);
-            while seen % 2 == 1 && counter.epoch.load(Ordering::Acquire) == seen {
-                relax();
-            }
-        }
+    /// What tables remember of these epochs.
+    #[must_use]
+    pub const fn domain(&self) -> Domain<'_> {
+        Domain { cpus: &self.cpus }
     }
 }
 
 impl<const CPUS: usize> Default for Epochs<CPUS> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Domain<'_> {
+    /// Whether `guard` belongs here.
+    #[inline]
+    #[must_use]
+    pub fn owns(&self, guard: &Guard<'_>) -> bool {
+        core::ptr::eq(self.cpus, guard.cpu.cpus)
     }
 }
 
@@ -111,7 +134,7 @@ impl Cpu<'_> {
             fence(Ordering::SeqCst);
         }
         self.depth.set(depth.saturating_add(1));
-        Guard { counter: self.counter, depth: &self.depth, not_send: PhantomData }
+        Guard { cpu: self, not_send: PhantomData }
     }
 
     /// Whether this CPU holds no guard: the condition for waiting, WFI, PSCI and entering a guest.
@@ -119,22 +142,48 @@ impl Cpu<'_> {
     pub fn is_quiescent(&self) -> bool {
         self.depth.get() == 0
     }
+
+    /// Returns once every CPU has been outside a guard since the call. `relax` runs between polls.
+    ///
+    /// What the caller stored before is seen by every guard that opens later; what guards read
+    /// before is no longer in use. A guard that opens meanwhile holds nobody up. The caller holds no
+    /// lock that a guard's holder may wait for.
+    ///
+    /// # Errors
+    /// [`InsideGuard`]: this CPU would wait for itself.
+    pub fn wait(&self, mut relax: impl FnMut()) -> Result<(), InsideGuard> {
+        if !self.is_quiescent() {
+            return Err(InsideGuard);
+        }
+        fence(Ordering::SeqCst);
+        for counter in self.cpus {
+            let seen = counter.epoch.load(Ordering::Acquire);
+            while seen % 2 == 1 && counter.epoch.load(Ordering::Acquire) == seen {
+                relax();
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Cpu<'_> {
     fn drop(&mut self) {
-        self.counter.joined.store(false, Ordering::Release);
+        // A guard that was forgotten stays open for ever, and so does the CPU's place: a successor
+        // would count its parity the wrong way round.
+        if self.is_quiescent() {
+            self.counter.joined.store(false, Ordering::Release);
+        }
     }
 }
 
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
-        let depth = self.depth.get().saturating_sub(1);
-        self.depth.set(depth);
+        let depth = self.cpu.depth.get().saturating_sub(1);
+        self.cpu.depth.set(depth);
         if depth == 0 {
-            let epoch = self.counter.epoch.load(Ordering::Relaxed);
-            self.counter.epoch.store(epoch.wrapping_add(1), Ordering::Release);
+            let epoch = self.cpu.counter.epoch.load(Ordering::Relaxed);
+            self.cpu.counter.epoch.store(epoch.wrapping_add(1), Ordering::Release);
         }
     }
 }
@@ -165,24 +214,45 @@ mod tests {
         drop(inner);
         assert!(!cpu.is_quiescent());
         assert_eq!(epochs.cpus[0].epoch.load(Ordering::Relaxed) % 2, 1);
+        assert_eq!(cpu.wait(|| {}), Err(InsideGuard));
         drop(outer);
         assert!(cpu.is_quiescent());
-        epochs.wait(|| panic!("nobody is inside a guard"));
+        assert_eq!(cpu.wait(|| panic!("nobody is inside a guard")), Ok(()));
     }
 
     #[test]
-    fn a_waiter_waits_for_the_guard_it_met() {
+    fn a_forgotten_guard_keeps_its_cpu() {
+        let epochs = Epochs::<1>::new();
+        let cpu = epochs.join(0).unwrap();
+        std::mem::forget(cpu.enter());
+        drop(cpu);
+        assert!(epochs.join(0).is_none(), "a successor would invert the parity");
+    }
+
+    #[test]
+    fn guards_belong_to_their_domain() {
+        let (mine, other) = (Epochs::<1>::new(), Epochs::<1>::new());
+        let cpu = mine.join(0).unwrap();
+        let guard = cpu.enter();
+        assert!(mine.domain().owns(&guard));
+        assert!(!other.domain().owns(&guard));
+    }
+
+    #[test]
+    fn a_waiter_waits_for_the_guard_it_met_and_no_other() {
         let epochs = Epochs::<2>::new();
-        let cpu = epochs.join(1).unwrap();
-        let guard = std::cell::Cell::new(Some(cpu.enter()));
-        let polls = std::cell::Cell::new(0);
-        epochs.wait(|| {
+        let (waiter, reader) = (epochs.join(0).unwrap(), epochs.join(1).unwrap());
+        let guard = Cell::new(Some(reader.enter()));
+        let polls = Cell::new(0);
+        let waited = waiter.wait(|| {
             polls.set(polls.get() + 1);
             if polls.get() == 3 {
+                // Closed and opened again: the new guard sees what was published.
                 drop(guard.take());
+                guard.set(Some(reader.enter()));
             }
         });
-        assert_eq!(polls.get(), 3);
+        assert_eq!((waited, polls.get()), (Ok(()), 3));
     }
 
     /// A value is retired only after a wait: no reader may meet it afterwards.
@@ -190,7 +260,7 @@ mod tests {
     fn readers_never_see_what_was_retired() {
         const READERS: usize = 2;
         const ROUNDS: usize = 2_000;
-        let epochs = Epochs::<READERS>::new();
+        let epochs = Epochs::<{ READERS + 1 }>::new();
         let alive: Vec<AtomicBool> = (0..=ROUNDS).map(|_| AtomicBool::new(true)).collect();
         let current = AtomicPtr::new(std::ptr::from_ref(&alive[0]).cast_mut());
         let reads = AtomicUsize::new(0);
@@ -213,9 +283,10 @@ mod tests {
                     }
                 });
             }
+            let writer = epochs.join(READERS).unwrap();
             for round in 0..ROUNDS {
                 current.store(std::ptr::from_ref(&alive[round + 1]).cast_mut(), Ordering::Release);
-                epochs.wait(std::thread::yield_now);
+                writer.wait(std::thread::yield_now).unwrap();
                 alive[round].store(false, Ordering::Relaxed);
             }
         });

@@ -204,6 +204,33 @@ mod tests {
         assert_eq!(features.pa_bits, 48, "52 bits need FEAT_LPA2");
     }
 
+    /// Every value of every field against the table in the manual.
+    #[test]
+    fn each_value_of_each_field_is_read_as_the_manual_says() {
+        let features = |id: IdRegisters| Features::from_id_registers(&id);
+        for value in 0..16u64 {
+            let mmfr0 = features(IdRegisters { mmfr0: value, ..IdRegisters::default() });
+            let bits = [32, 36, 40, 42, 44, 48, 48, 48].get(value as usize).copied().unwrap_or(32);
+            assert_eq!(mmfr0.pa_bits, bits, "PARange {value}");
+            let mmfr1 = |shift| {
+                features(IdRegisters { mmfr1: value << shift, ..IdRegisters::default() }).caps
+            };
+            assert_eq!(mmfr1(0).contains(Caps::HW_ACCESS), value >= 1, "HAFDBS {value}");
+            assert_eq!(mmfr1(0).contains(Caps::HW_DIRTY), value >= 2, "HAFDBS {value}");
+            assert_eq!(mmfr1(4).contains(Caps::VMID16), value == 2, "VMIDBits {value}");
+            assert_eq!(mmfr1(28).contains(Caps::XNX), value >= 1, "XNX {value}");
+            let mmfr2 =
+                |shift| features(IdRegisters { mmfr2: value << shift, ..IdRegisters::default() });
+            assert_eq!(mmfr2(40).has(Caps::FWB), value >= 1, "FWB {value}");
+            assert_eq!(mmfr2(48).has(Caps::TTL), value >= 1, "TTL {value}");
+            assert_eq!(mmfr2(52).bbm as u64, value.min(2), "BBM {value}");
+            let isar0 =
+                |shift| features(IdRegisters { isar0: value << shift, ..IdRegisters::default() });
+            assert_eq!(isar0(20).has(Caps::LSE), value >= 2, "Atomic {value}");
+            assert_eq!(isar0(56).has(Caps::TLBI_RANGE), value >= 2, "TLB {value}");
+        }
+    }
+
     #[test]
     fn granule_can_be_absent_in_either_field() {
         let absent = |mmfr0| {

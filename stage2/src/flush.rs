@@ -13,11 +13,14 @@
 //! DSB ISH          gone, and every access that used one has completed
 //! ```
 //!
-//! It is needed in full even while the guest's stage 1 is off. A PE's DSB counts for its own stores
-//! and TLBIs only \[RPSMWS\], so whoever changed the tables flushes, on the same PE.
+//! It is needed in full even while the guest's stage 1 is off. A DSB makes the stores of its own PE
+//! observable \[RSPVBD\] and finishes the TLBIs of its own PE \[RYNJCP\], so whoever changed the tables
+//! flushes, on the same PE.
 //!
-//! All of it acts on the VMID in VTTBR_EL2. If that is another VM's, the flush switches, flushes
-//! and restores. A completed flush returns a [`Flushed`], against which memory may be given back.
+//! All of it acts on the VMID in VTTBR_EL2. If that is another VM's, the flush switches, flushes and
+//! restores; before it switches, a full DSB ends the walks of the guest that ran here \[IQVPYJ\], which
+//! would otherwise fill a TLB under the wrong VMID. A completed flush returns a [`Flushed`], against
+//! which memory may be given back.
 
 use crate::addr::{Ipa, IpaRange};
 use crate::arch::{Arch, Dsb};
@@ -32,7 +35,11 @@ impl Flushed {
     const DONE: Self = Self(core::marker::PhantomData);
 }
 
-/// Flushes of one VM's translations.
+/// More invalidations by IPA than this are not worth it, and would hold the CPU for too long: the
+/// whole VMID goes instead.
+const MAX_BY_IPA: usize = 512;
+
+/// Flushes of one VM's translations: see [`Space::tlb`](crate::Space::tlb).
 #[derive(Debug)]
 pub struct Stage2Tlb<'a, A> {
     arch: &'a A,
@@ -42,10 +49,7 @@ pub struct Stage2Tlb<'a, A> {
 
 impl<'a, A: Arch> Stage2Tlb<'a, A> {
     /// For the VM whose VTTBR_EL2 value is `vttbr`, on a machine with `caps`.
-    ///
-    /// The caller's code does not move to another PE between a change and the end of its flush.
-    #[must_use]
-    pub const fn new(arch: &'a A, vttbr: u64, caps: Caps) -> Self {
+    pub(crate) const fn new(arch: &'a A, vttbr: u64, caps: Caps) -> Self {
         Self { arch, vttbr, caps }
     }
 
@@ -54,8 +58,10 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     /// Returns once no PE translates by what the slots held. `level` may name the level of the
     /// leaves only if all of them are at that level and no table was linked or unlinked.
     pub fn reduce(&self, range: IpaRange, level: LeafLevel) -> Flushed {
+        if by_ipa(range, level, self.caps).nth(MAX_BY_IPA).is_some() {
+            return self.vm();
+        }
         self.under_vmid(|arch| {
-            arch.dsb(Dsb::IshSt);
             by_ipa(range, level, self.caps).for_each(|op| arch.tlbi(op));
             arch.dsb(Dsb::Ish);
             arch.tlbi(Tlbi::Vmalle1Is);
@@ -76,7 +82,6 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     pub fn relax_local(&self, ipa: Ipa, level: LeafLevel) {
         // A local flush is no ground to give memory back: the token ends here.
         let _local = self.under_vmid(|arch| {
-            arch.dsb(Dsb::IshSt);
             arch.tlbi(Tlbi::Ipas2e1(PageOperand::new(ipa, level, self.caps)));
             arch.dsb(Dsb::Nsh);
             arch.tlbi(Tlbi::Vmalle1);
@@ -87,27 +92,28 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     /// Everything of the VM, both stages: before its VMID serves another VM, or its tables end.
     pub fn vm(&self) -> Flushed {
         self.under_vmid(|arch| {
-            arch.dsb(Dsb::IshSt);
             arch.tlbi(Tlbi::Vmalls12e1Is);
             arch.dsb(Dsb::Ish);
         })
     }
 
-    /// Runs `flush` while VTTBR_EL2 holds the VM's VMID.
+    /// Makes the descriptor writes visible, then runs `flush` while VTTBR_EL2 holds the VM's VMID.
     fn under_vmid(&self, flush: impl FnOnce(&A)) -> Flushed {
         let before = self.arch.vttbr();
-        let switch = before != self.vttbr;
-        if switch {
-            // SAFETY: (1) restored below, before anything else runs on this PE.
+        if before == self.vttbr {
+            self.arch.dsb(Dsb::IshSt);
+            flush(self.arch);
+        } else {
+            self.arch.dsb(Dsb::Ish);
+            // SAFETY: (1) restored below, before any guest runs; (2) the DSB above.
             unsafe { self.arch.set_vttbr(self.vttbr) };
             self.arch.isb();
-        }
-        flush(self.arch);
-        if switch {
-            // SAFETY: (2) what stood there before.
+            flush(self.arch);
+            // SAFETY: (1) what stood there before; (2) no guest has run since.
             unsafe { self.arch.set_vttbr(before) };
         }
-        // The context that follows must not use what was fetched before the flush.
+        // For the issuing PE a TLBI is complete after DSB and context synchronization [RBLDZX]; it
+        // also puts the restored VMID in force.
         self.arch.isb();
         Flushed::DONE
     }
@@ -125,17 +131,17 @@ pub fn all<A: Arch>(arch: &A) -> Flushed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch;
     use crate::arch::host::{Event, Host};
-    use crate::{Level, arch};
 
     const VTTBR: u64 = 7 << 48 | 0x8000_0000;
 
-    fn run(before: u64, flush: impl FnOnce(&Stage2Tlb<'_, Host>)) -> Vec<Event> {
+    fn run(before: u64, caps: Caps, flush: impl FnOnce(&Stage2Tlb<'_, Host>)) -> Vec<Event> {
         let host = Host::new();
-        // SAFETY: (1) no guest runs on the host.
+        // SAFETY: (1, 2) no guest runs on the host.
         unsafe { arch::Arch::set_vttbr(&host, before) };
         let _ = host.take_log();
-        flush(&Stage2Tlb::new(&host, VTTBR, Caps::empty()));
+        flush(&Stage2Tlb::new(&host, VTTBR, caps));
         assert_eq!(arch::Arch::vttbr(&host), before, "VTTBR_EL2 is as it was");
         host.take_log()
     }
@@ -146,8 +152,8 @@ mod tests {
 
     #[test]
     fn reduce_flushes_stage_2_before_combined_entries() {
-        let operand = PageOperand::new(page().start(), LeafLevel::Unknown, Caps::empty());
-        let log = run(VTTBR, |tlb| _ = tlb.reduce(page(), LeafLevel::Only(Level::L3)));
+        let operand = PageOperand::new(page().start(), LeafLevel::L3, Caps::TTL);
+        let log = run(VTTBR, Caps::TTL, |tlb| _ = tlb.reduce(page(), LeafLevel::L3));
         assert_eq!(
             log,
             [
@@ -162,29 +168,72 @@ mod tests {
     }
 
     #[test]
-    fn another_vms_flush_switches_the_vmid_and_back() {
-        let other = 9 << 48 | 0x9000_0000;
-        let log = run(other, |tlb| _ = tlb.vm());
+    fn a_table_is_flushed_without_a_hint_over_its_whole_span() {
+        let span = IpaRange::new(Ipa::new(0x4020_0000), 2 << 20).unwrap();
+        let caps = Caps::TTL | Caps::TLBI_RANGE;
+        let expected: Vec<Tlbi> = by_ipa(span, LeafLevel::Unknown, caps).collect();
+        let log = run(VTTBR, caps, |tlb| _ = tlb.table(span));
+        assert_eq!(log[1], Event::Tlbi(expected[0], VTTBR));
+        assert_eq!(expected.len(), 1);
         assert_eq!(
-            log,
-            [
-                Event::SetVttbr(VTTBR),
-                Event::Isb,
+            (log[0], log[2], log[3], log[4], log[5], log.len()),
+            (
                 Event::Dsb(Dsb::IshSt),
-                Event::Tlbi(Tlbi::Vmalls12e1Is, VTTBR),
                 Event::Dsb(Dsb::Ish),
-                Event::SetVttbr(other),
+                Event::Tlbi(Tlbi::Vmalle1Is, VTTBR),
+                Event::Dsb(Dsb::Ish),
                 Event::Isb,
-            ]
+                6
+            )
         );
     }
 
     #[test]
+    fn too_many_pages_become_the_whole_vmid() {
+        let vmalls = Event::Tlbi(Tlbi::Vmalls12e1Is, VTTBR);
+        let pages = |n: u64| IpaRange::new(Ipa::new(0), n << 12).unwrap();
+        let log = |n| run(VTTBR, Caps::empty(), |tlb| _ = tlb.reduce(pages(n), LeafLevel::L3));
+        assert!(!log(512).contains(&vmalls));
+        assert_eq!(log(513), [Event::Dsb(Dsb::IshSt), vmalls, Event::Dsb(Dsb::Ish), Event::Isb]);
+    }
+
+    #[test]
+    fn another_vms_flush_ends_walks_switches_and_restores() {
+        // Another VMID, and the same VMID with another root.
+        for other in [9 << 48 | 0x8000_0000, 7 << 48 | 0x9000_0000] {
+            let log = run(other, Caps::empty(), |tlb| _ = tlb.vm());
+            assert_eq!(
+                log,
+                [
+                    Event::Dsb(Dsb::Ish),
+                    Event::SetVttbr(VTTBR),
+                    Event::Isb,
+                    Event::Tlbi(Tlbi::Vmalls12e1Is, VTTBR),
+                    Event::Dsb(Dsb::Ish),
+                    Event::SetVttbr(other),
+                    Event::Isb,
+                ]
+            );
+        }
+    }
+
+    #[test]
     fn relax_stays_on_this_pe() {
-        let log = run(VTTBR, |tlb| tlb.relax_local(page().start(), LeafLevel::Unknown));
-        assert!(log.contains(&Event::Tlbi(Tlbi::Vmalle1, VTTBR)));
-        let completing = log.iter().filter(|e| **e == Event::Dsb(Dsb::Nsh)).count();
-        assert_eq!(completing, 2);
+        let operand = PageOperand::new(page().start(), LeafLevel::Unknown, Caps::empty());
+        let log = run(VTTBR, Caps::empty(), |tlb| {
+            tlb.relax_local(page().start(), LeafLevel::Unknown);
+        });
+        assert_eq!(
+            log,
+            [
+                Event::Dsb(Dsb::IshSt),
+                Event::Tlbi(Tlbi::Ipas2e1(operand), VTTBR),
+                Event::Dsb(Dsb::Nsh),
+                Event::Tlbi(Tlbi::Vmalle1, VTTBR),
+                Event::Dsb(Dsb::Nsh),
+                Event::Isb,
+            ]
+        );
     }
 
     #[test]

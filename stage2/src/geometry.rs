@@ -17,7 +17,7 @@ use core::fmt;
 
 use aarch64_cpu::registers::VTCR_EL2;
 
-use crate::addr::{IpaRange, Level, PAGE_SIZE, SLOTS};
+use crate::addr::{Level, PAGE_SIZE, SLOTS};
 use crate::features::{Caps, Features};
 use crate::{Ipa, Pa};
 
@@ -50,6 +50,7 @@ pub struct Geometry {
     start: Level,
     root_tables: usize,
     vtcr: u64,
+    features: Features,
 }
 
 /// Why a machine cannot have the wanted shape.
@@ -60,12 +61,18 @@ pub enum GeometryError {
         /// Bits asked for.
         wanted: u32,
     },
-    /// The IPA size exceeds the physical address size, which the architecture forbids (table D8-8).
+    /// The IPA size exceeds the physical address size: what hardware makes of that is
+    /// IMPLEMENTATION DEFINED (table D8-8).
     ExceedsPa {
         /// IPA bits asked for.
         wanted: u32,
         /// Physical address bits of the machine.
         pa_bits: u32,
+    },
+    /// No machine has physical addresses of this size.
+    PaBits {
+        /// What the features say.
+        bits: u32,
     },
     /// The machine has no 4 KiB granule at stage 2.
     NoGranule4K,
@@ -85,6 +92,7 @@ impl fmt::Display for GeometryError {
             Self::ExceedsPa { wanted, pa_bits } => {
                 write!(f, "{wanted}-bit IPAs exceed the machine's {pa_bits}-bit physical addresses")
             }
+            Self::PaBits { bits } => write!(f, "no machine has {bits}-bit physical addresses"),
             Self::NoGranule4K => f.write_str("the machine has no 4 KiB granule at stage 2"),
             Self::NoHwUpdate { wanted } => {
                 write!(f, "the machine has no hardware update of kind {wanted:?}")
@@ -131,8 +139,15 @@ impl Geometry {
             Level::L0
         };
         let root_tables = 1 << ipa_bits.saturating_sub(start.shift() + TABLE_BITS);
-        let vtcr = vtcr(ipa_bits, start, features, hw_update);
-        Ok(Self { ipa_bits, start, root_tables, vtcr })
+        let ps = ps_of(features.pa_bits).ok_or(GeometryError::PaBits { bits: features.pa_bits })?;
+        let vtcr = vtcr(ipa_bits, start, ps, features, hw_update);
+        Ok(Self { ipa_bits, start, root_tables, vtcr, features: *features })
+    }
+
+    /// The machine that the shape was made for.
+    #[must_use]
+    pub const fn features(&self) -> &Features {
+        &self.features
     }
 
     /// Bits of IPA.
@@ -171,12 +186,6 @@ impl Geometry {
         ipa.get() >> self.ipa_bits == 0
     }
 
-    /// Whether every address of `range` can be translated.
-    #[must_use]
-    pub const fn contains_range(&self, range: &IpaRange) -> bool {
-        range.end().get() <= 1 << self.ipa_bits
-    }
-
     /// The table page of a concatenated root that serves `ipa`, which must be inside.
     #[must_use]
     pub const fn root_page(&self, root: Pa, ipa: Ipa) -> Pa {
@@ -185,21 +194,26 @@ impl Geometry {
     }
 }
 
+/// VTCR_EL2.PS for a physical address size in bits.
+const fn ps_of(pa_bits: u32) -> Option<u64> {
+    Some(match pa_bits {
+        32 => 0,
+        36 => 1,
+        40 => 2,
+        42 => 3,
+        44 => 4,
+        48 => 5,
+        _ => return None,
+    })
+}
+
 /// The value of VTCR_EL2. What this crate does not use (DS, SL2, S2PIE, S2POE, HAFT, AssuredOnly,
 /// HWU, NSA, NSW) stays 0.
-fn vtcr(ipa_bits: u32, start: Level, features: &Features, hw_update: HwUpdate) -> u64 {
+fn vtcr(ipa_bits: u32, start: Level, ps: u64, features: &Features, hw_update: HwUpdate) -> u64 {
     let sl0 = match start {
         Level::L0 => 2,
         Level::L1 => 1,
         Level::L2 | Level::L3 => 0,
-    };
-    let ps = match features.pa_bits {
-        48 => 5,
-        44 => 4,
-        42 => 3,
-        40 => 2,
-        36 => 1,
-        _ => 0,
     };
     // Table walks must be Inner-shareable write-back, or hardware updates may abort [RWLTNL].
     let mut value = VTCR_EL2::RES1.val(1)
@@ -277,16 +291,55 @@ mod tests {
         for pa_range in 0..=6 {
             let pa_bits = pa_bits_of(pa_range).unwrap();
             for ipa_bits in MIN_IPA_BITS..=pa_bits {
-                let features = machine(pa_bits, Caps::VMID16 | Caps::HW_ACCESS | Caps::HW_DIRTY);
-                let g = Geometry::new(ipa_bits, &features, HwUpdate::AccessAndDirty).unwrap();
-                let v = g.vtcr();
-                assert_eq!(v & 0x3f, u64::from(64 - ipa_bits), "T0SZ");
-                assert_eq!(v >> 6 & 3, 2 - g.start() as u64, "SL0");
-                assert_eq!(v >> 8 & 0xff, 0b00_11_01_01, "TG0, SH0, ORGN0, IRGN0");
-                assert_eq!(v >> 16 & 7, pa_range.min(5), "PS");
-                assert_eq!(v >> 19, 1 << 12 | 0b1101, "VS, HA, HD and RES1, nothing else");
+                for (hw_update, ha_hd) in [
+                    (HwUpdate::Off, 0b00),
+                    (HwUpdate::Access, 0b01),
+                    (HwUpdate::AccessAndDirty, 0b11),
+                ] {
+                    for (vmid16, vs) in [(Caps::empty(), 0), (Caps::VMID16, 1)] {
+                        let caps = Caps::HW_ACCESS | Caps::HW_DIRTY | vmid16;
+                        let g =
+                            Geometry::new(ipa_bits, &machine(pa_bits, caps), hw_update).unwrap();
+                        let v = g.vtcr();
+                        assert_eq!(v & 0x3f, u64::from(64 - ipa_bits), "T0SZ");
+                        assert_eq!(v >> 6 & 3, 2 - g.start() as u64, "SL0");
+                        assert_eq!(v >> 8 & 0xff, 0b00_11_01_01, "TG0, SH0, ORGN0, IRGN0");
+                        assert_eq!(v >> 16 & 7, pa_range.min(5), "PS");
+                        assert_eq!(v >> 19, 1 << 12 | ha_hd << 2 | vs, "RES1, HD, HA, VS, no more");
+                    }
+                }
             }
         }
+    }
+
+    /// Tables D8-21 to D8-23, read off.
+    #[test]
+    fn each_ipa_size_has_the_shape_of_the_table() {
+        for bits in MIN_IPA_BITS..=MAX_IPA_BITS {
+            let g = Geometry::new(bits, &machine(48, Caps::empty()), HwUpdate::Off).unwrap();
+            let expected = match bits {
+                25..=30 => (Level::L2, 1),
+                31 => (Level::L2, 2),
+                32 => (Level::L2, 4),
+                33 => (Level::L2, 8),
+                34 => (Level::L2, 16),
+                35..=39 => (Level::L1, 1),
+                40 => (Level::L1, 2),
+                41 => (Level::L1, 4),
+                42 => (Level::L1, 8),
+                43 => (Level::L1, 16),
+                _ => (Level::L0, 1),
+            };
+            assert_eq!((g.start(), g.root_tables()), expected, "{bits}");
+        }
+    }
+
+    #[test]
+    fn machines_that_do_not_exist_are_refused() {
+        let odd = machine(39, Caps::empty());
+        assert_eq!(Geometry::new(32, &odd, HwUpdate::Off), Err(GeometryError::PaBits { bits: 39 }));
+        let no_granule = Features { caps: Caps::empty(), ..machine(40, Caps::empty()) };
+        assert_eq!(Geometry::new(32, &no_granule, HwUpdate::Off), Err(GeometryError::NoGranule4K));
     }
 
     #[test]

@@ -35,12 +35,12 @@ impl Table {
 ///
 /// # Safety
 /// An implementation promises that
-/// 1. `alloc_table` returns memory that nobody else uses, zeroed, aligned to its whole size, and
-///    visible as zero to every hardware walker: Inner-shareable write-back as VTCR_EL2 says, so
-///    cleaned only where walkers do not snoop;
+/// 1. `alloc_table` returns memory that nobody else uses, zeroed, aligned to its whole size, below
+///    the machine's physical address size, and visible as zero to every hardware walker: it is
+///    Inner-shareable write-back as VTCR_EL2 says, and cleaned where walkers do not snoop;
 /// 2. `table` returns the page at that address as long as it is allocated, at the same place for
 ///    every caller;
-/// 3. a page given to `free_table` is not reused before the call returns.
+/// 3. dropping the implementation frees no page that is still allocated: a walker may be in it.
 pub unsafe trait Memory: Sync {
     /// `pages` table pages side by side: 1, or for a root 1 to 16, a power of two.
     ///
@@ -52,7 +52,8 @@ pub unsafe trait Memory: Sync {
     ///
     /// # Safety
     /// 1. The pages came from `alloc_table` and are in no table tree;
-    /// 2. no PE can still walk them: they were never linked, or their flush and grace period are over.
+    /// 2. no PE can still walk them: they were never linked, or their flush and grace period are over;
+    /// 3. every slot is zero.
     unsafe fn free_table(&self, pa: Pa, pages: usize);
 
     /// The table page at `pa`.

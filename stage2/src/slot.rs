@@ -17,8 +17,8 @@
 //!    Busy -> old, writable again         its page is lost, two writers think they own the slot
 //!    ```
 //! 2. **A slot becomes Empty only after the flush of what it held has completed.** Live → Drain →
-//!    (TLBI, DSB) → 0. [`Slot::clear`] does the first step and hands out a [`Drained`]; only a
-//!    [`Flushed`] token turns it into the last.
+//!    (TLBI, DSB) → 0. [`Slot::clear`] does the first step and hands out a [`Drained`]; only with a
+//!    [`Flushed`] token does it take the last.
 //!
 //!    ```text
 //!    PE 0                             PE 1
@@ -31,13 +31,16 @@
 //!    hardware and lock-free upgrades may have changed it since it was read. Hence `clear` is a swap,
 //!    and what the swap returns is the final accessed and dirty state.
 //!
+//! What writes a slot is `unsafe`, and its clauses are these rules: a descriptor gives a guest memory.
+//!
 //! The contract of [`Slot::try_set`] and of `clear` is that of Linux' `ptep_try_set` and
 //! `ptep_get_and_clear`: installers and clearers agree on the outcome because both are atomic.
 
 use core::fmt;
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Dsb};
 use crate::descriptor::Descriptor;
 use crate::epoch::Guard;
 use crate::flush::Flushed;
@@ -73,6 +76,8 @@ impl core::error::Error for TrySetError {}
 pub struct Drained<'t> {
     slot: &'t Slot,
     old: Descriptor,
+    /// The PE that stored is the PE whose DSB counts \[RSPVBD\].
+    not_send: PhantomData<*const ()>,
 }
 
 impl Slot {
@@ -96,37 +101,46 @@ impl Slot {
     /// before. Remote PEs see the new translation once the caller's `DSB ISHST` completes; until
     /// then they may take one more fault.
     ///
-    /// The guard shows that the table cannot be torn down meanwhile; it must be the one under which
-    /// the slot was found.
+    /// The guard shows that the table cannot be torn down meanwhile.
     ///
     /// # Errors
     /// [`TrySetError::Occupied`] with what stood there (read with acquire order, so that a loser may
     /// descend into the winner's table). [`TrySetError::Unsupported`] on an [`Arch`] without it.
+    ///
+    /// # Safety
+    /// 1. The slot was found under this guard.
+    /// 2. `new` is a leaf or table for the slot's level, what it points to is complete, and it is the
+    ///    VM's to use until a flush has completed after the descriptor was taken away again.
     // A function of its own, so that a test can find it in an image and read its instructions.
     #[inline(never)]
-    pub fn try_set<A: Arch>(
+    pub unsafe fn try_set<A: Arch>(
         &self,
         arch: &A,
         _guard: &Guard<'_>,
         new: Descriptor,
     ) -> Result<(), TrySetError> {
-        match arch.compare_exchange(self, Descriptor::EMPTY.bits(), new.bits()) {
+        // SAFETY: (1) Empty may become a leaf or a table, by whoever wins; clause 2 for the rest.
+        match unsafe { arch.compare_exchange(self, Descriptor::EMPTY.bits(), new.bits()) } {
             Some(Ok(_)) => Ok(()),
             Some(Err(seen)) => Err(TrySetError::Occupied(Descriptor::from_bits(seen))),
             None => Err(TrySetError::Unsupported),
         }
     }
 
-    /// Swaps whatever the slot holds to Drain: the only way out of a live slot.
+    /// Swaps a live slot to Drain: the only way out of one.
     ///
-    /// The caller holds the lock of the table, and afterwards owes the flush that covers what the
-    /// slot held. Until that completes, remote PEs may go on using the old translation; new walks
-    /// fault. The access flag and the dirty state of what is returned are final for a walk that
-    /// reads the descriptor, because hardware re-reads it before an update \[RSGJBL\].
+    /// Afterwards the caller owes the flush that covers what the slot held. Until that completes,
+    /// remote PEs may go on using the old translation; new walks fault. The swap returns the final
+    /// accessed and dirty state: hardware updates are atomic \[RLFTXR, RPQJJR\] and re-read the
+    /// descriptor before they set the dirty state \[RSGJBL\], so none can follow it.
+    ///
+    /// # Safety
+    /// 1. The caller holds the lock of the slot's table, and the slot is live.
     #[inline]
-    pub fn clear<A: Arch>(&self, arch: &A) -> Drained<'_> {
-        let old = arch.swap(self, Descriptor::DRAIN.bits());
-        Drained { slot: self, old: Descriptor::from_bits(old) }
+    pub unsafe fn clear<A: Arch>(&self, arch: &A) -> Drained<'_> {
+        // SAFETY: (1, 2) the lock's holder may drain what is live.
+        let old = unsafe { arch.swap(self, Descriptor::DRAIN.bits()) };
+        Drained { slot: self, old: Descriptor::from_bits(old), not_send: PhantomData }
     }
 }
 
@@ -138,16 +152,30 @@ impl Drained<'_> {
     }
 
     /// Makes the slot Empty, now that no PE can still translate by what it held.
-    pub fn release<A: Arch>(self, arch: &A, _flushed: &Flushed) -> Descriptor {
-        arch.store(self.slot, Descriptor::EMPTY.bits());
+    ///
+    /// # Safety
+    /// 1. `flushed` comes from a flush of this VM, after the clear, that covers what the slot held.
+    pub unsafe fn release<A: Arch>(self, arch: &A, _flushed: &Flushed) -> Descriptor {
+        // SAFETY: (1) in Drain since `clear`; (2) flushed, so it may be Empty.
+        unsafe { arch.store(self.slot, Descriptor::EMPTY.bits()) };
         self.old
     }
 
-    /// Puts a new descriptor in place of the old one: the "make" of break-before-make.
+    /// Puts a new descriptor in place of the old one: the last two steps of break-before-make
+    /// \[RDDMVT\].
     ///
-    /// Release order: what `new` points to must be complete before.
-    pub fn replace<A: Arch>(self, arch: &A, _flushed: &Flushed, new: Descriptor) -> Descriptor {
-        arch.store(self.slot, new.bits());
+    /// # Safety
+    /// 1. As of [`release`](Self::release).
+    /// 2. As clause 2 of [`Slot::try_set`].
+    pub unsafe fn replace<A: Arch>(
+        self,
+        arch: &A,
+        _flushed: &Flushed,
+        new: Descriptor,
+    ) -> Descriptor {
+        // SAFETY: (1) in Drain since `clear`; (2) flushed, so it may be live again.
+        unsafe { arch.store(self.slot, new.bits()) };
+        arch.dsb(Dsb::IshSt);
         self.old
     }
 }
@@ -166,33 +194,67 @@ pub mod native {
     }
 
     /// Writes the slot.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::store`](crate::Arch::store).
     #[inline]
-    pub fn store(slot: &Slot, bits: u64) {
+    pub unsafe fn store(slot: &Slot, bits: u64) {
         slot.0.store(bits, Ordering::Release);
     }
 
     /// Writes the slot and returns what it held.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::swap`](crate::Arch::swap).
     #[inline]
-    pub fn swap(slot: &Slot, bits: u64) -> u64 {
+    pub unsafe fn swap(slot: &Slot, bits: u64) -> u64 {
         slot.0.swap(bits, Ordering::AcqRel)
     }
 
     /// Writes `new` if the slot holds `old`; returns what it held.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::compare_exchange`](crate::Arch::compare_exchange).
     #[inline]
-    pub fn compare_exchange(slot: &Slot, old: u64, new: u64) -> Result<u64, u64> {
+    pub unsafe fn compare_exchange(slot: &Slot, old: u64, new: u64) -> Result<u64, u64> {
         slot.0.compare_exchange(old, new, Ordering::Release, Ordering::Acquire)
+    }
+
+    /// [`swap`] by one `SWPAL` instruction.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::swap`](crate::Arch::swap).
+    /// 2. Every PE that may run this has FEAT_LSE.
+    #[cfg(target_arch = "aarch64")]
+    #[inline]
+    pub unsafe fn swap_lse(slot: &Slot, bits: u64) -> u64 {
+        let seen: u64;
+        // SAFETY: (1) the instruction exists, by clause 2. (2) The address is that of an AtomicU64:
+        // aligned, alive and shared.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension lse",
+                "swpal {bits}, {seen}, [{slot}]",
+                bits = in(reg) bits,
+                seen = lateout(reg) seen,
+                slot = in(reg) slot.0.as_ptr(),
+                options(nostack, preserves_flags),
+            );
+        }
+        seen
     }
 
     /// [`compare_exchange`] by one `CASAL` instruction.
     ///
     /// # Safety
-    /// 1. Every PE that may run this has FEAT_LSE.
+    /// 1. As of [`Arch::compare_exchange`](crate::Arch::compare_exchange).
+    /// 2. Every PE that may run this has FEAT_LSE.
     #[cfg(target_arch = "aarch64")]
     #[inline]
     pub unsafe fn compare_exchange_lse(slot: &Slot, old: u64, new: u64) -> Result<u64, u64> {
         let seen: u64;
-        // SAFETY: (1) the instruction exists, by the caller's clause 1. (2) The address is that of
-        // an AtomicU64: aligned, alive and shared.
+        // SAFETY: (1) the instruction exists, by clause 2. (2) The address is that of an AtomicU64:
+        // aligned, alive and shared.
         unsafe {
             core::arch::asm!(
                 ".arch_extension lse",
@@ -210,39 +272,38 @@ pub mod native {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::host::{Host, NoAtomicInstall};
+    use crate::arch::host::{Event, Host, NoAtomicInstall};
     use crate::epoch::Epochs;
-    use crate::{Level, Pa};
+    use crate::{Level, Note, Pa, flush};
 
     fn table(pa: u64) -> Descriptor {
         Descriptor::table(Level::L2, Pa::new(pa)).unwrap()
     }
 
-    #[test]
-    fn install_wins_an_empty_slot_once() {
+    fn try_set<A: Arch>(arch: &A, slot: &Slot, new: Descriptor) -> Result<(), TrySetError> {
         let epochs = Epochs::<1>::new();
         let cpu = epochs.join(0).unwrap();
-        let guard = cpu.enter();
+        // SAFETY: (1) the slot is the test's. (2) Nothing walks it.
+        unsafe { slot.try_set(arch, &cpu.enter(), new) }
+    }
+
+    #[test]
+    fn install_wins_an_empty_slot_once() {
         let (arch, slot) = (Host::new(), Slot::default());
-        assert_eq!(slot.try_set(&arch, &guard, table(0x1000)), Ok(()));
-        assert_eq!(
-            slot.try_set(&arch, &guard, table(0x2000)),
-            Err(TrySetError::Occupied(table(0x1000)))
-        );
+        assert_eq!(try_set(&arch, &slot, table(0x1000)), Ok(()));
+        let lost = try_set(&arch, &slot, table(0x2000));
+        assert_eq!(lost, Err(TrySetError::Occupied(table(0x1000))));
         assert_eq!(slot.load(&arch), table(0x1000));
     }
 
     #[test]
     fn install_loses_to_every_state_but_empty() {
-        let epochs = Epochs::<1>::new();
-        let cpu = epochs.join(0).unwrap();
-        let guard = cpu.enter();
         let arch = Host::new();
-        let note = Descriptor::note(crate::Note::new(0).unwrap());
+        let note = Descriptor::note(Note::new(0).unwrap());
         let busy = table(0x3000).to_busy().unwrap();
         for held in [Descriptor::DRAIN, Descriptor::DEAD, note, busy, table(0x3000)] {
             let slot = Slot::new(held);
-            let lost = slot.try_set(&arch, &guard, table(0x1000));
+            let lost = try_set(&arch, &slot, table(0x1000));
             assert_eq!(lost, Err(TrySetError::Occupied(held)));
             assert_eq!(slot.load(&arch), held, "a lost install changes nothing");
         }
@@ -250,28 +311,66 @@ mod tests {
 
     #[test]
     fn install_is_unsupported_without_the_atomic() {
-        let epochs = Epochs::<1>::new();
-        let cpu = epochs.join(0).unwrap();
         let slot = Slot::default();
-        let result = slot.try_set(&NoAtomicInstall, &cpu.enter(), table(0x1000));
+        let result = try_set(&NoAtomicInstall, &slot, table(0x1000));
         assert_eq!(result, Err(TrySetError::Unsupported));
         assert_eq!(slot.load(&NoAtomicInstall), Descriptor::EMPTY);
     }
 
     #[test]
     fn a_cleared_slot_stays_in_drain_until_flushed() {
-        let epochs = Epochs::<1>::new();
-        let cpu = epochs.join(0).unwrap();
-        let guard = cpu.enter();
         let (arch, slot) = (Host::new(), Slot::new(table(0x1000)));
-        let drained = slot.clear(&arch);
+        // SAFETY: (1) the only user of the slot is this test.
+        let drained = unsafe { slot.clear(&arch) };
         assert_eq!(drained.old(), table(0x1000));
-        assert_eq!(
-            slot.try_set(&arch, &guard, table(0x2000)),
-            Err(TrySetError::Occupied(Descriptor::DRAIN))
-        );
-        let flushed = crate::flush::Stage2Tlb::new(&arch, 0, crate::Caps::empty()).vm();
-        assert_eq!(drained.release(&arch, &flushed), table(0x1000));
-        assert_eq!(slot.try_set(&arch, &guard, table(0x2000)), Ok(()));
+        let lost = try_set(&arch, &slot, table(0x2000));
+        assert_eq!(lost, Err(TrySetError::Occupied(Descriptor::DRAIN)));
+        let flushed = flush::all(&arch);
+        // SAFETY: (1) everything was flushed, after the clear.
+        assert_eq!(unsafe { drained.release(&arch, &flushed) }, table(0x1000));
+        assert_eq!(try_set(&arch, &slot, table(0x2000)), Ok(()));
+    }
+
+    #[test]
+    fn replace_makes_the_new_descriptor_and_waits_for_it() {
+        let (arch, slot) = (Host::new(), Slot::new(table(0x1000)));
+        // SAFETY: (1) the only user of the slot is this test.
+        let drained = unsafe { slot.clear(&arch) };
+        let flushed = flush::all(&arch);
+        let _ = arch.take_log();
+        // SAFETY: (1) flushed after the clear. (2) Nothing walks it.
+        let old = unsafe { drained.replace(&arch, &flushed, table(0x2000)) };
+        assert_eq!((old, slot.load(&arch)), (table(0x1000), table(0x2000)));
+        let store = Event::Store(table(0x2000).bits());
+        assert_eq!(arch.take_log(), [store, Event::Dsb(Dsb::IshSt)]);
+    }
+
+    /// Raw threads on one slot: what was installed was cleared, once each.
+    #[test]
+    fn racing_installs_and_clears_agree_on_the_outcome() {
+        const THREADS: u64 = 3;
+        const ROUNDS: u64 = 50_000;
+        let slot = Slot::default();
+        let race = |thread: u64| {
+            let (mut installed, mut cleared) = (0u64, 0u64);
+            for _ in 0..ROUNDS {
+                let mine = table((thread + 1) << 12).bits();
+                // SAFETY: (1) nothing walks this slot.
+                let exchange = unsafe { native::compare_exchange(&slot, 0, mine) };
+                installed += u64::from(exchange.is_ok());
+                // SAFETY: (1, 2) as above.
+                cleared += u64::from(unsafe { native::swap(&slot, 0) } != 0);
+            }
+            (installed, cleared)
+        };
+        let sums = std::thread::scope(|scope| {
+            let race = &race;
+            let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(move || race(n))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        let installed: u64 = sums.iter().map(|(installed, _)| installed).sum();
+        let cleared: u64 = sums.iter().map(|(_, cleared)| cleared).sum();
+        assert_eq!(installed, cleared, "each install was cleared by exactly one");
+        assert_eq!(native::load(&slot), 0);
     }
 }

@@ -19,39 +19,62 @@
 //! but tables that stay useful. Remote PEs see an installed translation as soon as their walks do;
 //! a PE that faulted before merely finds it present.
 //!
-//! The walk never descends through Busy, Drain or Dead, and a level is retried at most once, so it
-//! is bounded by the depth of the tree.
-
-use core::fmt;
+//! What this PE linked or mapped is guaranteed to be observable only after a DSB of this PE \[RSPVBD\]:
+//! whoever wins any compare-exchange executes one before it returns, however the rest of the walk
+//! went. The guest's next instruction fetch sees the translation because the return to the guest is a
+//! context synchronization \[IWZCBG\].
+//!
+//! The walk never descends through Busy, Drain or Dead, and tries each slot once, so it is bounded by
+//! the depth of the tree.
 
 use crate::addr::{Ipa, Level, Pa, Vmid};
 use crate::arch::{Arch, Dsb};
 use crate::attr::{Attributes, Encoding};
-use crate::descriptor::{Descriptor, DescriptorError, Leaf, Note, View};
-use crate::epoch::Guard;
-use crate::features::{Caps, Features};
+use crate::descriptor::{Descriptor, Leaf, Owner, View};
+use crate::epoch::{Domain, Guard};
 use crate::flush::Stage2Tlb;
 use crate::geometry::Geometry;
 use crate::memory::{Memory, Table};
 use crate::slot::{Slot, TrySetError};
-use crate::tlbi::tlbi_caps;
 
-/// The stage-2 tables of one VM.
+mod error;
+pub use error::{InstallError, NewSpaceError};
+
+/// The stage-2 tables of one VM. Guards of one [`Epochs`](crate::Epochs), `'e`, protect them.
 #[derive(Debug)]
-pub struct Space<M, A> {
+pub struct Space<'e, M, A> {
     geometry: Geometry,
     encoding: Encoding,
-    caps: Caps,
     vmid: Vmid,
     root: Pa,
+    domain: Domain<'e>,
     memory: M,
     arch: A,
 }
 
+/// What to map at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Level of the leaf: a 4 KiB page, or a block of 2 MiB or 1 GiB.
+    pub level: Level,
+    /// What it allows. A member of a contiguous run cannot be installed by itself.
+    pub attributes: Attributes,
+    /// Whose the page is.
+    pub owner: Owner,
+}
+
 /// Where [`Space::install`] gets the page that it maps.
-pub trait Frames {
-    /// A page of the wanted size, complete: zeroed or filled, and cleaned as far as the guest's
-    /// uncached accesses and instruction fetches need. `None` when none is at hand.
+///
+/// # Safety
+/// An implementation promises of each page that `take` gives
+/// 1. that it is the VM's to use (or, for [`Owner::Other`], meant to be), as large as the level of the
+///    [`Mapping`] and aligned to that, below the machine's physical address size, and stays so until
+///    a flush has completed after it was taken out of the tables again;
+/// 2. that its content is what the guest may see, and visible to the guest whatever its caches: cache
+///    maintenance is completed by a DSB before `take` returns, because the install's release order
+///    does not complete it.
+pub unsafe trait Frames {
+    /// A page of the wanted size. `None` when none is at hand.
     fn take(&mut self) -> Option<Pa>;
 
     /// A page that lost its race. It was never mapped.
@@ -71,7 +94,7 @@ pub struct Tally {
     pub lost_tables: u32,
 }
 
-/// How an install ended well. In every case the guest may resume.
+/// How an install ended well. The guest may resume, if what is there permits its access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Install {
     /// This frame is now mapped.
@@ -79,95 +102,6 @@ pub enum Install {
     /// Something was mapped there already, or a moment earlier by another PE.
     Present(Leaf),
 }
-
-/// Why nothing was installed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstallError {
-    /// The address is beyond the VM's IPA size.
-    BeyondIpaSize {
-        /// The address.
-        ipa: Ipa,
-        /// Bits of the VM's IPAs.
-        bits: u32,
-    },
-    /// No frame at hand: refill where waiting is allowed, then let the guest fault again.
-    OutOfFrames,
-    /// No table page at hand: likewise.
-    OutOfTables,
-    /// A slot on the way is being changed (Busy, Drain or Dead): let the guest fault again.
-    Retry {
-        /// Level of the slot.
-        level: Level,
-        /// What it held.
-        seen: Descriptor,
-    },
-    /// A note stands there: what happens next is for its owner to say.
-    Note {
-        /// Level of the slot.
-        level: Level,
-        /// The payload.
-        note: Note,
-    },
-    /// A table stands where a block was to go, or bits that this crate never wrote.
-    Occupied {
-        /// Level of the slot.
-        level: Level,
-        /// What it held.
-        seen: Descriptor,
-    },
-    /// The machine has no atomic install: the fault cannot be recovered here.
-    Unsupported,
-    /// No descriptor can say what was wanted.
-    Descriptor(DescriptorError),
-}
-
-impl fmt::Display for InstallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BeyondIpaSize { ipa, bits } => write!(f, "{ipa} needs more than {bits} IPA bits"),
-            Self::OutOfFrames => f.write_str("no frame at hand"),
-            Self::OutOfTables => f.write_str("no table page at hand"),
-            Self::Retry { level, seen } => {
-                write!(f, "the {level} slot is being changed: {:#x}", seen.bits())
-            }
-            Self::Note { level, note } => {
-                write!(f, "the {level} slot holds note {:#x}", note.get())
-            }
-            Self::Occupied { level, seen } => {
-                write!(f, "the {level} slot holds {:#x}", seen.bits())
-            }
-            Self::Unsupported => f.write_str("this machine has no atomic install"),
-            Self::Descriptor(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for InstallError {}
-
-impl From<DescriptorError> for InstallError {
-    fn from(error: DescriptorError) -> Self {
-        Self::Descriptor(error)
-    }
-}
-
-/// Why a VM's tables could not be created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NewSpaceError {
-    /// No memory for the root.
-    OutOfTables {
-        /// Pages that the root needs, side by side.
-        pages: usize,
-    },
-}
-
-impl fmt::Display for NewSpaceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::OutOfTables { pages } = self;
-        write!(f, "no {pages} adjacent pages for the root of the stage-2 tables")
-    }
-}
-
-impl core::error::Error for NewSpaceError {}
 
 /// A translation as a lockless walk found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,24 +120,27 @@ impl Lookup {
     }
 }
 
-impl<M: Memory, A: Arch> Space<M, A> {
-    /// Empty tables for a VM. Allocates the root and flushes the VMID on all PEs, since another VM
-    /// may have used it. Every PE that will run the VM has `features`.
+impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
+    /// Empty tables for a VM, to be walked under guards of `domain`. Allocates the root and flushes
+    /// the VMID on all PEs, since another VM may have used it. No other VM has the VMID now.
     ///
     /// # Errors
-    /// [`NewSpaceError`]: no memory for the root.
+    /// [`NewSpaceError`]: no memory for the root, or a VMID that the machine cannot tell apart.
     pub fn new(
         geometry: Geometry,
-        features: &Features,
         vmid: Vmid,
+        domain: Domain<'e>,
         memory: M,
         arch: A,
     ) -> Result<Self, NewSpaceError> {
+        let bits = geometry.features().vmid_bits();
+        if Vmid::new(vmid.get(), bits).is_none() {
+            return Err(NewSpaceError::VmidTooWide { vmid, bits });
+        }
         let pages = geometry.root_tables();
         let root = memory.alloc_table(pages).ok_or(NewSpaceError::OutOfTables { pages })?;
-        let caps = tlbi_caps(features);
-        let encoding = Encoding::of(features);
-        let space = Self { geometry, encoding, caps, vmid, root, memory, arch };
+        let encoding = Encoding::of(geometry.features());
+        let space = Self { geometry, encoding, vmid, root, domain, memory, arch };
         let _ = space.tlb().vm();
         Ok(space)
     }
@@ -239,14 +176,13 @@ impl<M: Memory, A: Arch> Space<M, A> {
     /// Flushes of this VM's translations.
     #[must_use]
     pub const fn tlb(&self) -> Stage2Tlb<'_, A> {
-        Stage2Tlb::new(&self.arch, self.vttbr(), self.caps)
+        Stage2Tlb::new(&self.arch, self.vttbr(), self.geometry.features().caps)
     }
 
-    /// Maps a fresh frame at the slot of `level` that translates `ipa`, unless something is there.
+    /// Maps a fresh frame at the slot that translates `ipa`, unless something is there.
     ///
     /// The guard is the one under which the caller decided that this address may be populated.
-    /// On success a `DSB ISHST` has made the install visible to all walkers. `tally` counts what
-    /// happened, errors included.
+    /// `tally` counts what happened, errors included.
     ///
     /// # Errors
     /// [`InstallError`]. No frame is lost in any case; tables linked on the way stay.
@@ -255,34 +191,36 @@ impl<M: Memory, A: Arch> Space<M, A> {
         &self,
         guard: &Guard<'_>,
         ipa: Ipa,
-        level: Level,
-        attributes: &Attributes,
+        mapping: &Mapping,
         frames: &mut impl Frames,
         tally: &mut Tally,
     ) -> Result<Install, InstallError> {
+        let start = self.geometry.start();
+        if !self.domain.owns(guard) {
+            return Err(InstallError::ForeignGuard);
+        }
         if !self.geometry.contains(ipa) {
             return Err(InstallError::BeyondIpaSize { ipa, bits: self.geometry.ipa_bits() });
         }
-        let mut at = self.geometry.start();
-        let mut table = self.root_table(guard, ipa);
-        while at < level {
-            let slot = table.slot(at.index(ipa));
-            let next = match self.slot_to_table(guard, slot, at, tally)? {
-                Step::Table(pa) => pa,
-                Step::Leaf(leaf) => return Ok(Install::Present(leaf)),
-            };
-            table = self.linked_table(guard, next);
-            let Some(below) = at.next() else { break };
-            at = below;
+        if mapping.level < start || !mapping.level.has_leaves() {
+            return Err(InstallError::Level { level: mapping.level, start });
         }
-        let slot = table.slot(at.index(ipa));
-        self.slot_to_leaf(guard, slot, at, attributes, frames, tally)
+        if mapping.attributes.contiguous {
+            return Err(InstallError::Contiguous);
+        }
+        let mut walk = Walk { space: self, guard, tally, published: false };
+        let result = walk.install(ipa, mapping, frames);
+        if walk.published {
+            self.arch.dsb(Dsb::IshSt);
+        }
+        result
     }
 
-    /// What translates `ipa` at this moment. Lockless; it may change as soon as it is read.
+    /// What translates `ipa` at this moment. Lockless; it may change as soon as it is read. `None` beyond
+    /// the IPA size, and under a guard of other epochs.
     #[must_use]
     pub fn lookup(&self, guard: &Guard<'_>, ipa: Ipa) -> Option<Lookup> {
-        if !self.geometry.contains(ipa) {
+        if !self.geometry.contains(ipa) || !self.domain.owns(guard) {
             return None;
         }
         let mut level = self.geometry.start();
@@ -307,43 +245,67 @@ impl<M: Memory, A: Arch> Space<M, A> {
 
     /// A table that a live descriptor pointed to.
     fn linked_table<'t>(&'t self, _guard: &'t Guard<'_>, pa: Pa) -> &'t Table {
-        // SAFETY: (1) found linked under the guard, so it stays allocated while the guard lives.
+        // SAFETY: (1) found linked under a guard of this space's domain, so it stays allocated while
+        // the guard lives.
         unsafe { self.memory.table(pa) }
+    }
+}
+
+/// One install on its way down.
+struct Walk<'w, 'e, M, A> {
+    space: &'w Space<'e, M, A>,
+    guard: &'w Guard<'w>,
+    tally: &'w mut Tally,
+    /// A compare-exchange was won: a DSB is owed.
+    published: bool,
+}
+
+impl<M: Memory, A: Arch> Walk<'_, '_, M, A> {
+    #[inline]
+    fn install(
+        &mut self,
+        ipa: Ipa,
+        mapping: &Mapping,
+        frames: &mut impl Frames,
+    ) -> Result<Install, InstallError> {
+        let Self { space, guard, .. } = *self;
+        let mut level = space.geometry.start();
+        let mut table = space.root_table(guard, ipa);
+        while let Some(below) = level.next().filter(|_| level < mapping.level) {
+            let slot = table.slot(level.index(ipa));
+            match self.slot_to_table(slot, level)? {
+                Step::Table(pa) => table = space.linked_table(guard, pa),
+                Step::Leaf(leaf) => return Ok(Install::Present(leaf)),
+            }
+            level = below;
+        }
+        self.slot_to_leaf(table.slot(level.index(ipa)), mapping, frames)
     }
 
     /// Follows the slot to the next table, linking a fresh one if the slot is Empty.
     #[inline]
-    fn slot_to_table(
-        &self,
-        guard: &Guard<'_>,
-        slot: &Slot,
-        level: Level,
-        tally: &mut Tally,
-    ) -> Result<Step, InstallError> {
-        let seen = slot.load(&self.arch);
+    fn slot_to_table(&mut self, slot: &Slot, level: Level) -> Result<Step, InstallError> {
+        let seen = slot.load(&self.space.arch);
         if seen != Descriptor::EMPTY {
             return step(seen, level);
         }
-        let page = self.memory.alloc_table(1).ok_or(InstallError::OutOfTables)?;
-        let linked = Descriptor::table(level, page)
-            .map_err(InstallError::from)
-            .and_then(|new| slot.try_set(&self.arch, guard, new).map_err(InstallError::from));
-        match linked {
+        let memory = &self.space.memory;
+        let page = memory.alloc_table(1).ok_or(InstallError::OutOfTables)?;
+        let lost = match Descriptor::table(level, page) {
+            Ok(table) => self.try_set(slot, table),
+            Err(error) => Err(Lost::Error(error.into())),
+        };
+        match lost {
             Ok(()) => {
-                tally.tables += 1;
+                self.tally.tables = self.tally.tables.saturating_add(1);
                 Ok(Step::Table(page))
             }
-            Err(error) => {
-                // SAFETY: (1) allocated above, and the install failed, so it is in no tree.
-                // (2) It was never linked.
-                unsafe { self.memory.free_table(page, 1) };
-                match error {
-                    InstallError::Occupied { seen, .. } => {
-                        tally.lost_tables += 1;
-                        step(seen, level)
-                    }
-                    other => Err(other),
-                }
+            Err(lost) => {
+                // SAFETY: (1) allocated above, and in no tree: the install failed. (2) Never linked.
+                // (3) Nothing was written to it.
+                unsafe { memory.free_table(page, 1) };
+                let seen = lost.to(&mut self.tally.lost_tables)?;
+                step(seen, level)
             }
         }
     }
@@ -351,39 +313,67 @@ impl<M: Memory, A: Arch> Space<M, A> {
     /// Maps a frame in the slot if it is Empty.
     #[inline]
     fn slot_to_leaf(
-        &self,
-        guard: &Guard<'_>,
+        &mut self,
         slot: &Slot,
-        level: Level,
-        attributes: &Attributes,
+        mapping: &Mapping,
         frames: &mut impl Frames,
-        tally: &mut Tally,
     ) -> Result<Install, InstallError> {
-        let seen = slot.load(&self.arch);
+        let Mapping { level, attributes, owner } = mapping;
+        let seen = slot.load(&self.space.arch);
         if seen != Descriptor::EMPTY {
-            return present(seen, level);
+            return present(seen, *level);
         }
         let frame = frames.take().ok_or(InstallError::OutOfFrames)?;
-        let installed = Descriptor::leaf(level, frame, attributes, self.encoding, true)
-            .map_err(InstallError::from)
-            .and_then(|new| slot.try_set(&self.arch, guard, new).map_err(InstallError::from));
-        match installed {
+        let lost = match Descriptor::leaf(*level, frame, attributes, self.space.encoding, *owner) {
+            Ok(leaf) => self.try_set(slot, leaf),
+            Err(error) => Err(Lost::Error(error.into())),
+        };
+        match lost {
             Ok(()) => {
-                // Visible to all walkers before the guest relies on it.
-                self.arch.dsb(Dsb::IshSt);
-                tally.installed += 1;
+                self.tally.installed = self.tally.installed.saturating_add(1);
                 Ok(Install::Installed(frame))
             }
-            Err(error) => {
+            Err(lost) => {
                 frames.give_back(frame);
-                match error {
-                    InstallError::Occupied { seen, .. } => {
-                        tally.lost_races += 1;
-                        present(seen, level)
-                    }
-                    other => Err(other),
-                }
+                let seen = lost.to(&mut self.tally.lost_races)?;
+                present(seen, *level)
             }
+        }
+    }
+
+    #[inline]
+    fn try_set(&mut self, slot: &Slot, new: Descriptor) -> Result<(), Lost> {
+        // SAFETY: (1) the slot was found under this guard. (2) The descriptor was made for its level,
+        // from a table page fresh from `Memory` or a frame fresh from `Frames`, which promise the rest.
+        match unsafe { slot.try_set(&self.space.arch, self.guard, new) } {
+            Ok(()) => {
+                self.published = true;
+                Ok(())
+            }
+            Err(TrySetError::Occupied(seen)) => Err(Lost::Race(seen)),
+            Err(TrySetError::Unsupported) => Err(Lost::Error(InstallError::Unsupported)),
+        }
+    }
+}
+
+/// Why a page that was at hand did not go into the slot.
+enum Lost {
+    /// Another PE was first; this is what the slot held.
+    Race(Descriptor),
+    /// It could not be.
+    Error(InstallError),
+}
+
+impl Lost {
+    /// Counts a lost race and hands on what stood there.
+    #[inline]
+    fn to(self, races: &mut u32) -> Result<Descriptor, InstallError> {
+        match self {
+            Self::Race(seen) => {
+                *races = races.saturating_add(1);
+                Ok(seen)
+            }
+            Self::Error(error) => Err(error),
         }
     }
 }
@@ -420,16 +410,6 @@ fn obstacle(view: View, seen: Descriptor, level: Level) -> InstallError {
         View::Note(note) => InstallError::Note { level, note },
         View::Empty | View::Leaf(_) | View::Table(_) | View::Foreign(_) => {
             InstallError::Occupied { level, seen }
-        }
-    }
-}
-
-impl From<TrySetError> for InstallError {
-    fn from(error: TrySetError) -> Self {
-        match error {
-            // The level is filled in by whoever looks at what was seen.
-            TrySetError::Occupied(seen) => Self::Occupied { level: Level::L3, seen },
-            TrySetError::Unsupported => Self::Unsupported,
         }
     }
 }

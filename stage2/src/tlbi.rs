@@ -2,16 +2,17 @@
 //!
 //! Two traps of the encoding, both of which shipped in real hypervisors:
 //!
-//! * The level hint TTL is the level of the **leaf**. A wrong hint, or a wrong granule in a range,
-//!   obliges hardware to invalidate **nothing** \[RXKMMX\]. So hints are a type, and leaving them out
-//!   is the default.
+//! * The level hint TTL is the level of the **leaf**. A wrong hint obliges hardware to invalidate
+//!   **nothing** (C5.5.14, field TTL), and so does a wrong granule in a range \[RXKMMX\]. So hints are
+//!   a type, and leaving them out is the default. Without FEAT_TTL their bits are RES0, in ranges too.
 //! * A range covers `(NUM + 1) · 2^(5·SCALE + 1)` granules: two at the least, so an odd page needs
-//!   an invalidation of its own; and with a level hint its base must be aligned to that level.
+//!   an invalidation of its own. With a hint its base must be aligned to that level, or the range is
+//!   unpredictable (C5.5.22).
 
 use core::fmt;
 
-use crate::addr::{Ipa, IpaRange, Level, PAGE_SHIFT};
-use crate::features::{Caps, Features};
+use crate::addr::{Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE};
+use crate::features::Caps;
 
 /// One invalidation.
 ///
@@ -20,8 +21,6 @@ use crate::features::{Caps, Features};
 pub enum Tlbi {
     /// Stage-2 entries of one IPA, all PEs. Does not touch combined stage-1-and-2 entries.
     Ipas2e1Is(PageOperand),
-    /// Last-level stage-2 entries of one IPA, all PEs. Not for a table that goes away.
-    Ipas2le1Is(PageOperand),
     /// Stage-2 entries of a range of IPAs, all PEs.
     Ripas2e1Is(RangeOperand),
     /// Stage-2 entries of one IPA, this PE.
@@ -42,7 +41,6 @@ impl Tlbi {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Ipas2e1Is(_) => "IPAS2E1IS",
-            Self::Ipas2le1Is(_) => "IPAS2LE1IS",
             Self::Ripas2e1Is(_) => "RIPAS2E1IS",
             Self::Ipas2e1(_) => "IPAS2E1",
             Self::Vmalle1Is => "VMALLE1IS",
@@ -58,16 +56,37 @@ impl Tlbi {
 pub enum LeafLevel {
     /// Nothing, or tables are involved: every level is invalidated.
     Unknown,
-    /// Every leaf in question is at this level, and no table changed.
-    Only(Level),
+    /// Every leaf in question is a 1 GiB block, and no table changed.
+    L1,
+    /// Every leaf in question is a 2 MiB block, and no table changed.
+    L2,
+    /// Every leaf in question is a 4 KiB page, and no table changed.
+    L3,
 }
 
 impl LeafLevel {
-    /// The two low bits of a hint, or `None` for no hint. Level 0 has no leaves, hence no hint.
-    const fn bits(self) -> Option<u64> {
+    const fn level(self) -> Option<Level> {
         match self {
-            Self::Only(level) if level.has_leaves() => Some(level as u64),
+            Self::Unknown => None,
+            Self::L1 => Some(Level::L1),
+            Self::L2 => Some(Level::L2),
+            Self::L3 => Some(Level::L3),
+        }
+    }
+
+    /// The two low bits of a hint, where there is one to give.
+    const fn hint(self, caps: Caps) -> Option<u64> {
+        match self.level() {
+            Some(level) if caps.contains(Caps::TTL) => Some(level as u64),
             _ => None,
+        }
+    }
+
+    /// Bytes of a leaf, as far as is known: at least a page.
+    const fn leaf_bytes(self) -> u64 {
+        match self.level() {
+            Some(level) => level.slot_bytes(),
+            None => PAGE_SIZE,
         }
     }
 }
@@ -83,14 +102,13 @@ impl PageOperand {
     const TTL_SHIFT: u32 = 44;
     const ADDRESS_BITS: u32 = 40;
 
-    /// One page of `ipa`. The level hint is used only where `features` has FEAT_TTL: elsewhere
-    /// those bits are RES0.
+    /// The page of `ipa`, with the level hint if `caps` has FEAT_TTL.
     #[must_use]
-    pub const fn new(ipa: Ipa, level: LeafLevel, features: Caps) -> Self {
+    pub const fn new(ipa: Ipa, level: LeafLevel, caps: Caps) -> Self {
         let address = (ipa.get() >> PAGE_SHIFT) & ((1 << Self::ADDRESS_BITS) - 1);
-        let ttl = match level.bits() {
-            Some(level) if features.contains(Caps::TTL) => GRANULE_4K << 2 | level,
-            _ => 0,
+        let ttl = match level.hint(caps) {
+            Some(level) => GRANULE_4K << 2 | level,
+            None => 0,
         };
         Self(ttl << Self::TTL_SHIFT | address)
     }
@@ -132,22 +150,21 @@ impl RangeOperand {
         (num + 1) << (5 * scale + 1)
     }
 
-    /// The largest range at `ipa` that covers no more than `pages` pages; `None` below two pages,
-    /// or where the base does not fit.
-    const fn largest(ipa: Ipa, pages: u64, level: LeafLevel) -> Option<Self> {
-        let base = ipa.get() >> PAGE_SHIFT;
-        if pages < 2 || base >> Self::ADDRESS_BITS != 0 {
+    /// The largest range at `ipa` that covers no more than `pages` pages, of which there are fewer
+    /// than 2^21; `None` below two.
+    const fn largest(ipa: Ipa, pages: u64, level: LeafLevel, caps: Caps) -> Option<Self> {
+        if pages < 2 {
             return None;
         }
+        let base = (ipa.get() >> PAGE_SHIFT) & ((1 << Self::ADDRESS_BITS) - 1);
         let mut scale = Self::MAX_SCALE;
         while Self::covers(0, scale) > pages {
             scale -= 1;
         }
-        let fits = pages >> (5 * scale + 1);
-        let num = if fits > Self::NUM_MASK + 1 { Self::NUM_MASK } else { fits - 1 };
-        let ttl = match level.bits() {
-            // An unaligned base with a hint makes the range unpredictable.
-            Some(hint) if ipa.is_aligned(Self::hinted_bytes(level)) => hint,
+        // At most 31: a larger scale would have fitted, and at scale 3 the bound on `pages` says so.
+        let num = (pages >> (5 * scale + 1)) - 1;
+        let ttl = match level.hint(caps) {
+            Some(hint) if ipa.is_aligned(level.leaf_bytes()) => hint,
             _ => 0,
         };
         Some(Self(
@@ -156,13 +173,6 @@ impl RangeOperand {
                 | scale << Self::SCALE_SHIFT
                 | GRANULE_4K << Self::TG_SHIFT,
         ))
-    }
-
-    const fn hinted_bytes(level: LeafLevel) -> u64 {
-        match level {
-            LeafLevel::Only(level) => level.slot_bytes(),
-            LeafLevel::Unknown => 1,
-        }
     }
 
     /// The register value.
@@ -196,39 +206,28 @@ const MAX_PAGES: u64 = (4 << 30 >> PAGE_SHIFT) - 1;
 /// The invalidations that together hit every stage-2 entry of `range`, by range where the machine
 /// can and by page where it cannot or where a single page is left over.
 ///
-/// Every page of the range is covered once and no page outside it is.
-pub fn by_ipa(range: IpaRange, level: LeafLevel, features: Caps) -> impl Iterator<Item = Tlbi> {
-    // Without ranges, one invalidation serves a whole block [RTVTYQ].
-    let step = match level {
-        LeafLevel::Only(level) if range.start().is_aligned(level.slot_bytes()) => {
-            level.slot_bytes() >> PAGE_SHIFT
-        }
-        _ => 1,
-    };
-    let mut next = range.start().get() >> PAGE_SHIFT;
-    let end = range.end().get() >> PAGE_SHIFT;
+/// Every page of the range is covered once and no page outside it is; where leaves are known to be
+/// blocks and there are no ranges, one page of each block, which is enough \[RTVTYQ\].
+pub fn by_ipa(range: IpaRange, level: LeafLevel, caps: Caps) -> impl Iterator<Item = Tlbi> {
+    let (mut next, end) = (range.start().get(), range.end().get());
+    let by_range = caps.contains(Caps::TLBI_RANGE);
     core::iter::from_fn(move || {
-        let left = end.checked_sub(next).filter(|left| *left > 0)?;
-        let ipa = Ipa::new(next << PAGE_SHIFT);
-        let by_range = features.contains(Caps::TLBI_RANGE);
-        let wanted = left.min(MAX_PAGES);
-        match RangeOperand::largest(ipa, wanted, level).filter(|_| by_range) {
+        let pages = end.checked_sub(next).filter(|left| *left > 0)? >> PAGE_SHIFT;
+        let ipa = Ipa::new(next);
+        let operand = RangeOperand::largest(ipa, pages.min(MAX_PAGES), level, caps);
+        match operand.filter(|_| by_range) {
             Some(operand) => {
-                next += operand.pages();
+                next += operand.pages() << PAGE_SHIFT;
                 Some(Tlbi::Ripas2e1Is(operand))
             }
             None => {
-                next += step.min(left);
-                Some(Tlbi::Ipas2e1Is(PageOperand::new(ipa, level, features)))
+                // To the next leaf: its start, wherever in a leaf this one was met.
+                let leaf = ipa.align_down(level.leaf_bytes());
+                next = leaf.checked_add(level.leaf_bytes()).map_or(end, Ipa::get).min(end);
+                Some(Tlbi::Ipas2e1Is(PageOperand::new(ipa, level, caps)))
             }
         }
     })
-}
-
-/// Capabilities that matter for invalidation, of a machine with `features`.
-#[must_use]
-pub const fn tlbi_caps(features: &Features) -> Caps {
-    features.caps.intersection(Caps::TLBI_RANGE.union(Caps::TTL))
 }
 
 #[cfg(test)]
@@ -278,33 +277,58 @@ mod tests {
 
     #[test]
     fn without_ranges_each_leaf_gets_one() {
-        let count = |pages, level| by_ipa(range(512, pages), level, Caps::empty()).count();
-        assert_eq!(count(512, LeafLevel::Unknown), 512);
-        assert_eq!(count(512, LeafLevel::Only(Level::L3)), 512);
-        assert_eq!(count(1024, LeafLevel::Only(Level::L2)), 2);
+        let count = |start, pages, level| by_ipa(range(start, pages), level, Caps::empty()).count();
+        assert_eq!(count(512, 512, LeafLevel::Unknown), 512);
+        assert_eq!(count(512, 512, LeafLevel::L3), 512);
+        assert_eq!(count(512, 1024, LeafLevel::L2), 2);
+        assert_eq!(count(0, 1 << 18, LeafLevel::L1), 1);
+        // From within one block to within another: each block that is met gets one.
+        let pages: Vec<u64> = by_ipa(range(511, 1024), LeafLevel::L2, Caps::empty())
+            .map(|op| covered(op).0)
+            .collect();
+        assert_eq!(pages, [511, 512, 1024]);
     }
 
     #[test]
     fn operand_fields_stand_where_the_manual_puts_them() {
         let page = |level, caps| PageOperand::new(Ipa::new(0x8_4020_1000), level, caps).bits();
         assert_eq!(page(LeafLevel::Unknown, Caps::TTL), 0x84_0201);
-        assert_eq!(page(LeafLevel::Only(Level::L3), Caps::TTL), 0b0111 << 44 | 0x84_0201);
-        assert_eq!(page(LeafLevel::Only(Level::L2), Caps::TTL), 0b0110 << 44 | 0x84_0201);
-        assert_eq!(page(LeafLevel::Only(Level::L0), Caps::TTL), 0x84_0201);
-        assert_eq!(page(LeafLevel::Only(Level::L3), Caps::empty()), 0x84_0201, "RES0 without TTL");
+        assert_eq!(page(LeafLevel::L3, Caps::TTL), 0b0111 << 44 | 0x84_0201);
+        assert_eq!(page(LeafLevel::L2, Caps::TTL), 0b0110 << 44 | 0x84_0201);
+        assert_eq!(page(LeafLevel::L1, Caps::TTL), 0b0101 << 44 | 0x84_0201);
+        assert_eq!(page(LeafLevel::L3, Caps::empty()), 0x84_0201, "RES0 without FEAT_TTL");
 
-        let range = RangeOperand::largest(Ipa::new(0x4020_0000), 512, LeafLevel::Unknown).unwrap();
+        let range = |pages, level, caps| {
+            RangeOperand::largest(Ipa::new(0x4020_0000), pages, level, caps).unwrap().bits()
+        };
         // 512 pages: SCALE 1 (64 pages), NUM 7; TG 4K; no hint.
-        assert_eq!(range.bits(), 0b01 << 46 | 1 << 44 | 7 << 39 | 0x4_0200);
+        let plain = 0b01 << 46 | 1 << 44 | 7 << 39 | 0x4_0200;
+        assert_eq!(range(512, LeafLevel::Unknown, Caps::TTL), plain);
+        assert_eq!(range(512, LeafLevel::L3, Caps::TTL), plain | 3 << 37);
+        assert_eq!(range(512, LeafLevel::L2, Caps::TTL), plain | 2 << 37);
+        assert_eq!(range(512, LeafLevel::L2, Caps::empty()), plain, "RES0 without FEAT_TTL");
+        assert_eq!(range(2, LeafLevel::Unknown, Caps::TTL), 0b01 << 46 | 0x4_0200);
+        let most = RangeOperand::largest(Ipa::new(0), MAX_PAGES, LeafLevel::Unknown, Caps::TTL);
+        assert_eq!(most.unwrap().bits(), 0b01 << 46 | 3 << 44 | 14 << 39);
     }
 
     #[test]
     fn a_range_hint_needs_an_aligned_base() {
         let ttl = |ipa| {
-            let level = LeafLevel::Only(Level::L2);
-            RangeOperand::largest(Ipa::new(ipa), 512, level).unwrap().bits() >> 37 & 3
+            let range = RangeOperand::largest(Ipa::new(ipa), 512, LeafLevel::L2, Caps::TTL);
+            range.unwrap().bits() >> 37 & 3
         };
         assert_eq!(ttl(0x4020_0000), 2);
         assert_eq!(ttl(0x4020_1000), 0);
+    }
+
+    #[test]
+    fn hints_reach_the_operands_that_are_issued() {
+        let issue = |pages, caps| by_ipa(range(512, pages), LeafLevel::L3, caps).next().unwrap();
+        let page = PageOperand::new(Ipa::new(0x20_0000), LeafLevel::L3, Caps::TTL);
+        assert_eq!(issue(1, Caps::TTL), Tlbi::Ipas2e1Is(page));
+        assert_eq!(issue(1, Caps::TTL | Caps::TLBI_RANGE), Tlbi::Ipas2e1Is(page));
+        let two = RangeOperand::largest(Ipa::new(0x20_0000), 2, LeafLevel::L3, Caps::TTL).unwrap();
+        assert_eq!(issue(2, Caps::TTL | Caps::TLBI_RANGE), Tlbi::Ripas2e1Is(two));
     }
 }

@@ -14,12 +14,11 @@ use hyp_core::mmio::{Devices, Window};
 use hyp_core::psci::Psci;
 use hyp_core::range::Bytes;
 use hyp_core::{PaRange, image};
-use spin::mutex::TicketMutex;
 use stage2::arch::aarch64::Aarch64;
 use stage2::geometry::{Geometry, HwUpdate};
 use stage2::{
-    Attributes, Backing, Features, Ipa, IpaRange, MemType, Prot, Region, RegionMap, Space, Vmid,
-    flush,
+    Attributes, Backing, Features, Ipa, IpaRange, Level, Mapping, MemType, Owner, Prot, Region,
+    RegionMap, Space, Vmid, flush,
 };
 
 use super::idregs::IdRegisters;
@@ -27,8 +26,9 @@ use super::payload::Payload;
 use super::pe::Counted;
 use super::stop::Stop;
 use super::vcpu::Mailbox;
-use super::{Policy, Vm};
+use super::{EPOCHS, Policy, Vm};
 use crate::boot::{Machine, Refusal};
+use crate::lock::Lock;
 use crate::mem::tables::Tables;
 use crate::mem::{PAGE, cache, frames};
 use crate::{cpu, say};
@@ -90,7 +90,7 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     let vmid = Vmid::new(1, features.vmid_bits()).ok_or("no VMID")?;
     // TLBs may hold anything of EL1's regime since power came on.
     let _ = flush::all(&arch);
-    let space = Space::new(geometry, &features, vmid, Tables, arch)?;
+    let space = Space::new(geometry, vmid, EPOCHS.domain(), Tables, arch)?;
     let vm = Vm {
         vcpus: config.vcpus,
         mem: config.mem,
@@ -102,8 +102,8 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
         payload,
         psci: Psci::new(config.vcpus, placed.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
-        devices: TicketMutex::new(Devices::new()),
-        ids: IdRegisters::read(ipa_bits),
+        devices: Lock::new(Devices::new()),
+        ids: IdRegisters::of_all(cpus, ipa_bits)?,
         stop: Stop::new(),
     };
     announce(&vm, &config, &guest);
@@ -160,7 +160,9 @@ fn policy(ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
     let ram = range(ram)?;
     let main = Region { range: ram, backing: Backing::Ram { prot: PROT, mem: MEM }, name: "RAM" };
     let regions = RegionMap::new([main, device(0)?, device(1)?])?;
-    Ok(Policy { ram, ram_attributes: Attributes::new(PROT, MEM), regions })
+    let page =
+        Mapping { level: Level::L3, attributes: Attributes::new(PROT, MEM), owner: Owner::Vm };
+    Ok(Policy { ram, ram_page: page, regions })
 }
 
 fn announce(vm: &Vm, config: &Config, guest: &Guest) {

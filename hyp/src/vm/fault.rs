@@ -25,7 +25,7 @@ use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::{Diagnosis, locate};
 use hyp_core::syndrome::{Abort, Status, Syndrome};
-use stage2::{Install, InstallError, Ipa, Level, Tally};
+use stage2::{Install, InstallError, Ipa, Tally};
 
 use super::NUMBER;
 use super::payload::Source;
@@ -33,6 +33,7 @@ use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::Vcpu;
 use crate::device;
+use crate::lock::relax;
 use crate::mem::PAGE;
 
 /// What the populate path comes to.
@@ -107,8 +108,7 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
     }
     let mut source = Source::new(&cpu.stock, &vm.payload, page);
     let mut tally = Tally::default();
-    let attributes = &policy.ram_attributes;
-    let result = vm.space.install(&guard, at, Level::L3, attributes, &mut source, &mut tally);
+    let result = vm.space.install(&guard, at, &policy.ram_page, &mut source, &mut tally);
     drop(guard);
     let counters = &cpu.counters;
     if (tally.tables | tally.lost_tables) != 0 {
@@ -157,7 +157,7 @@ fn ipa(page: u64, abort: Abort) -> u64 {
 #[cold]
 fn repeat(env: Env<'_>, vcpu: &mut Vcpu, page: u64) -> Step {
     if vcpu.may_repeat(page) {
-        core::hint::spin_loop();
+        relax();
         return Step::Resume;
     }
     let hint = "this fault came back without end: suspect the hypervisor (a slot in transition, or no frames)";

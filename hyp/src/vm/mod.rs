@@ -35,7 +35,7 @@ pub(crate) mod context;
 mod control;
 mod create;
 mod fault;
-mod idregs;
+pub(crate) mod idregs;
 mod inject;
 pub(crate) mod payload;
 mod pe;
@@ -55,13 +55,14 @@ use idregs::IdRegisters;
 use payload::Payload;
 use pe::Counted;
 use spin::Once;
-use spin::mutex::TicketMutex;
-use stage2::{Attributes, Epochs, Features, Guard, IpaRange, Region, RegionMap, Space};
+
+use stage2::{Epochs, Features, Guard, IpaRange, Mapping, Region, RegionMap, Space};
 use stop::Stop;
 use vcpu::Mailbox;
 
 use crate::boot::{Machine, Refusal};
 use crate::cpu::PerCpu;
+use crate::lock::Lock;
 use crate::mem::tables::Tables;
 
 /// The number of the only VM.
@@ -88,7 +89,7 @@ pub(crate) struct Vm {
     /// What stage 2 makes use of.
     pub(crate) features: Features,
     /// Stage-2 tables.
-    pub(crate) space: Space<Tables, Counted>,
+    pub(crate) space: Space<'static, Tables, Counted>,
     policy: AtomicPtr<Policy>,
     /// What RAM holds initially.
     pub(crate) payload: Payload,
@@ -97,7 +98,7 @@ pub(crate) struct Vm {
     /// Start requests.
     pub(crate) mailboxes: [Mailbox; MAX_VCPUS],
     /// Emulated devices.
-    pub(crate) devices: TicketMutex<Devices>,
+    pub(crate) devices: Lock<Devices>,
     /// What the guest sees in the ID registers.
     pub(crate) ids: IdRegisters,
     /// Whether, and by whom, the VM is ended.
@@ -119,8 +120,8 @@ impl Vm {
 pub(crate) struct Policy {
     /// RAM, which is what nearly every fault is about: looked at before the map.
     pub(crate) ram: IpaRange,
-    /// Attributes of a leaf in RAM.
-    pub(crate) ram_attributes: Attributes,
+    /// How a page of RAM is mapped.
+    pub(crate) ram_page: Mapping,
     /// Everything.
     pub(crate) regions: Regions,
 }

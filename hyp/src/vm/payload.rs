@@ -115,7 +115,9 @@ impl<'a> Source<'a> {
     }
 }
 
-impl Frames for Source<'_> {
+// SAFETY: (1) a frame of the stock is a page of RAM that is nobody else's; nothing takes pages out of the
+// VM's tables yet. (2) It is zeroed and cleaned, or filled and cleaned, each with its DSB.
+unsafe impl Frames for Source<'_> {
     #[inline]
     fn take(&mut self) -> Option<Pa> {
         let frame = self.stock.take()?;

@@ -15,8 +15,31 @@ pub(crate) struct Counted(pub(crate) Aarch64);
 // SAFETY: every method is that of `Aarch64`.
 unsafe impl Arch for Counted {
     #[inline]
-    fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        self.0.compare_exchange(slot, old, new)
+    fn load(&self, slot: &Slot) -> u64 {
+        self.0.load(slot)
+    }
+
+    #[inline]
+    unsafe fn store(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { self.0.store(slot, bits) };
+    }
+
+    #[inline]
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        // SAFETY: the caller's clauses.
+        unsafe { self.0.swap(slot, bits) }
+    }
+
+    #[inline]
+    unsafe fn compare_exchange(
+        &self,
+        slot: &Slot,
+        old: u64,
+        new: u64,
+    ) -> Option<Result<u64, u64>> {
+        // SAFETY: the caller's clause.
+        unsafe { self.0.compare_exchange(slot, old, new) }
     }
 
     #[inline]

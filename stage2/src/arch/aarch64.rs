@@ -1,8 +1,8 @@
 //! [`Arch`] on AArch64 at EL2: each primitive is one instruction.
 //!
-//! The atomics are an `LDAXR`/`STLXR` loop on the Armv8.0 baseline and one `CASAL` where every PE
-//! has FEAT_LSE. The choice is a field, tested by one predictable branch, because a single image
-//! runs on both; `LL/SC` may loop for ever under contention, `CASAL` may not.
+//! The atomics are an `LDAXR`/`STLXR` loop on the Armv8.0 baseline and one `CASAL` or `SWPAL` where
+//! every PE has FEAT_LSE. The choice is a field, tested by one predictable branch, because a single
+//! image runs on both; an exclusive loop may go on for ever under contention, one instruction not.
 
 use core::arch::asm;
 
@@ -75,12 +75,31 @@ macro_rules! tlbi {
 // for EL2 and for FEAT_LSE.
 unsafe impl Arch for Aarch64 {
     #[inline]
-    fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        Some(if self.lse {
-            // SAFETY: (1) `lse` is set only where every PE has FEAT_LSE.
-            unsafe { native::compare_exchange_lse(slot, old, new) }
-        } else {
-            native::compare_exchange(slot, old, new)
+    fn load(&self, slot: &Slot) -> u64 {
+        native::load(slot)
+    }
+
+    #[inline]
+    unsafe fn store(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { native::store(slot, bits) };
+    }
+
+    #[inline]
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        // SAFETY: the caller's clauses; `lse` is set only where every PE has FEAT_LSE.
+        unsafe { if self.lse { native::swap_lse(slot, bits) } else { native::swap(slot, bits) } }
+    }
+
+    #[inline]
+    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        // SAFETY: the caller's clause; `lse` is set only where every PE has FEAT_LSE.
+        Some(unsafe {
+            if self.lse {
+                native::compare_exchange_lse(slot, old, new)
+            } else {
+                native::compare_exchange(slot, old, new)
+            }
         })
     }
 
@@ -101,7 +120,6 @@ unsafe impl Arch for Aarch64 {
     fn tlbi(&self, op: Tlbi) {
         match op {
             Tlbi::Ipas2e1Is(operand) => tlbi!("#4, c8, c0, #1", operand.bits()),
-            Tlbi::Ipas2le1Is(operand) => tlbi!("#4, c8, c0, #5", operand.bits()),
             Tlbi::Ripas2e1Is(operand) => tlbi!("#4, c8, c0, #2", operand.bits()),
             Tlbi::Ipas2e1(operand) => tlbi!("#4, c8, c4, #1", operand.bits()),
             Tlbi::Vmalle1Is => tlbi!("#0, c8, c3, #0"),

@@ -22,6 +22,12 @@ pub(crate) enum Event {
     Tlbi(Tlbi, u64),
     /// VTTBR_EL2 was written.
     SetVttbr(u64),
+    /// A descriptor was stored.
+    Store(u64),
+    /// A descriptor was swapped in.
+    Swap(u64),
+    /// A compare-exchange, and whether it won.
+    CompareExchange(bool),
 }
 
 /// A machine with atomics, whose maintenance is only logged.
@@ -56,8 +62,27 @@ impl Host {
 
 // SAFETY: the atomics are the host's; there is no TLB that could hold anything back.
 unsafe impl Arch for Host {
-    fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        Some(native::compare_exchange(slot, old, new))
+    fn load(&self, slot: &Slot) -> u64 {
+        native::load(slot)
+    }
+
+    unsafe fn store(&self, slot: &Slot, bits: u64) {
+        self.log(Event::Store(bits));
+        // SAFETY: the caller's clauses.
+        unsafe { native::store(slot, bits) };
+    }
+
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        self.log(Event::Swap(bits));
+        // SAFETY: the caller's clauses.
+        unsafe { native::swap(slot, bits) }
+    }
+
+    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        // SAFETY: the caller's clause.
+        let result = unsafe { native::compare_exchange(slot, old, new) };
+        self.log(Event::CompareExchange(result.is_ok()));
+        Some(result)
     }
 
     fn dsb(&self, kind: Dsb) {
@@ -88,6 +113,17 @@ pub(crate) struct NoAtomicInstall;
 
 // SAFETY: loads and stores are the host's; there is no TLB.
 unsafe impl Arch for NoAtomicInstall {
+    fn load(&self, slot: &Slot) -> u64 {
+        native::load(slot)
+    }
+    unsafe fn store(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { native::store(slot, bits) };
+    }
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        // SAFETY: the caller's clauses.
+        unsafe { native::swap(slot, bits) }
+    }
     fn dsb(&self, _kind: Dsb) {}
     fn isb(&self) {}
     fn tlbi(&self, _op: Tlbi) {}

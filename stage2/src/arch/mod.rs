@@ -5,7 +5,7 @@
 //! primitives, so the same code runs on AArch64, in a test on the host, and under a model of the
 //! architecture that judges every step.
 
-use crate::slot::{Slot, native};
+use crate::slot::Slot;
 use crate::tlbi::Tlbi;
 
 #[cfg(target_arch = "aarch64")]
@@ -31,30 +31,37 @@ pub enum Dsb {
 /// order with the others; a caller frees memory on the strength of it.
 pub unsafe trait Arch: Sync {
     /// Reads a slot with acquire order.
-    #[inline]
-    fn load(&self, slot: &Slot) -> u64 {
-        native::load(slot)
-    }
+    fn load(&self, slot: &Slot) -> u64;
 
-    /// Writes a slot with release order. Only for slots that the caller made Busy, Drain or Dead.
-    #[inline]
-    fn store(&self, slot: &Slot, bits: u64) {
-        native::store(slot, bits);
-    }
+    /// Writes a slot with release order.
+    ///
+    /// # Safety
+    /// 1. The caller made the slot Busy, Drain or Dead, and it still is.
+    /// 2. `bits` are what the table of slot states lets it become.
+    unsafe fn store(&self, slot: &Slot, bits: u64);
 
     /// Writes a slot and returns what it held, with acquire and release order.
-    #[inline]
-    fn swap(&self, slot: &Slot, bits: u64) -> u64 {
-        native::swap(slot, bits)
-    }
+    ///
+    /// # Safety
+    /// 1. The caller may take the slot out of any state that it can be in now.
+    /// 2. `bits` are what the table of slot states lets it become.
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64;
 
     /// Writes `new` if the slot holds `old`: release order on success, acquire on failure. Both
     /// ways it returns what the slot held.
     ///
     /// `None` where there is no such atomic, which is the default, as in Linux' generic
     /// `ptep_try_set`: an architecture opts in.
+    ///
+    /// # Safety
+    /// 1. The table of slot states lets `old` become `new`, and what `new` points to is complete.
     #[inline]
-    fn compare_exchange(&self, _slot: &Slot, _old: u64, _new: u64) -> Option<Result<u64, u64>> {
+    unsafe fn compare_exchange(
+        &self,
+        _slot: &Slot,
+        _old: u64,
+        _new: u64,
+    ) -> Option<Result<u64, u64>> {
         None
     }
 
@@ -73,7 +80,9 @@ pub unsafe trait Arch: Sync {
     /// Writes VTTBR_EL2. It takes effect at the next [`isb`](Self::isb).
     ///
     /// # Safety
-    /// 1. No guest runs on this PE before the register holds that guest's own value again, or
-    /// 2. the value is that of the guest that will run.
+    /// 1. When a guest next runs on this PE, the register holds that guest's own value.
+    /// 2. A DSB was executed since the last guest ran on this PE: its walks, which go on speculatively
+    ///    after the exception to EL2 \[RLFHQG\], have ended \[IQVPYJ\] and cannot fill a TLB under the
+    ///    new value.
     unsafe fn set_vttbr(&self, value: u64);
 }

@@ -1,0 +1,124 @@
+//! Why tables could not be created, or nothing was installed.
+
+use core::fmt;
+
+use crate::addr::{Ipa, Level, Vmid};
+use crate::descriptor::{Descriptor, DescriptorError, Note};
+
+/// Why nothing was installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallError {
+    /// The address is beyond the VM's IPA size.
+    BeyondIpaSize {
+        /// The address.
+        ipa: Ipa,
+        /// Bits of the VM's IPAs.
+        bits: u32,
+    },
+    /// The guard belongs to other epochs than the tables do.
+    ForeignGuard,
+    /// There are no leaves at this level, or the walk starts below it.
+    Level {
+        /// Level asked for.
+        level: Level,
+        /// Level at which this VM's walks start.
+        start: Level,
+    },
+    /// A single member of a contiguous run was asked for: its neighbours would be translated too.
+    Contiguous,
+    /// No frame at hand: refill where waiting is allowed, then let the guest fault again.
+    OutOfFrames,
+    /// No table page at hand: likewise.
+    OutOfTables,
+    /// A slot on the way is being changed (Busy, Drain or Dead): let the guest fault again.
+    Retry {
+        /// Level of the slot.
+        level: Level,
+        /// What it held.
+        seen: Descriptor,
+    },
+    /// A note stands there: what happens next is for its owner to say.
+    Note {
+        /// Level of the slot.
+        level: Level,
+        /// The payload.
+        note: Note,
+    },
+    /// A table stands where a block was to go, or bits that this crate never wrote.
+    Occupied {
+        /// Level of the slot.
+        level: Level,
+        /// What it held.
+        seen: Descriptor,
+    },
+    /// The machine has no atomic install: the fault cannot be recovered here.
+    Unsupported,
+    /// No descriptor can say what was wanted.
+    Descriptor(DescriptorError),
+}
+
+impl fmt::Display for InstallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BeyondIpaSize { ipa, bits } => write!(f, "{ipa} needs more than {bits} IPA bits"),
+            Self::ForeignGuard => f.write_str("the guard belongs to other epochs than the tables"),
+            Self::Level { level, start } => {
+                write!(f, "no leaf can be installed at {level}: walks start at {start}")
+            }
+            Self::Contiguous => f.write_str("a contiguous run is installed as a whole"),
+            Self::OutOfFrames => f.write_str("no frame at hand"),
+            Self::OutOfTables => f.write_str("no table page at hand"),
+            Self::Retry { level, seen } => {
+                write!(f, "the {level} slot is being changed: {:#x}", seen.bits())
+            }
+            Self::Note { level, note } => {
+                write!(f, "the {level} slot holds note {:#x}", note.get())
+            }
+            Self::Occupied { level, seen } => {
+                write!(f, "the {level} slot holds {:#x}", seen.bits())
+            }
+            Self::Unsupported => f.write_str("this machine has no atomic install"),
+            Self::Descriptor(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for InstallError {}
+
+impl From<DescriptorError> for InstallError {
+    fn from(error: DescriptorError) -> Self {
+        Self::Descriptor(error)
+    }
+}
+
+/// Why a VM's tables could not be created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewSpaceError {
+    /// No memory for the root.
+    OutOfTables {
+        /// Pages that the root needs, side by side.
+        pages: usize,
+    },
+    /// The machine would ignore the upper bits of this VMID.
+    VmidTooWide {
+        /// The VMID.
+        vmid: Vmid,
+        /// Bits that the machine has.
+        bits: u32,
+    },
+}
+
+impl fmt::Display for NewSpaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfTables { pages } => {
+                write!(f, "no {pages} adjacent pages for the root of the stage-2 tables")
+            }
+            Self::VmidTooWide { vmid, bits } => {
+                write!(f, "VMID {} does not fit in {bits} bits", vmid.get())
+            }
+        }
+    }
+}
+
+impl core::error::Error for NewSpaceError {}
