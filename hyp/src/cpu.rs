@@ -17,6 +17,7 @@ use crate::event::counters::Counters;
 #[cfg(feature = "measure")]
 use crate::event::measure::Timing;
 use crate::mem::cache::Stock;
+use crate::vm::idregs::IdRegisters;
 
 /// Affinity fields of `MPIDR_EL1`: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
 pub(crate) const AFFINITY: u64 = 0xff_00ff_ffff;
@@ -35,6 +36,8 @@ pub(crate) struct PerCpu {
     pub(crate) online: AtomicBool,
     /// What its stage 2 can do.
     pub(crate) features: Once<Features>,
+    /// What a guest would see in its ID registers.
+    pub(crate) ids: Once<IdRegisters>,
     /// Crashes taken on this CPU: the second one does not try a dump.
     pub(crate) crashes: AtomicU64,
     /// What has been counted here.
@@ -64,6 +67,7 @@ impl PerCpu {
     /// The executing CPU is up and reachable.
     pub(crate) fn came_up(&self) {
         self.features.call_once(|| Features::from_id_registers(&Aarch64::id_registers()));
+        self.ids.call_once(IdRegisters::read);
         self.online.store(true, Ordering::Release);
     }
 
@@ -74,6 +78,7 @@ impl PerCpu {
             mpidr: AtomicU64::new(0),
             online: AtomicBool::new(false),
             features: Once::new(),
+            ids: Once::new(),
             crashes: AtomicU64::new(0),
             counters: Counters::new(),
             stock: Stock::new(),

@@ -35,6 +35,7 @@ mod end;
 mod event;
 mod exception;
 mod hypercall;
+mod lock;
 mod mem;
 mod platform;
 mod sysreg;

@@ -22,6 +22,7 @@ use spin::Once;
 use super::entry::secondary_entry;
 use super::{Refusal, stack};
 use crate::cpu::{self, PerCpu};
+use crate::lock::relax;
 use crate::mem::{clean, el2_map};
 use crate::platform::{gic, power};
 use crate::{say, vm};
@@ -96,7 +97,7 @@ fn start(number: usize, mpidr: u64) -> Result<(), Refusal> {
         if CNTPCT_EL0.get() > deadline {
             return Err(format!("CPU {mpidr:#x} has not come up within {PATIENCE} s").into());
         }
-        core::hint::spin_loop();
+        relax();
     }
     if block.mpidr.load(Ordering::Relaxed) != mpidr {
         return Err(format!("CPU {mpidr:#x} came up with another affinity").into());

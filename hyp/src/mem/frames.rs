@@ -17,9 +17,9 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use buddy_system_allocator::Heap;
 use hyp_core::PaRange;
 use spin::Once;
-use spin::mutex::TicketMutex;
 
 use super::PAGE;
+use crate::lock::Lock;
 
 /// One more than the order of the largest block: 2^47 bytes.
 const ORDERS: usize = 48;
@@ -55,7 +55,7 @@ struct Area {
 }
 
 struct Pool {
-    heap: TicketMutex<Heap<ORDERS>>,
+    heap: Lock<Heap<ORDERS>>,
     areas: [Option<Area>; MAX_AREAS],
 }
 
@@ -97,7 +97,7 @@ pub(crate) unsafe fn init(free: &[PaRange]) {
             unsafe { heap.add_to_heap(first as usize, range.end as usize) };
             *slot = Some(Area { range: *range, meta });
         }
-        Pool { heap: TicketMutex::new(heap), areas }
+        Pool { heap: Lock::new(heap), areas }
     });
 }
 

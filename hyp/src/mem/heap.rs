@@ -9,7 +9,8 @@ use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
 use buddy_system_allocator::Heap;
-use spin::mutex::TicketMutex;
+
+use crate::lock::Lock;
 
 /// Bytes of the arena.
 const SIZE: usize = 1 << 20;
@@ -25,13 +26,13 @@ unsafe impl Sync for Arena {}
 #[unsafe(link_section = ".noinit.heap")]
 static ARENA: Arena = Arena(UnsafeCell::new([0; SIZE]));
 
-struct Locked(TicketMutex<Heap<ORDERS>>);
+struct Locked(Lock<Heap<ORDERS>>);
 
 // SAFETY: the inner allocator holds lists of addresses in ARENA, guarded by the lock.
 unsafe impl Sync for Locked {}
 
 #[global_allocator]
-static HEAP: Locked = Locked(TicketMutex::new(Heap::new()));
+static HEAP: Locked = Locked(Lock::new(Heap::new()));
 
 /// Gives the arena to the heap. Called once, before anything allocates.
 pub(crate) fn init() {

@@ -11,10 +11,11 @@ use core::fmt::{self, Write};
 
 use hyp_core::PaRange;
 use spin::Once;
-use spin::mutex::TicketMutex;
 use tock_registers::interfaces::{Readable, Writeable};
 use tock_registers::registers::{ReadOnly, ReadWrite};
 use tock_registers::{register_bitfields, register_structs};
+
+use crate::lock::{Lock, relax};
 
 register_bitfields! {u32,
     Flags [
@@ -82,7 +83,7 @@ impl Uart {
             if !self.0.FR.is_set(Flags::TXFF) {
                 break;
             }
-            core::hint::spin_loop();
+            relax();
         }
         self.0.DR.set(u32::from(byte));
     }
@@ -98,7 +99,7 @@ impl Uart {
             if !self.0.FR.is_set(Flags::BUSY) {
                 return;
             }
-            core::hint::spin_loop();
+            relax();
         }
     }
 }
@@ -121,7 +122,7 @@ struct Line {
 }
 
 static UART: Once<Uart> = Once::new();
-static LINE: TicketMutex<Line> = TicketMutex::new(Line { open: false });
+static LINE: Lock<Line> = Lock::new(Line { open: false });
 
 /// Makes the UART at `window` the console. The first call counts.
 ///

@@ -16,7 +16,8 @@ use arm_gic::gicv3::{
 };
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use hyp_core::fdt::Gic;
-use spin::mutex::TicketMutex;
+
+use crate::lock::Lock;
 
 /// The SGI that makes a CPU look.
 const LOOK: IntId = IntId::sgi(0);
@@ -51,7 +52,7 @@ impl From<arm_gic::gicv3::GicError> for GicError {
 }
 
 /// Redistributors are shared by address range: one CPU at a time.
-static REDISTRIBUTORS: TicketMutex<()> = TicketMutex::new(());
+static REDISTRIBUTORS: Lock<()> = Lock::new(());
 
 /// Turns on affinity routing and non-secure group 1. The boot CPU, once.
 ///

@@ -55,7 +55,6 @@ use idregs::IdRegisters;
 use payload::Payload;
 use pe::Counted;
 use spin::Once;
-
 use stage2::{Epochs, Features, Guard, IpaRange, Mapping, Region, RegionMap, Space};
 use stop::Stop;
 use vcpu::Mailbox;

@@ -32,12 +32,7 @@ unsafe impl Arch for Counted {
     }
 
     #[inline]
-    unsafe fn compare_exchange(
-        &self,
-        slot: &Slot,
-        old: u64,
-        new: u64,
-    ) -> Option<Result<u64, u64>> {
+    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
         // SAFETY: the caller's clause.
         unsafe { self.0.compare_exchange(slot, old, new) }
     }

@@ -19,6 +19,7 @@ use hyp_core::report::{Outcome, Report, Stats};
 use super::Vm;
 use crate::cpu::{self, PerCpu};
 use crate::event::counters::{self, Own};
+use crate::lock::relax;
 use crate::platform::gic;
 use crate::{end, say};
 
@@ -81,7 +82,7 @@ pub(crate) fn stop(vm: &Vm, cpu: &PerCpu, reason: Reason) -> ! {
             say!("not all CPUs have stopped within {PATIENCE} s");
             break;
         }
-        core::hint::spin_loop();
+        relax();
     }
     end::finish(&report(vm, reason))
 }
