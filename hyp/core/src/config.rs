@@ -108,22 +108,15 @@ impl Nonce {
     /// The nonce with these digits: 16 to 64 of `0-9a-f`.
     #[must_use]
     pub fn new(digits: &str) -> Option<Self> {
-        let good = digits
-            .bytes()
-            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        let good = digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
         (good && (16..=64).contains(&digits.len())).then(|| Self(digits.into()))
     }
 
     /// The nonce on a command line that may otherwise be wrong: so that its refusal can be reported.
     #[must_use]
     pub fn find(line: &str) -> Option<Self> {
-        let words = line
-            .get(..MAX_LINE)
-            .unwrap_or(line)
-            .split_ascii_whitespace();
-        words
-            .filter_map(|word| word.strip_prefix("report="))
-            .find_map(Self::new)
+        let words = line.get(..MAX_LINE).unwrap_or(line).split_ascii_whitespace();
+        words.filter_map(|word| word.strip_prefix("report=")).find_map(Self::new)
     }
 
     /// The digits.
@@ -220,21 +213,13 @@ impl Request {
         let most = machine.cpus.min(MAX_VCPUS);
         let vcpus = self.vcpus.unwrap_or(most);
         if vcpus == 0 || vcpus > most {
-            return Err(ConfigError::TooManyVcpus {
-                asked: vcpus,
-                cpus: machine.cpus,
-            });
+            return Err(ConfigError::TooManyVcpus { asked: vcpus, cpus: machine.cpus });
         }
         if self.measure && !machine.can_measure {
             return Err(ConfigError::CannotMeasure);
         }
         let mem = self.memory(machine)?;
-        Ok(Config {
-            vcpus,
-            mem,
-            report: self.report,
-            measure: self.measure,
-        })
+        Ok(Config { vcpus, mem, report: self.report, measure: self.measure })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {
@@ -253,11 +238,7 @@ impl Request {
         } else if !asked.is_multiple_of(PAGE_SIZE) {
             Err(ConfigError::MemNotPages(asked))
         } else if asked > room {
-            Err(ConfigError::TooMuchMem {
-                asked,
-                free,
-                overhead,
-            })
+            Err(ConfigError::TooMuchMem { asked, free, overhead })
         } else {
             Ok(asked)
         }
@@ -273,21 +254,16 @@ fn once<T>(slot: &mut Option<T>, word: &'static str, value: T) -> Result<(), Con
 
 /// What was given, fit to be printed: it is the user's, but a terminal reads it.
 fn shown(text: &str) -> String {
-    text.chars()
-        .take(40)
-        .flat_map(char::escape_default)
-        .collect()
+    text.chars().take(40).flat_map(char::escape_default).collect()
 }
 
 fn vcpus(value: &str) -> Result<usize, ConfigError> {
     let number = decimal(value).filter(|&number| (1..=MAX_VCPUS as u64).contains(&number));
-    number
-        .and_then(|number| usize::try_from(number).ok())
-        .ok_or_else(|| ConfigError::Value {
-            word: "vcpus",
-            value: shown(value),
-            wanted: "a number from 1 to 8",
-        })
+    number.and_then(|number| usize::try_from(number).ok()).ok_or_else(|| ConfigError::Value {
+        word: "vcpus",
+        value: shown(value),
+        wanted: "a number from 1 to 8",
+    })
 }
 
 fn nonce(value: &str) -> Result<Nonce, ConfigError> {
@@ -320,8 +296,5 @@ pub fn parse_size(text: &str) -> Option<u64> {
 
 /// Digits and nothing else; `str::parse` would let a sign through.
 fn decimal(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|digit| digit.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
+    text.bytes().all(|digit| digit.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }

@@ -45,25 +45,13 @@ impl Diagnosis {
         let syndrome = Syndrome(esr);
         let hint = hint(syndrome).to_string();
         let cause = syndrome.to_string();
-        Self {
-            vm,
-            vcpu,
-            pc,
-            esr,
-            cause,
-            va: None,
-            ipa: None,
-            region: None,
-            hint,
-        }
+        Self { vm, vcpu, pc, esr, cause, va: None, ipa: None, region: None, hint }
     }
 
     /// Adds the virtual address, unless the syndrome says that there is none.
     #[must_use]
     pub fn with_va(mut self, va: u64) -> Self {
-        let valid = !Syndrome(self.esr)
-            .abort()
-            .is_some_and(|abort| abort.far_not_valid());
+        let valid = !Syndrome(self.esr).abort().is_some_and(|abort| abort.far_not_valid());
         self.va = valid.then_some(va);
         self
     }
@@ -116,16 +104,13 @@ pub fn locate(ipa: u64, regions: &[(&str, IpaRange)]) -> String {
     if let Some((name, range)) = regions.iter().find(|(_, range)| range.contains(ipa)) {
         return format!("{name} ({range})");
     }
-    let nearest = regions
-        .iter()
-        .filter(|(_, range)| !range.is_empty())
-        .min_by_key(|(_, range)| {
-            if ipa < range.start {
-                range.start.saturating_sub(ipa)
-            } else {
-                ipa.saturating_sub(range.end)
-            }
-        });
+    let nearest = regions.iter().filter(|(_, range)| !range.is_empty()).min_by_key(|(_, range)| {
+        if ipa < range.start {
+            range.start.saturating_sub(ipa)
+        } else {
+            ipa.saturating_sub(range.end)
+        }
+    });
     match nearest {
         Some((name, range)) if ipa < range.start => {
             let gap = range.start.saturating_sub(ipa);

@@ -61,11 +61,9 @@ impl Platform {
     pub fn module(&self, kind: ModuleKind) -> Result<Option<&Module>, FdtError> {
         let mut of_kind = self.modules.iter().filter(|module| module.kind == kind);
         match (of_kind.next(), of_kind.next()) {
-            (Some(first), Some(second)) => Err(FdtError::DuplicateModule {
-                kind,
-                first: first.range,
-                second: second.range,
-            }),
+            (Some(first), Some(second)) => {
+                Err(FdtError::DuplicateModule { kind, first: first.range, second: second.range })
+            }
             (module, _) => Ok(module),
         }
     }
@@ -144,10 +142,8 @@ pub fn parse(blob: &[u8]) -> Result<Platform, FdtError> {
     let checked = check::check(blob)?;
     let bytes = checked.bytes();
     // It looks at the header only, which was checked.
-    let tree = ::fdt::Fdt::new(bytes).map_err(|_| FdtError::Truncated {
-        need: bytes.len(),
-        have: bytes.len(),
-    })?;
+    let tree = ::fdt::Fdt::new(bytes)
+        .map_err(|_| FdtError::Truncated { need: bytes.len(), have: bytes.len() })?;
     let root = Node::root(&tree).ok_or(FdtError::MissingNode("root node"))?;
     let chosen = root.child("chosen")?;
     let devices = find::Devices::find(root)?;
@@ -160,9 +156,7 @@ pub fn parse(blob: &[u8]) -> Result<Platform, FdtError> {
         psci: find::psci(root)?,
         modules: chosen.map_or(Ok(Vec::new()), find::modules)?,
         bootargs: chosen
-            .map_or(Ok(""), |node| {
-                node.string("bootargs").map(Option::unwrap_or_default)
-            })?
+            .map_or(Ok(""), |node| node.string("bootargs").map(Option::unwrap_or_default))?
             .into(),
     })
 }

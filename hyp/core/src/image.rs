@@ -222,21 +222,13 @@ pub fn place(
         other => return Err(ImageError::Format(other)),
     };
     let ram = IpaRange::from_len(map::RAM_BASE, mem).ok_or(ImageError::Absurd(mem))?;
-    let dtb = IpaRange {
-        start: ram.start,
-        end: ram.start.saturating_add(map::DTB_SPACE),
-    };
+    let dtb = IpaRange { start: ram.start, end: ram.start.saturating_add(map::DTB_SPACE) };
 
     let base = map::RAM_BASE.saturating_add(map::IMAGE_OFFSET);
-    let start = base
-        .checked_add(text_offset)
-        .ok_or(ImageError::TextOffset(text_offset))?;
+    let start = base.checked_add(text_offset).ok_or(ImageError::TextOffset(text_offset))?;
     let footprint = IpaRange::from_len(start, size).ok_or(ImageError::Absurd(size))?;
     fits("the image", footprint, ram)?;
-    let image = IpaRange {
-        start,
-        end: start.saturating_add(len),
-    };
+    let image = IpaRange { start, end: start.saturating_add(len) };
 
     let ramdisk = match ramdisk {
         None => None,
@@ -248,14 +240,7 @@ pub fn place(
             Some(range)
         }
     };
-    Ok(GuestLayout {
-        ram,
-        dtb,
-        image,
-        footprint,
-        entry: start,
-        ramdisk,
-    })
+    Ok(GuestLayout { ram, dtb, image, footprint, entry: start, ramdisk })
 }
 
 fn fits(what: &'static str, range: IpaRange, ram: IpaRange) -> Result<(), ImageError> {
@@ -263,10 +248,5 @@ fn fits(what: &'static str, range: IpaRange, ram: IpaRange) -> Result<(), ImageE
         return Ok(());
     }
     let need = range.end.saturating_sub(ram.start);
-    Err(ImageError::TooSmall {
-        what,
-        end: range.end,
-        need,
-        mem: ram.len(),
-    })
+    Err(ImageError::TooSmall { what, end: range.end, need, mem: ram.len() })
 }

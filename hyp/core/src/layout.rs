@@ -60,9 +60,7 @@ impl Layout {
     /// All free memory, in bytes.
     #[must_use]
     pub fn free_bytes(&self) -> u64 {
-        self.free
-            .iter()
-            .fold(0, |sum, range| sum.saturating_add(range.len()))
+        self.free.iter().fold(0, |sum, range| sum.saturating_add(range.len()))
     }
 }
 
@@ -76,50 +74,30 @@ pub fn plan(platform: &Platform, image: PaRange, tree: PaRange) -> Result<Layout
     placed.push(Named::new("the hypervisor's image", image));
     placed.push(Named::new("the device tree", tree));
     for module in &platform.modules {
-        placed.push(Named::new(
-            alloc::format!("the {} module", module.kind),
-            module.range,
-        ));
+        placed.push(Named::new(alloc::format!("the {} module", module.kind), module.range));
     }
     for (index, first) in placed.iter().enumerate() {
         if first.value.is_empty() {
             return Err(LayoutError::Empty(first.clone()));
         }
-        let inside = platform
-            .ram
-            .iter()
-            .any(|ram| ram.contains_range(&first.value));
+        let inside = platform.ram.iter().any(|ram| ram.contains_range(&first.value));
         if !inside {
-            return Err(LayoutError::OutsideRam {
-                what: first.clone(),
-                ram: list(&platform.ram),
-            });
+            return Err(LayoutError::OutsideRam { what: first.clone(), ram: list(&platform.ram) });
         }
         let may_be_reserved = index == 1;
         let reserved = platform.reserved.iter().filter(|_| !may_be_reserved);
         let others = placed.iter().skip(index.saturating_add(1)).chain(reserved);
-        if let Some(second) = others
-            .into_iter()
-            .find(|other| other.value.overlaps(&first.value))
-        {
-            return Err(LayoutError::Overlap {
-                first: first.clone(),
-                second: second.clone(),
-            });
+        if let Some(second) = others.into_iter().find(|other| other.value.overlaps(&first.value)) {
+            return Err(LayoutError::Overlap { first: first.clone(), second: second.clone() });
         }
     }
 
-    let mut used: Vec<_> = placed
-        .into_iter()
-        .chain(platform.reserved.iter().cloned())
-        .collect();
+    let mut used: Vec<_> = placed.into_iter().chain(platform.reserved.iter().cloned()).collect();
     used.retain(|item| platform.ram.iter().any(|ram| ram.overlaps(&item.value)));
     used.sort_by_key(|item| item.value);
     let free = subtract(&platform.ram, &used);
     if free.is_empty() {
-        return Err(LayoutError::NoFreeRam {
-            ram: list(&platform.ram),
-        });
+        return Err(LayoutError::NoFreeRam { ram: list(&platform.ram) });
     }
     Ok(Layout { free, used })
 }
@@ -132,26 +110,20 @@ fn subtract(ram: &[PaRange], used: &[Named<PaRange>]) -> Vec<PaRange> {
         let mut cursor = range.start;
         for item in used.iter().filter(|item| !item.value.is_empty()) {
             // Past the last page of the address space there is nothing to keep free.
-            let hole = item.value.grow_to_pages().unwrap_or(PaRange {
-                start: item.value.start & !0xfff,
-                end: u64::MAX,
-            });
+            let hole = item
+                .value
+                .grow_to_pages()
+                .unwrap_or(PaRange { start: item.value.start & !0xfff, end: u64::MAX });
             if hole.start >= range.end || hole.end <= cursor {
                 continue;
             }
             if hole.start > cursor {
-                free.push(PaRange {
-                    start: cursor,
-                    end: hole.start,
-                });
+                free.push(PaRange { start: cursor, end: hole.start });
             }
             cursor = hole.end;
         }
         if cursor < range.end {
-            free.push(PaRange {
-                start: cursor,
-                end: range.end,
-            });
+            free.push(PaRange { start: cursor, end: range.end });
         }
     }
     free

@@ -43,18 +43,13 @@ impl Window {
             Self::Uart => (map::UART_BASE, map::UART_SIZE),
             Self::Flash => (map::FLASH_BASE, map::FLASH_SIZE),
         };
-        IpaRange {
-            start,
-            end: start.saturating_add(len),
-        }
+        IpaRange { start, end: start.saturating_add(len) }
     }
 
     /// The window that holds `ipa`.
     #[must_use]
     pub fn at(ipa: u64) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|window| window.range().contains(ipa))
+        Self::ALL.into_iter().find(|window| window.range().contains(ipa))
     }
 }
 
@@ -73,16 +68,8 @@ impl Access {
     /// The access that `decoded` describes. `register` is the 64-bit value of its register; a read ignores it.
     #[must_use]
     pub const fn new(ipa: u64, decoded: LoadStore, register: u64) -> Self {
-        let write = if decoded.is_write {
-            Some(decoded.truncate(register))
-        } else {
-            None
-        };
-        Self {
-            ipa,
-            size: decoded.size,
-            write,
-        }
+        let write = if decoded.is_write { Some(decoded.truncate(register)) } else { None };
+        Self { ipa, size: decoded.size, write }
     }
 }
 

@@ -127,9 +127,7 @@ impl Pl011 {
         if spare >= 64 {
             return 0;
         }
-        (value.wrapping_shr(shift) as u64)
-            .wrapping_shl(spare)
-            .wrapping_shr(spare)
+        (value.wrapping_shr(shift) as u64).wrapping_shl(spare).wrapping_shr(spare)
     }
 
     /// The guest writes the low `size` bytes (1, 2, 4 or 8) of `value` at `offset` from the UART's base.
@@ -176,11 +174,8 @@ impl Pl011 {
         let mut raw = Interrupts::empty();
         raw.set(Interrupts::TX, self.transmitted);
         // With the FIFO on, one character is below any trigger level: the timeout reports it.
-        let kind = if self.lcr_h & FIFO_ENABLE == 0 {
-            Interrupts::RX
-        } else {
-            Interrupts::RX_TIMEOUT
-        };
+        let kind =
+            if self.lcr_h & FIFO_ENABLE == 0 { Interrupts::RX } else { Interrupts::RX_TIMEOUT };
         raw.set(kind, self.received.is_some());
         raw
     }
@@ -214,13 +209,9 @@ impl Pl011 {
             }
             reg::DMACR => self.dmacr,
             _ => {
-                let index = register
-                    .checked_sub(reg::ID)
-                    .map(|bytes| bytes.wrapping_shr(2) as usize);
-                index
-                    .and_then(|index| ID.get(index))
-                    .copied()
-                    .map_or(0, u32::from)
+                let index =
+                    register.checked_sub(reg::ID).map(|bytes| bytes.wrapping_shr(2) as usize);
+                index.and_then(|index| ID.get(index)).copied().map_or(0, u32::from)
             }
         }
     }

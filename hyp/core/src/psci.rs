@@ -109,21 +109,13 @@ impl Psci {
     pub fn new(vcpus: usize, ram: IpaRange) -> Self {
         let vcpus = vcpus.min(MAX_VCPUS);
         let off = (1..MAX_VCPUS).fold(States(0), |all, vcpu| all.with(vcpu, Power::Off));
-        Self {
-            states: AtomicU32::new(off.0),
-            vcpus,
-            ram,
-        }
+        Self { states: AtomicU32::new(off.0), vcpus, ram }
     }
 
     /// The state of a virtual CPU; one that does not exist is Off.
     #[must_use]
     pub fn power(&self, vcpu: usize) -> Power {
-        if vcpu < self.vcpus {
-            self.load().get(vcpu)
-        } else {
-            Power::Off
-        }
+        if vcpu < self.vcpus { self.load().get(vcpu) } else { Power::Off }
     }
 
     /// The target of a CPU_ON begins to run: it calls this itself, once, when it has taken over entry and
@@ -150,10 +142,7 @@ impl Psci {
             }
             let next = seen.with(vcpu, to);
             let order = (Ordering::AcqRel, Ordering::Acquire);
-            match self
-                .states
-                .compare_exchange_weak(seen.0, next.0, order.0, order.1)
-            {
+            match self.states.compare_exchange_weak(seen.0, next.0, order.0, order.1) {
                 Ok(_) => return Ok(next),
                 Err(now) => seen = States(now),
             }
@@ -170,11 +159,7 @@ impl Psci {
             SMCCC_VERSION => Action::Return(0x1_0001),
             psci::PSCI_FEATURES | SMCCC_ARCH_FEATURES => {
                 let known = function_is_known(narrow[0] as u32, function);
-                answer(if known {
-                    error::SUCCESS
-                } else {
-                    error::NOT_SUPPORTED
-                })
+                answer(if known { error::SUCCESS } else { error::NOT_SUPPORTED })
             }
             psci::PSCI_CPU_ON_32 => self.cpu_on(narrow),
             psci::PSCI_CPU_ON_64 => self.cpu_on(args),
@@ -192,9 +177,7 @@ impl Psci {
         if affinity & !AFFINITY != 0 {
             return None;
         }
-        usize::try_from(affinity)
-            .ok()
-            .filter(|&vcpu| vcpu < self.vcpus)
+        usize::try_from(affinity).ok().filter(|&vcpu| vcpu < self.vcpus)
     }
 
     fn cpu_on(&self, [affinity, entry, context]: [u64; 3]) -> Action {
@@ -206,11 +189,7 @@ impl Psci {
             return answer(error::INVALID_ADDRESS);
         }
         match self.change(vcpu, Power::Off, Power::OnPending) {
-            Ok(_) => Action::Start {
-                vcpu,
-                entry,
-                context,
-            },
+            Ok(_) => Action::Start { vcpu, entry, context },
             Err(Power::OnPending) => answer(error::ON_PENDING),
             Err(_) => answer(error::ALREADY_ON),
         }
@@ -247,9 +226,7 @@ impl Psci {
         }
         let states = self.load();
         let has = |power| (0..self.vcpus).any(|vcpu| states.get(vcpu) == power);
-        let power = [Power::On, Power::OnPending]
-            .into_iter()
-            .find(|&power| has(power));
+        let power = [Power::On, Power::OnPending].into_iter().find(|&power| has(power));
         Action::Return(power.unwrap_or(Power::Off) as u64)
     }
 }

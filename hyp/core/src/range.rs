@@ -144,10 +144,7 @@ pub struct Named<T> {
 impl<T> Named<T> {
     /// `value`, called `name`.
     pub fn new(name: impl Into<alloc::string::String>, value: T) -> Self {
-        Self {
-            name: name.into(),
-            value,
-        }
+        Self { name: name.into(), value }
     }
 }
 
@@ -188,10 +185,7 @@ mod tests {
 
     #[test]
     fn a_range_is_shown_with_its_last_byte() {
-        assert_eq!(
-            range(0x4000_0000, 0x4020_0000).to_string(),
-            "0x40000000-0x401fffff"
-        );
+        assert_eq!(range(0x4000_0000, 0x4020_0000).to_string(), "0x40000000-0x401fffff");
         assert_eq!(range(0x1000, 0x1000).to_string(), "0x1000 (empty)");
     }
 

@@ -213,8 +213,7 @@ impl Report {
     pub fn from_line(line: &str, nonce: &Nonce) -> Option<Result<Self, ReportError>> {
         let (_, rest) = line.rsplit_once(MARK)?;
         let json = rest.strip_prefix(nonce.as_str())?;
-        json.starts_with('{')
-            .then(|| Self::from_json(json.trim_end()))
+        json.starts_with('{').then(|| Self::from_json(json.trim_end()))
     }
 }
 
@@ -228,11 +227,7 @@ impl fmt::Display for Report {
         if self.vcpus != 0 {
             let vcpus = if self.vcpus == 1 { "vCPU" } else { "vCPUs" };
             let memory = Bytes(self.guest_mem);
-            write!(
-                f,
-                "\n{:LABEL$} {} {vcpus}, {memory} of RAM",
-                "guest", self.vcpus
-            )?;
+            write!(f, "\n{:LABEL$} {} {vcpus}, {memory} of RAM", "guest", self.vcpus)?;
             if !self.cpu_features.is_empty() {
                 write!(f, "\n{:LABEL$} {}", "stage-2 features", self.cpu_features)?;
             }
@@ -240,9 +235,7 @@ impl fmt::Display for Report {
         }
         if let Some(measure) = &self.measure {
             row(f, "populate fault", measure.median, "instructions")?;
-            let Measure {
-                samples, min, max, ..
-            } = measure;
+            let Measure { samples, min, max, .. } = measure;
             write!(f, " (median of {samples}, {min} to {max})")?;
         }
         if let Some(diagnosis) = &self.diagnosis {

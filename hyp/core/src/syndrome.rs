@@ -203,10 +203,7 @@ impl Syndrome {
             Class::DataAbortLower | Class::DataAbortSame => false,
             _ => return None,
         };
-        Some(Abort {
-            iss: self.iss(),
-            is_instruction,
-        })
+        Some(Abort { iss: self.iss(), is_instruction })
     }
 
     /// The register and direction, for a trapped MSR, MRS or system instruction.
@@ -252,13 +249,7 @@ impl SystemRegister {
     #[must_use]
     pub const fn encoding(self) -> (u8, u8, u8, u8, u8) {
         let (op0, op1) = (self.field(20, 3), self.field(14, 7));
-        (
-            op0,
-            op1,
-            self.field(10, 15),
-            self.field(1, 15),
-            self.field(17, 7),
-        )
+        (op0, op1, self.field(10, 15), self.field(1, 15), self.field(17, 7))
     }
 
     /// The general register that takes or gives the value; 31 is the zero register.

@@ -9,12 +9,7 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 /// 4 CPUs, 480 MiB free, 16 MiB of that for the hypervisor.
-const MACHINE: Bounds = Bounds {
-    cpus: 4,
-    free: 480 * MIB,
-    overhead: 16 * MIB,
-    can_measure: false,
-};
+const MACHINE: Bounds = Bounds { cpus: 4, free: 480 * MIB, overhead: 16 * MIB, can_measure: false };
 
 fn resolve(line: &str, machine: &Bounds) -> Result<Config, ConfigError> {
     Request::parse(line)?.resolve(machine)
@@ -27,20 +22,8 @@ fn refusal(line: &str) -> std::string::String {
 #[test]
 fn an_empty_line_means_every_cpu_and_half_of_memory() {
     let config = resolve("", &MACHINE).unwrap();
-    assert_eq!(
-        config,
-        Config {
-            vcpus: 4,
-            mem: 240 * MIB,
-            report: None,
-            measure: false
-        }
-    );
-    let large = Bounds {
-        cpus: 64,
-        free: 64 << 30,
-        ..MACHINE
-    };
+    assert_eq!(config, Config { vcpus: 4, mem: 240 * MIB, report: None, measure: false });
+    let large = Bounds { cpus: 64, free: 64 << 30, ..MACHINE };
     let config = resolve("  ", &large).unwrap();
     assert_eq!((config.vcpus, config.mem), (8, 1 << 30));
 }
@@ -48,18 +31,8 @@ fn an_empty_line_means_every_cpu_and_half_of_memory() {
 #[test]
 fn every_word_is_understood() {
     let line = " mem=64M\tvcpus=2  report=0123456789abcdef measure\n";
-    let config = resolve(
-        line,
-        &Bounds {
-            can_measure: true,
-            ..MACHINE
-        },
-    )
-    .unwrap();
-    assert_eq!(
-        (config.vcpus, config.mem, config.measure),
-        (2, 64 * MIB, true)
-    );
+    let config = resolve(line, &Bounds { can_measure: true, ..MACHINE }).unwrap();
+    assert_eq!((config.vcpus, config.mem, config.measure), (2, 64 * MIB, true));
     assert_eq!(config.report.unwrap().as_str(), "0123456789abcdef");
 }
 
@@ -67,36 +40,18 @@ fn every_word_is_understood() {
 fn sizes_have_a_unit() {
     assert_eq!(parse_size("65536K"), Some(64 * MIB));
     assert_eq!(parse_size("1G"), Some(1024 * MIB));
-    for bad in [
-        "",
-        "M",
-        "64",
-        "64m",
-        "64MB",
-        "0x40M",
-        "+1M",
-        "-1M",
-        "1.5G",
-        "18446744073709551615G",
-    ] {
+    for bad in
+        ["", "M", "64", "64m", "64MB", "0x40M", "+1M", "-1M", "1.5G", "18446744073709551615G"]
+    {
         assert_eq!(parse_size(bad), None, "{bad}");
     }
 }
 
 #[test]
 fn a_refusal_has_the_numbers_in_it() {
-    assert_eq!(
-        refusal("vcpus=5"),
-        "vcpus=5 is too many: this machine has 4 CPUs, a VM at most 8"
-    );
-    assert_eq!(
-        refusal("mem=4M"),
-        "mem=4 MiB is too little: a guest needs at least 8 MiB"
-    );
-    assert_eq!(
-        refusal("mem=8193K"),
-        "mem=8193 KiB is not a multiple of 4 KiB"
-    );
+    assert_eq!(refusal("vcpus=5"), "vcpus=5 is too many: this machine has 4 CPUs, a VM at most 8");
+    assert_eq!(refusal("mem=4M"), "mem=4 MiB is too little: a guest needs at least 8 MiB");
+    assert_eq!(refusal("mem=8193K"), "mem=8193 KiB is not a multiple of 4 KiB");
     assert_eq!(
         refusal("mem=465M"),
         "mem=465 MiB is too much: 480 MiB are free, and 16 MiB of that are the hypervisor's own"
@@ -115,22 +70,13 @@ fn unknown_words_are_refused_and_shown_harmlessly() {
         refusal("vcpu=2"),
         "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE report=NONCE measure"
     );
-    assert!(matches!(
-        Request::parse("measure=1"),
-        Err(ConfigError::UnknownWord(_))
-    ));
-    assert!(matches!(
-        Request::parse("vcpus"),
-        Err(ConfigError::UnknownWord(_))
-    ));
+    assert!(matches!(Request::parse("measure=1"), Err(ConfigError::UnknownWord(_))));
+    assert!(matches!(Request::parse("vcpus"), Err(ConfigError::UnknownWord(_))));
     let escape = refusal("\u{1b}[2J");
     assert!(escape.contains("\\u{1b}[2J"), "{escape}");
     let long = "x".repeat(2000);
     assert!(refusal(&long).len() < 200);
-    assert_eq!(
-        Request::parse(&"x".repeat(3000)),
-        Err(ConfigError::TooLong(3000))
-    );
+    assert_eq!(Request::parse(&"x".repeat(3000)), Err(ConfigError::TooLong(3000)));
 }
 
 #[test]
@@ -145,10 +91,7 @@ fn bad_values_are_refused() {
         "report=",
         "report=xyz",
     ] {
-        assert!(
-            matches!(Request::parse(line), Err(ConfigError::Value { .. })),
-            "{line}"
-        );
+        assert!(matches!(Request::parse(line), Err(ConfigError::Value { .. })), "{line}");
     }
     for digits in ["0123456789abcde", "0123456789ABCDEF"] {
         assert_eq!(Nonce::new(digits), None, "{digits}");
@@ -158,21 +101,21 @@ fn bad_values_are_refused() {
 }
 
 #[test]
+fn a_small_machine_gives_the_least_rather_than_half() {
+    let small = Bounds { free: 12 * MIB, overhead: MIB, ..MACHINE };
+    assert_eq!(resolve("", &small).unwrap().mem, MIN_MEM);
+}
+
+#[test]
 fn a_machine_without_room_says_so() {
-    let small = Bounds {
-        free: 20 * MIB,
-        ..MACHINE
-    };
+    let small = Bounds { free: 20 * MIB, ..MACHINE };
     assert_eq!(
         resolve("", &small).unwrap_err().to_string(),
         "the machine is too small: 20 MiB are free, 16 MiB of that are the hypervisor's own, a guest needs 8 MiB"
     );
     assert!(resolve("mem=8M", &small).is_err());
     let none = Bounds { cpus: 0, ..MACHINE };
-    assert!(matches!(
-        resolve("", &none),
-        Err(ConfigError::TooManyVcpus { cpus: 0, .. })
-    ));
+    assert!(matches!(resolve("", &none), Err(ConfigError::TooManyVcpus { cpus: 0, .. })));
 }
 
 #[test]

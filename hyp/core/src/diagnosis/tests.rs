@@ -8,27 +8,9 @@ use super::*;
 
 fn regions() -> [(&'static str, IpaRange); 3] {
     [
-        (
-            "flash",
-            IpaRange {
-                start: 0,
-                end: 0x800_0000,
-            },
-        ),
-        (
-            "UART",
-            IpaRange {
-                start: 0x900_0000,
-                end: 0x900_1000,
-            },
-        ),
-        (
-            "RAM",
-            IpaRange {
-                start: 0x4000_0000,
-                end: 0x4400_0000,
-            },
-        ),
+        ("flash", IpaRange { start: 0, end: 0x800_0000 }),
+        ("UART", IpaRange { start: 0x900_0000, end: 0x900_1000 }),
+        ("RAM", IpaRange { start: 0x4000_0000, end: 0x4400_0000 }),
     ]
 }
 
@@ -75,14 +57,8 @@ fn an_address_that_hardware_does_not_vouch_for_is_left_out() {
 fn hints_fit_the_cause() {
     let hint = |esr| Diagnosis::new(0, 0, 0, esr).hint;
     assert!(hint(0x8200_0006).contains("jumped"), "instruction abort");
-    assert!(
-        hint(0x9200_0086).contains("translation tables"),
-        "stage-1 walk"
-    );
-    assert!(
-        hint(0x6230_0001).contains("ID registers"),
-        "system register"
-    );
+    assert!(hint(0x9200_0086).contains("translation tables"), "stage-1 walk");
+    assert!(hint(0x6230_0001).contains("ID registers"), "system register");
     assert!(hint(0x0200_0000).contains("instruction"), "undefined");
     let own = Diagnosis::new(0, 0, 0, 0).with_hint("all vCPUs are off");
     assert_eq!(own.hint, "all vCPUs are off");

@@ -85,10 +85,8 @@ fn word(bytes: &[u8], offset: usize) -> Option<u32> {
 
 fn header(blob: &[u8]) -> Result<Header, FdtError> {
     let field = |index: usize| {
-        word(blob, index.saturating_mul(4)).ok_or(FdtError::Truncated {
-            need: HEADER,
-            have: blob.len(),
-        })
+        word(blob, index.saturating_mul(4))
+            .ok_or(FdtError::Truncated { need: HEADER, have: blob.len() })
     };
     let magic = field(0)?;
     if magic != MAGIC {
@@ -97,66 +95,35 @@ fn header(blob: &[u8]) -> Result<Header, FdtError> {
     let total = field(1)? as usize;
     let (version, compatible) = (field(5)?, field(6)?);
     // The last field, so that a header cut short is noticed before anything is judged.
-    let structure = Block {
-        name: "structure",
-        start: field(2)?,
-        size: field(9)?,
-    };
-    let strings = Block {
-        name: "strings",
-        start: field(3)?,
-        size: field(8)?,
-    };
+    let structure = Block { name: "structure", start: field(2)?, size: field(9)? };
+    let strings = Block { name: "strings", start: field(3)?, size: field(8)? };
     if version < 17 || compatible > 17 {
-        return Err(FdtError::Version {
-            version,
-            compatible,
-        });
+        return Err(FdtError::Version { version, compatible });
     }
     if total > MAX_SIZE {
-        return Err(FdtError::TooLarge {
-            size: total,
-            max: MAX_SIZE,
-        });
+        return Err(FdtError::TooLarge { size: total, max: MAX_SIZE });
     }
     if total < HEADER || total > blob.len() {
-        return Err(FdtError::Truncated {
-            need: total.max(HEADER),
-            have: blob.len(),
-        });
+        return Err(FdtError::Truncated { need: total.max(HEADER), have: blob.len() });
     }
-    Ok(Header {
-        total,
-        structure,
-        strings,
-        reservations: field(4)?,
-    })
+    Ok(Header { total, structure, strings, reservations: field(4)? })
 }
 
 /// The size that a blob's header claims, in bytes, when it has the magic and the claim is within
 /// [`MAX_SIZE`]: how much to map before [`parse`](super::parse) can be given all of it. `head` is the
 /// first 8 bytes or more.
 pub fn claimed_size(head: &[u8]) -> Result<usize, FdtError> {
-    let short = FdtError::Truncated {
-        need: 8,
-        have: head.len(),
-    };
+    let short = FdtError::Truncated { need: 8, have: head.len() };
     let magic = word(head, 0).ok_or_else(|| short.clone())?;
     if magic != MAGIC {
         return Err(FdtError::Magic(magic));
     }
     let size = word(head, 4).ok_or(short)? as usize;
     if size > MAX_SIZE {
-        return Err(FdtError::TooLarge {
-            size,
-            max: MAX_SIZE,
-        });
+        return Err(FdtError::TooLarge { size, max: MAX_SIZE });
     }
     if size < HEADER {
-        return Err(FdtError::Truncated {
-            need: HEADER,
-            have: size,
-        });
+        return Err(FdtError::Truncated { need: HEADER, have: size });
     }
     Ok(size)
 }
@@ -164,18 +131,13 @@ pub fn claimed_size(head: &[u8]) -> Result<usize, FdtError> {
 /// Checks `blob` and gives back what the `fdt` crate may read.
 pub(super) fn check(blob: &[u8]) -> Result<Checked<'_>, FdtError> {
     let header = header(blob)?;
-    let tree = blob.get(..header.total).ok_or(FdtError::Truncated {
-        need: header.total,
-        have: blob.len(),
-    })?;
+    let tree = blob
+        .get(..header.total)
+        .ok_or(FdtError::Truncated { need: header.total, have: blob.len() })?;
     let reservations = reservations(tree, header.reservations)?;
     let structure = header.structure.of(tree)?;
     let strings = header.strings.of(tree)?;
-    let tokens = Tokens {
-        structure,
-        strings,
-        base: header.structure.start as usize,
-    };
+    let tokens = Tokens { structure, strings, base: header.structure.start as usize };
     if tokens.check()? {
         return Ok(Checked(Cow::Borrowed(tree)));
     }
@@ -184,21 +146,14 @@ pub(super) fn check(blob: &[u8]) -> Result<Checked<'_>, FdtError> {
 
 /// The memory reservation block, up to and with the entry that ends it.
 fn reservations(tree: &[u8], start: u32) -> Result<&[u8], FdtError> {
-    let entries = tree
-        .get(start as usize..)
-        .filter(|_| start as usize >= HEADER);
+    let entries = tree.get(start as usize..).filter(|_| start as usize >= HEADER);
     entries
         .and_then(|entries| {
             let ends = |entry: &[u8]| entry.iter().all(|&byte| byte == 0);
             let last = entries.chunks_exact(16).position(ends)?;
             entries.get(..last.checked_add(1)?.checked_mul(16)?)
         })
-        .ok_or(FdtError::Block {
-            block: "memory reservation",
-            start,
-            size: 16,
-            total: tree.len(),
-        })
+        .ok_or(FdtError::Block { block: "memory reservation", start, size: 16, total: tree.len() })
 }
 
 /// The structure block as a sequence of tokens.
@@ -219,10 +174,7 @@ enum Token {
 
 impl Tokens<'_> {
     fn fault(&self, offset: usize, what: StructureFault) -> FdtError {
-        FdtError::Structure {
-            offset: self.base.saturating_add(offset),
-            what,
-        }
+        FdtError::Structure { offset: self.base.saturating_add(offset), what }
     }
 
     /// The token at `offset`, checked by itself, and the offset of the next.
@@ -234,10 +186,7 @@ impl Tokens<'_> {
             BEGIN_NODE => {
                 let name = self.structure.get(body..).ok_or_else(ends)?;
                 let len = name_len(name, is_root).ok_or_else(|| fault(StructureFault::Name))?;
-                (
-                    Token::Begin,
-                    body.checked_add(len).and_then(|end| end.checked_add(1)),
-                )
+                (Token::Begin, body.checked_add(len).and_then(|end| end.checked_add(1)))
             }
             PROP => {
                 let len = word(self.structure, body).ok_or_else(ends)?;
@@ -246,9 +195,7 @@ impl Tokens<'_> {
                 let text = self.strings.get(name as usize..);
                 let text = text.ok_or_else(|| fault(StructureFault::NameOffset(name)))?;
                 name_len(text, false).ok_or_else(|| fault(StructureFault::Name))?;
-                let end = body
-                    .checked_add(8)
-                    .and_then(|at| at.checked_add(len as usize));
+                let end = body.checked_add(8).and_then(|at| at.checked_add(len as usize));
                 let end = end.filter(|&end| end <= self.structure.len());
                 (
                     Token::Property,
@@ -260,9 +207,7 @@ impl Tokens<'_> {
             END => (Token::End, Some(body)),
             other => return Err(fault(StructureFault::Token(other))),
         };
-        let end = end
-            .and_then(|end| end.checked_next_multiple_of(4))
-            .ok_or_else(ends)?;
+        let end = end.and_then(|end| end.checked_next_multiple_of(4)).ok_or_else(ends)?;
         Ok((token, end))
     }
 
@@ -308,10 +253,7 @@ impl Tokens<'_> {
 
 /// Length of the terminated name at the start of `text`, if it is one.
 fn name_len(text: &[u8], may_be_empty: bool) -> Option<usize> {
-    let len = text
-        .iter()
-        .take(MAX_NAME.saturating_add(1))
-        .position(|&byte| byte == 0)?;
+    let len = text.iter().take(MAX_NAME.saturating_add(1)).position(|&byte| byte == 0)?;
     let printable = text.get(..len)?.iter().all(u8::is_ascii_graphic);
     (printable && (len != 0 || may_be_empty)).then_some(len)
 }
@@ -349,11 +291,7 @@ fn without_nops(reservations: &[u8], tokens: &Tokens<'_>) -> Result<Vec<u8>, Fdt
         structure.len(),
     ];
     let mut copy = Vec::with_capacity(at(total));
-    copy.extend(
-        fields
-            .iter()
-            .flat_map(|&field| (field as u32).to_be_bytes()),
-    );
+    copy.extend(fields.iter().flat_map(|&field| (field as u32).to_be_bytes()));
     copy.extend(blocks.into_iter().flatten());
     Ok(copy)
 }

@@ -15,10 +15,7 @@ const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 /// Appends, within [`MAX_ENTRIES`].
 fn push<T>(list: &mut Vec<T>, item: T, what: &'static str) -> Result<(), FdtError> {
     if list.len() >= MAX_ENTRIES {
-        return Err(FdtError::TooMany {
-            what,
-            max: MAX_ENTRIES,
-        });
+        return Err(FdtError::TooMany { what, max: MAX_ENTRIES });
     }
     list.push(item);
     Ok(())
@@ -44,11 +41,7 @@ pub(super) fn ram(root: Node<'_, '_>) -> Result<Vec<PaRange>, FdtError> {
             _ => merged.push(range),
         }
     }
-    if merged.is_empty() {
-        Err(FdtError::MissingNode("memory"))
-    } else {
-        Ok(merged)
-    }
+    if merged.is_empty() { Err(FdtError::MissingNode("memory")) } else { Ok(merged) }
 }
 
 pub(super) fn reserved(
@@ -63,22 +56,14 @@ pub(super) fn reserved(
             start,
             size,
         })?;
-        push(
-            &mut found,
-            Named::new("memory reservation", range),
-            "reserved ranges",
-        )?;
+        push(&mut found, Named::new("memory reservation", range), "reserved ranges")?;
     }
     if let Some(parent) = root.child("reserved-memory")? {
         for node in parent.children()? {
             // Without `reg` it asks for memory anywhere: nothing to stay away from.
             if node.is_enabled() && node.value("reg").is_some() {
                 for range in node.ranges(Cells::TWO)? {
-                    push(
-                        &mut found,
-                        Named::new(node.name(), range),
-                        "reserved ranges",
-                    )?;
+                    push(&mut found, Named::new(node.name(), range), "reserved ranges")?;
                 }
             }
         }
@@ -102,11 +87,7 @@ pub(super) fn cpus(root: Node<'_, '_>) -> Result<Vec<Cpu>, FdtError> {
             push(&mut found, Cpu { mpidr }, "CPUs")?;
         }
     }
-    if found.is_empty() {
-        Err(FdtError::MissingNode("CPU"))
-    } else {
-        Ok(found)
-    }
+    if found.is_empty() { Err(FdtError::MissingNode("CPU")) } else { Ok(found) }
 }
 
 pub(super) fn psci(root: Node<'_, '_>) -> Result<Conduit, FdtError> {
@@ -124,10 +105,7 @@ pub(super) fn psci(root: Node<'_, '_>) -> Result<Conduit, FdtError> {
             len: other.len(),
             wanted: "smc or hvc",
         }),
-        None => Err(FdtError::MissingProperty {
-            node: node.name(),
-            property: "method",
-        }),
+        None => Err(FdtError::MissingProperty { node: node.name(), property: "method" }),
     }
 }
 
@@ -184,28 +162,21 @@ pub(super) fn uart(
 }
 
 fn alias<'a>(aliases: &Node<'_, 'a>, name: &str) -> Option<&'a str> {
-    let (_, path) = aliases
-        .value(name)?
-        .split_last()
-        .filter(|(end, _)| **end == 0)?;
+    let (_, path) = aliases.value(name)?.split_last().filter(|(end, _)| **end == 0)?;
     core::str::from_utf8(path).ok()
 }
 
 fn first(node: &Node<'_, '_>) -> Result<PaRange, FdtError> {
     let ranges = node.ranges(Cells::TWO)?;
     let range = ranges.first().copied().filter(|range| !range.is_empty());
-    range.ok_or_else(|| FdtError::MissingProperty {
-        node: node.name(),
-        property: "reg",
-    })
+    range.ok_or_else(|| FdtError::MissingProperty { node: node.name(), property: "reg" })
 }
 
 pub(super) fn gic(node: Node<'_, '_>) -> Result<Gic, FdtError> {
     match node.ranges(Cells::TWO)?.as_slice() {
-        [dist, redist, ..] if !dist.is_empty() && !redist.is_empty() => Ok(Gic {
-            dist: *dist,
-            redist: *redist,
-        }),
+        [dist, redist, ..] if !dist.is_empty() && !redist.is_empty() => {
+            Ok(Gic { dist: *dist, redist: *redist })
+        }
         ranges => Err(FdtError::BadProperty {
             node: node.name(),
             property: "reg",
@@ -230,15 +201,7 @@ pub(super) fn modules(chosen: Node<'_, '_>) -> Result<Vec<Module>, FdtError> {
             return Err(FdtError::ModuleKind(range));
         };
         let bootargs = node.string("bootargs")?.unwrap_or_default().into();
-        push(
-            &mut found,
-            Module {
-                kind,
-                range,
-                bootargs,
-            },
-            "modules",
-        )?;
+        push(&mut found, Module { kind, range, bootargs }, "modules")?;
     }
     Ok(found)
 }

@@ -24,10 +24,7 @@ pub(super) struct Cells {
 
 impl Cells {
     /// Two each: what QEMU's root has, and what its module nodes are written in.
-    pub(super) const TWO: Self = Self {
-        address: 2,
-        size: 2,
-    };
+    pub(super) const TWO: Self = Self { address: 2, size: 2 };
 }
 
 /// A node, with what its parents say about it.
@@ -45,21 +42,12 @@ impl<'b, 'a> Node<'b, 'a> {
     /// The root.
     pub(super) fn root(tree: &'b ::fdt::Fdt<'a>) -> Option<Self> {
         let inner = tree.all_nodes().next()?;
-        Some(Self {
-            inner,
-            cells: None,
-            mapped: true,
-            is_root: true,
-        })
+        Some(Self { inner, cells: None, mapped: true, is_root: true })
     }
 
     /// Its name with the unit address, for messages.
     pub(super) fn name(&self) -> String {
-        if self.is_root {
-            "/".to_string()
-        } else {
-            self.inner.name.to_string()
-        }
+        if self.is_root { "/".to_string() } else { self.inner.name.to_string() }
     }
 
     /// The name before the `@`.
@@ -83,12 +71,7 @@ impl<'b, 'a> Node<'b, 'a> {
     }
 
     fn bad(&self, property: &'static str, len: usize, wanted: &'static str) -> FdtError {
-        FdtError::BadProperty {
-            node: self.name(),
-            property,
-            len,
-            wanted,
-        }
+        FdtError::BadProperty { node: self.name(), property, len, wanted }
     }
 
     /// A one-cell number.
@@ -96,9 +79,7 @@ impl<'b, 'a> Node<'b, 'a> {
         let Some(value) = self.value(property) else {
             return Ok(None);
         };
-        let bytes = value
-            .try_into()
-            .map_err(|_| self.bad(property, value.len(), "one cell"))?;
+        let bytes = value.try_into().map_err(|_| self.bad(property, value.len(), "one cell"))?;
         Ok(Some(u32::from_be_bytes(bytes)))
     }
 
@@ -112,32 +93,26 @@ impl<'b, 'a> Node<'b, 'a> {
             .filter(|(end, _)| **end == 0)
             .and_then(|(_, text)| core::str::from_utf8(text).ok())
             .filter(|text| text.bytes().all(|byte| matches!(byte, b' '..=b'~')));
-        text.map(Some)
-            .ok_or_else(|| self.bad(property, value.len(), "a printable string"))
+        text.map(Some).ok_or_else(|| self.bad(property, value.len(), "a printable string"))
     }
 
     /// Whether one of the strings of `compatible` is `wanted`. The order carries no meaning here.
     pub(super) fn is_compatible(&self, wanted: &str) -> bool {
-        self.value("compatible").is_some_and(|list| {
-            list.split(|&byte| byte == 0)
-                .any(|item| item == wanted.as_bytes())
-        })
+        self.value("compatible")
+            .is_some_and(|list| list.split(|&byte| byte == 0).any(|item| item == wanted.as_bytes()))
     }
 
     /// Whether the node is in use: no `status`, or `okay`.
     pub(super) fn is_enabled(&self) -> bool {
-        self.value("status")
-            .is_none_or(|status| matches!(status, b"okay\0" | b"ok\0"))
+        self.value("status").is_none_or(|status| matches!(status, b"okay\0" | b"ok\0"))
     }
 
     /// How this node's children write `reg`, if it says so.
     pub(super) fn own_cells(&self) -> Result<Option<Cells>, FdtError> {
         let (address, size) = (self.u32("#address-cells")?, self.u32("#size-cells")?);
         // The specification's defaults are 2 and 1.
-        Ok((address.is_some() || size.is_some()).then(|| Cells {
-            address: address.unwrap_or(2),
-            size: size.unwrap_or(1),
-        }))
+        Ok((address.is_some() || size.is_some())
+            .then(|| Cells { address: address.unwrap_or(2), size: size.unwrap_or(1) }))
     }
 
     /// The children.
@@ -145,12 +120,7 @@ impl<'b, 'a> Node<'b, 'a> {
         let cells = self.own_cells()?;
         let one_to_one = self.value("ranges").is_some_and(<[u8]>::is_empty);
         let mapped = self.mapped && (self.is_root || one_to_one);
-        Ok(self.inner.children().map(move |inner| Self {
-            inner,
-            cells,
-            mapped,
-            is_root: false,
-        }))
+        Ok(self.inner.children().map(move |inner| Self { inner, cells, mapped, is_root: false }))
     }
 
     /// The child that a path component means.
@@ -174,33 +144,18 @@ impl<'b, 'a> Node<'b, 'a> {
     fn pairs(&self, cells: Cells) -> Result<Vec<(u64, u64)>, FdtError> {
         let Cells { address, size } = cells;
         if !matches!(address, 1 | 2) || size > 2 {
-            return Err(FdtError::Cells {
-                node: self.name(),
-                address,
-                size,
-            });
+            return Err(FdtError::Cells { node: self.name(), address, size });
         }
-        let value = self.value("reg").ok_or_else(|| FdtError::MissingProperty {
-            node: self.name(),
-            property: "reg",
-        })?;
-        let (address, size) = (
-            address.saturating_mul(4) as usize,
-            size.saturating_mul(4) as usize,
-        );
+        let value = self
+            .value("reg")
+            .ok_or_else(|| FdtError::MissingProperty { node: self.name(), property: "reg" })?;
+        let (address, size) = (address.saturating_mul(4) as usize, size.saturating_mul(4) as usize);
         let entry = address.saturating_add(size);
         if value.is_empty() || !value.len().is_multiple_of(entry) {
             return Err(self.bad("reg", value.len(), "a list of address and size cells"));
         }
-        if value
-            .len()
-            .checked_div(entry)
-            .is_none_or(|entries| entries > MAX_REGS)
-        {
-            return Err(FdtError::TooMany {
-                what: "reg entries in a node",
-                max: MAX_REGS,
-            });
+        if value.len().checked_div(entry).is_none_or(|entries| entries > MAX_REGS) {
+            return Err(FdtError::TooMany { what: "reg entries in a node", max: MAX_REGS });
         }
         Ok(value
             .chunks_exact(entry)
@@ -213,15 +168,8 @@ impl<'b, 'a> Node<'b, 'a> {
 
     /// `reg` as a list of identifiers (CPUs): an address and no size.
     pub(super) fn identifiers(&self) -> Result<Vec<u64>, FdtError> {
-        let cells = self.cells.unwrap_or(Cells {
-            address: 2,
-            size: 1,
-        });
-        Ok(self
-            .pairs(cells)?
-            .into_iter()
-            .map(|(address, _)| address)
-            .collect())
+        let cells = self.cells.unwrap_or(Cells { address: 2, size: 1 });
+        Ok(self.pairs(cells)?.into_iter().map(|(address, _)| address).collect())
     }
 
     /// `reg` as physical ranges, in the parent's cells or, where that says nothing, in `default`.
@@ -241,7 +189,5 @@ impl<'b, 'a> Node<'b, 'a> {
 
 /// A big-endian number of up to 8 bytes.
 fn number(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0_u64, |sum, &byte| sum.wrapping_shl(8) | u64::from(byte))
+    bytes.iter().fold(0_u64, |sum, &byte| sum.wrapping_shl(8) | u64::from(byte))
 }

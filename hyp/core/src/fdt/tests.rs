@@ -20,10 +20,7 @@ fn qemu_virt_is_read() {
     assert_eq!(platform.reserved, []);
     assert_eq!(platform.cpus, [Cpu { mpidr: 0 }, Cpu { mpidr: 1 }]);
     assert_eq!(platform.uart, range(0x900_0000, 0x1000));
-    let gic = Gic {
-        dist: range(0x800_0000, 0x1_0000),
-        redist: range(0x80a_0000, 0xf6_0000),
-    };
+    let gic = Gic { dist: range(0x800_0000, 0x1_0000), redist: range(0x80a_0000, 0xf6_0000) };
     assert_eq!(platform.gic, Some(gic));
     assert_eq!(platform.psci, Conduit::Smc);
     assert_eq!(platform.bootargs, "vcpus=2 mem=64M");
@@ -34,12 +31,7 @@ fn qemu_virt_is_read() {
 fn modules_are_two_cells_each_and_their_strings_a_set() {
     let tree = Tree {
         modules: [
-            trees::module(
-                0x5100_0000,
-                0x1770,
-                &["multiboot,ramdisk", "multiboot,module"],
-                None,
-            ),
+            trees::module(0x5100_0000, 0x1770, &["multiboot,ramdisk", "multiboot,module"], None),
             trees::module(
                 0x5000_0000,
                 0x10,
@@ -52,24 +44,15 @@ fn modules_are_two_cells_each_and_their_strings_a_set() {
     };
     let platform = parse(&tree.build()).unwrap();
     let kernel = platform.module(ModuleKind::Kernel).unwrap().unwrap();
-    assert_eq!(
-        (kernel.range, kernel.bootargs.as_str()),
-        (range(0x5000_0000, 0x10), "a,b=1")
-    );
+    assert_eq!((kernel.range, kernel.bootargs.as_str()), (range(0x5000_0000, 0x10), "a,b=1"));
     let ramdisk = platform.module(ModuleKind::Ramdisk).unwrap().unwrap();
-    assert_eq!(
-        (ramdisk.range, ramdisk.bootargs.as_str()),
-        (range(0x5100_0000, 0x1770), "")
-    );
+    assert_eq!((ramdisk.range, ramdisk.bootargs.as_str()), (range(0x5100_0000, 0x1770), ""));
 }
 
 #[test]
 fn two_kernels_are_refused_by_name() {
     let kernel = |at| trees::module(at, 0x1000, &["multiboot,module", "multiboot,kernel"], None);
-    let tree = Tree {
-        modules: [kernel(0x5000_0000), kernel(0x6000_0000)].into(),
-        ..virt()
-    };
+    let tree = Tree { modules: [kernel(0x5000_0000), kernel(0x6000_0000)].into(), ..virt() };
     let platform = parse(&tree.build()).unwrap();
     assert_eq!(
         platform.module(ModuleKind::Kernel).unwrap_err().to_string(),
@@ -80,35 +63,16 @@ fn two_kernels_are_refused_by_name() {
 #[test]
 fn a_module_of_no_kind_is_refused() {
     let module = trees::module(0x5000_0000, 0x1000, &["multiboot,module"], None);
-    let tree = Tree {
-        modules: [module].into(),
-        ..virt()
-    };
-    assert_eq!(
-        parse(&tree.build()),
-        Err(FdtError::ModuleKind(range(0x5000_0000, 0x1000)))
-    );
+    let tree = Tree { modules: [module].into(), ..virt() };
+    assert_eq!(parse(&tree.build()), Err(FdtError::ModuleKind(range(0x5000_0000, 0x1000))));
 }
 
 #[test]
 fn a_module_past_the_address_space_is_refused() {
     let module = trees::module(u64::MAX, 2, &["multiboot,module", "multiboot,kernel"], None);
-    let tree = Tree {
-        modules: [module].into(),
-        ..virt()
-    };
+    let tree = Tree { modules: [module].into(), ..virt() };
     let error = parse(&tree.build()).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            FdtError::Overflow {
-                start: u64::MAX,
-                size: 2,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, FdtError::Overflow { start: u64::MAX, size: 2, .. }), "{error}");
 }
 
 #[test]
@@ -125,13 +89,7 @@ fn ram_is_sorted_and_merged_and_empty_or_disabled_nodes_do_not_count() {
         ..virt()
     };
     let ram = parse(&tree.build()).unwrap().ram;
-    assert_eq!(
-        ram,
-        [
-            range(0x4000_0000, 0x3000_0000),
-            range(0x8000_0000, 0x1000_0000)
-        ]
-    );
+    assert_eq!(ram, [range(0x4000_0000, 0x3000_0000), range(0x8000_0000, 0x1000_0000)]);
 }
 
 #[test]
@@ -145,10 +103,7 @@ fn both_kinds_of_reservation_are_kept() {
     let shown: Vec<_> = reserved.iter().map(ToString::to_string).collect();
     assert_eq!(
         shown,
-        [
-            "memory reservation at 0x48000000-0x480fffff",
-            "secmon@40000000 at 0x40000000-0x401fffff"
-        ]
+        ["memory reservation at 0x48000000-0x480fffff", "secmon@40000000 at 0x40000000-0x401fffff"]
     );
 }
 
@@ -156,117 +111,49 @@ fn both_kinds_of_reservation_are_kept() {
 fn the_console_is_what_stdout_path_names() {
     let uarts = [("pl011@9040000", 0x904_0000), ("pl011@9000000", 0x900_0000)];
     let console = |stdout: Option<&'static str>| {
-        let tree = Tree {
-            uarts: uarts.into(),
-            stdout,
-            ..virt()
-        };
+        let tree = Tree { uarts: uarts.into(), stdout, ..virt() };
         parse(&tree.build()).map(|platform| platform.uart.start)
     };
     assert_eq!(console(Some("/pl011@9000000")), Ok(0x900_0000));
     assert_eq!(console(Some("/pl011@9040000:115200n8")), Ok(0x904_0000));
     assert_eq!(console(Some("serial0")), Ok(0x900_0000), "through /aliases");
     assert_eq!(console(Some("/nothing")), Ok(0x904_0000), "else the first");
-    assert_eq!(
-        console(Some("/memory@40000000")),
-        Ok(0x904_0000),
-        "a path to something else"
-    );
+    assert_eq!(console(Some("/memory@40000000")), Ok(0x904_0000), "a path to something else");
     assert_eq!(console(None), Ok(0x904_0000));
 }
 
 #[test]
 fn what_is_missing_is_named() {
     let cases = [
-        (
-            Tree {
-                uarts: [].into(),
-                ..virt()
-            },
-            "PL011",
-        ),
-        (
-            Tree {
-                memory: [].into(),
-                ..virt()
-            },
-            "memory",
-        ),
-        (
-            Tree {
-                cpus: [].into(),
-                ..virt()
-            },
-            "CPU",
-        ),
-        (
-            Tree {
-                psci: None,
-                ..virt()
-            },
-            "PSCI",
-        ),
+        (Tree { uarts: [].into(), ..virt() }, "PL011"),
+        (Tree { memory: [].into(), ..virt() }, "memory"),
+        (Tree { cpus: [].into(), ..virt() }, "CPU"),
+        (Tree { psci: None, ..virt() }, "PSCI"),
     ];
     for (tree, missing) in cases {
         let error = parse(&tree.build()).unwrap_err();
         assert!(matches!(error, FdtError::MissingNode(_)), "{error}");
         assert!(error.to_string().contains(missing), "{error}");
     }
-    let tree = Tree {
-        psci: Some("mailbox"),
-        ..virt()
-    };
-    assert!(matches!(
-        parse(&tree.build()),
-        Err(FdtError::BadProperty {
-            property: "method",
-            ..
-        })
-    ));
-    assert_eq!(
-        parse(
-            &Tree {
-                gic: false,
-                ..virt()
-            }
-            .build()
-        )
-        .unwrap()
-        .gic,
-        None
-    );
+    let tree = Tree { psci: Some("mailbox"), ..virt() };
+    assert!(matches!(parse(&tree.build()), Err(FdtError::BadProperty { property: "method", .. })));
+    assert_eq!(parse(&Tree { gic: false, ..virt() }.build()).unwrap().gic, None);
 }
 
 #[test]
 fn cpus_are_told_apart() {
-    let tree = Tree {
-        cpus: [0, 1, 1].into(),
-        ..virt()
-    };
+    let tree = Tree { cpus: [0, 1, 1].into(), ..virt() };
     assert_eq!(parse(&tree.build()), Err(FdtError::DuplicateCpu(1)));
     let many: Vec<u32> = (0..=MAX_ENTRIES as u32).collect();
-    let tree = Tree {
-        cpus: many,
-        ..virt()
-    };
-    assert_eq!(
-        parse(&tree.build()),
-        Err(FdtError::TooMany {
-            what: "CPUs",
-            max: MAX_ENTRIES
-        })
-    );
+    let tree = Tree { cpus: many, ..virt() };
+    assert_eq!(parse(&tree.build()), Err(FdtError::TooMany { what: "CPUs", max: MAX_ENTRIES }));
 }
 
 #[test]
 fn a_tree_with_blanked_nodes_reads_like_one_without_them() {
     // As QEMU does with the memory node of a tree given by -dtb: every token of the node becomes NOP.
     let tree = Tree {
-        memory: [
-            (0x1000_0000, 0x1000, None),
-            (0x4000_0000, 0x2000_0000, None),
-        ]
-        .into(),
+        memory: [(0x1000_0000, 0x1000, None), (0x4000_0000, 0x2000_0000, None)].into(),
         ..virt()
     };
     let blanked = trees::blank(&tree.build(), "memory@10000000");
@@ -288,35 +175,37 @@ fn no_tree_at_all_is_told_by_its_magic() {
     assert_eq!(parse(&[0; 64]), Err(FdtError::Magic(0)));
     assert_eq!(parse(&[]), Err(FdtError::Truncated { need: 40, have: 0 }));
     assert_eq!(claimed_size(&[0; 8]), Err(FdtError::Magic(0)));
-    assert_eq!(
-        claimed_size(&[0xd0]),
-        Err(FdtError::Truncated { need: 8, have: 1 })
-    );
+    assert_eq!(claimed_size(&[0xd0]), Err(FdtError::Truncated { need: 8, have: 1 }));
     let absurd = [0xd0, 0x0d, 0xfe, 0xed, 0xff, 0xff, 0xff, 0xff];
-    assert!(matches!(
-        claimed_size(&absurd),
-        Err(FdtError::TooLarge { .. })
-    ));
+    assert!(matches!(claimed_size(&absurd), Err(FdtError::TooLarge { .. })));
 }
 
 #[test]
 fn a_refused_tree_still_says_where_to_print_that() {
-    let tree = Tree {
-        memory: [].into(),
-        ..virt()
-    };
+    let tree = Tree { memory: [].into(), ..virt() };
     assert!(parse(&tree.build()).is_err());
     let salvage = salvage(&tree.build());
     assert_eq!(salvage.uart, Some(range(0x900_0000, 0x1000)));
     assert_eq!(salvage.psci, Some(Conduit::Smc));
     assert_eq!(salvage.bootargs.as_deref(), Some("vcpus=2 mem=64M"));
-    let tree = Tree {
-        psci: None,
-        uarts: [].into(),
-        ..virt()
-    };
+    let tree = Tree { psci: None, uarts: [].into(), ..virt() };
     let salvage = super::salvage(&tree.build());
     assert_eq!((salvage.uart, salvage.psci), (None, None));
     assert!(salvage.bootargs.is_some());
     assert_eq!(super::salvage(&[0; 64]), Salvage::default());
+}
+
+#[test]
+fn text_is_terminated_and_printable() {
+    let blob = virt().build();
+    let text = b"vcpus=2 mem=64M\0";
+    let at = blob.windows(text.len()).position(|window| window == text).unwrap();
+    for (place, byte) in [(text.len() - 1, b'x'), (3, 0), (3, 0x1b), (3, 0xff)] {
+        let mut blob = blob.clone();
+        blob[at + place] = byte;
+        let error = parse(&blob).unwrap_err();
+        let expected =
+            "device tree node chosen: property bootargs (16 bytes) is not a printable string";
+        assert_eq!(error.to_string(), expected);
+    }
 }

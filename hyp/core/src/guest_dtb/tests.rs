@@ -11,10 +11,7 @@ use crate::range::PaRange;
 fn guest() -> GuestTree<'static> {
     GuestTree {
         vcpus: 2,
-        ram: IpaRange {
-            start: map::RAM_BASE,
-            end: map::RAM_BASE + (64 << 20),
-        },
+        ram: IpaRange { start: map::RAM_BASE, end: map::RAM_BASE + (64 << 20) },
         ramdisk: None,
         bootargs: "console=ttyAMA0",
         flash: false,
@@ -29,38 +26,12 @@ fn contains(blob: &[u8], wanted: &[u8]) -> bool {
 fn a_guest_finds_what_it_has() {
     let blob = build(&guest()).unwrap();
     let platform = fdt::parse(&blob).unwrap();
-    assert_eq!(
-        platform.ram,
-        [PaRange {
-            start: 0x4000_0000,
-            end: 0x4400_0000
-        }]
-    );
-    assert_eq!(
-        platform.uart,
-        PaRange {
-            start: 0x900_0000,
-            end: 0x900_1000
-        }
-    );
+    assert_eq!(platform.ram, [PaRange { start: 0x4000_0000, end: 0x4400_0000 }]);
+    assert_eq!(platform.uart, PaRange { start: 0x900_0000, end: 0x900_1000 });
     assert_eq!(platform.psci, Conduit::Hvc);
-    assert_eq!(
-        platform
-            .cpus
-            .iter()
-            .map(|cpu| cpu.mpidr)
-            .collect::<Vec<_>>(),
-        [0, 1]
-    );
+    assert_eq!(platform.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(platform.bootargs, "console=ttyAMA0");
-    assert_eq!(
-        (
-            platform.gic,
-            platform.reserved.len(),
-            platform.modules.len()
-        ),
-        (None, 0, 0)
-    );
+    assert_eq!((platform.gic, platform.reserved.len(), platform.modules.len()), (None, 0, 0));
     assert!(contains(&blob, b"/pl011@9000000\0"), "stdout-path");
     assert!(contains(&blob, b"arm,armv8-timer\0"));
 }
@@ -69,16 +40,8 @@ fn a_guest_finds_what_it_has() {
 fn ramdisk_and_flash_are_told_only_when_they_are_there() {
     let plain = build(&guest()).unwrap();
     assert!(!contains(&plain, b"linux,initrd-start") && !contains(&plain, b"cfi-flash"));
-    let ramdisk = IpaRange {
-        start: 0x4200_0000,
-        end: 0x4200_1234,
-    };
-    let full = build(&GuestTree {
-        ramdisk: Some(ramdisk),
-        flash: true,
-        ..guest()
-    })
-    .unwrap();
+    let ramdisk = IpaRange { start: 0x4200_0000, end: 0x4200_1234 };
+    let full = build(&GuestTree { ramdisk: Some(ramdisk), flash: true, ..guest() }).unwrap();
     assert!(contains(&full, &ramdisk.start.to_be_bytes()));
     assert!(contains(&full, &ramdisk.end.to_be_bytes()));
     assert!(contains(&full, b"flash@0\0") && contains(&full, b"cfi-flash\0"));
@@ -87,31 +50,13 @@ fn ramdisk_and_flash_are_told_only_when_they_are_there() {
 #[test]
 fn what_cannot_be_told_is_refused() {
     let refusal = |guest: GuestTree<'_>| build(&guest).unwrap_err().to_string();
-    assert_eq!(
-        refusal(GuestTree {
-            vcpus: 0,
-            ..guest()
-        }),
-        "a guest has 1 to 8 vCPUs, not 0"
-    );
-    assert_eq!(
-        refusal(GuestTree {
-            vcpus: 9,
-            ..guest()
-        }),
-        "a guest has 1 to 8 vCPUs, not 9"
-    );
+    assert_eq!(refusal(GuestTree { vcpus: 0, ..guest() }), "a guest has 1 to 8 vCPUs, not 0");
+    assert_eq!(refusal(GuestTree { vcpus: 9, ..guest() }), "a guest has 1 to 8 vCPUs, not 9");
     let long = "x".repeat(MAX_BOOTARGS + 1);
-    let error = refusal(GuestTree {
-        bootargs: &long,
-        ..guest()
-    });
+    let error = refusal(GuestTree { bootargs: &long, ..guest() });
     assert!(error.contains("2049 bytes; at most 2048"), "{error}");
     assert!(matches!(
-        build(&GuestTree {
-            bootargs: "a\0b",
-            ..guest()
-        }),
+        build(&GuestTree { bootargs: "a\0b", ..guest() }),
         Err(GuestTreeError::Write(_))
     ));
 }

@@ -13,9 +13,7 @@ fn nibble(value: u64, lsb: u32) -> u8 {
 }
 
 fn is_signed(crm: u8, op2: u8, lsb: u32) -> bool {
-    fields(crm, op2)
-        .iter()
-        .any(|&(at, rule)| at == lsb && matches!(rule, Signed(_)))
+    fields(crm, op2).iter().any(|&(at, rule)| at == lsb && matches!(rule, Signed(_)))
 }
 
 /// As QEMU's `max` has it, 10.0: SVE, SME, MTE, everything.
@@ -26,61 +24,24 @@ fn what_el2_does_not_enable_is_hidden() {
     let pfr0 = sanitise(register(4, 0), MAX_PFR0, 40).unwrap();
     assert_eq!(nibble(pfr0, 0), 1, "EL0 without AArch32");
     assert_eq!(nibble(pfr0, 4), 1, "EL1 without AArch32");
-    for (lsb, name) in [
-        (8, "EL2"),
-        (12, "EL3"),
-        (24, "GIC"),
-        (28, "RAS"),
-        (32, "SVE"),
-        (40, "MPAM"),
-        (44, "AMU"),
-    ] {
+    for (lsb, name) in
+        [(8, "EL2"), (12, "EL3"), (24, "GIC"), (28, "RAS"), (32, "SVE"), (40, "MPAM"), (44, "AMU")]
+    {
         assert_eq!(nibble(pfr0, lsb), 0, "{name}");
     }
     let all = u64::MAX >> 1;
-    assert_eq!(
-        nibble(sanitise(register(4, 1), all, 40).unwrap(), 8),
-        0,
-        "MTE"
-    );
-    assert_eq!(
-        nibble(sanitise(register(4, 1), all, 40).unwrap(), 24),
-        0,
-        "SME"
-    );
-    assert_eq!(
-        nibble(sanitise(register(5, 0), all, 40).unwrap(), 8),
-        0,
-        "PMUVer"
-    );
-    assert_eq!(
-        nibble(sanitise(register(5, 0), all, 40).unwrap(), 32),
-        0,
-        "PMSVer"
-    );
-    assert_eq!(
-        nibble(sanitise(register(5, 0), all, 40).unwrap(), 44),
-        0,
-        "TraceBuffer"
-    );
-    assert_eq!(
-        nibble(sanitise(register(6, 2), all, 40).unwrap(), 16),
-        0,
-        "MOPS"
-    );
-    assert_eq!(
-        nibble(sanitise(register(7, 2), all, 40).unwrap(), 24),
-        0,
-        "NV"
-    );
+    assert_eq!(nibble(sanitise(register(4, 1), all, 40).unwrap(), 8), 0, "MTE");
+    assert_eq!(nibble(sanitise(register(4, 1), all, 40).unwrap(), 24), 0, "SME");
+    assert_eq!(nibble(sanitise(register(5, 0), all, 40).unwrap(), 8), 0, "PMUVer");
+    assert_eq!(nibble(sanitise(register(5, 0), all, 40).unwrap(), 32), 0, "PMSVer");
+    assert_eq!(nibble(sanitise(register(5, 0), all, 40).unwrap(), 44), 0, "TraceBuffer");
+    assert_eq!(nibble(sanitise(register(6, 2), all, 40).unwrap(), 16), 0, "MOPS");
+    assert_eq!(nibble(sanitise(register(7, 2), all, 40).unwrap(), 24), 0, "NV");
 }
 
 #[test]
 fn atomics_and_pointer_authentication_stay() {
-    assert_eq!(
-        nibble(sanitise(register(6, 0), 2 << 20, 40).unwrap(), 20),
-        2
-    );
+    assert_eq!(nibble(sanitise(register(6, 0), 2 << 20, 40).unwrap(), 20), 2);
     assert_eq!(nibble(sanitise(register(6, 1), 5 << 4, 40).unwrap(), 4), 5);
 }
 
@@ -92,27 +53,10 @@ fn absent_fp_stays_absent() {
 
 #[test]
 fn physical_addresses_end_where_the_guest_ends() {
-    for (bits, shown) in [
-        (30, 0),
-        (32, 0),
-        (36, 1),
-        (39, 1),
-        (40, 2),
-        (44, 4),
-        (48, 5),
-        (52, 5),
-    ] {
-        assert_eq!(
-            nibble(sanitise(register(7, 0), 6, bits).unwrap(), 0),
-            shown,
-            "{bits} bits"
-        );
+    for (bits, shown) in [(30, 0), (32, 0), (36, 1), (39, 1), (40, 2), (44, 4), (48, 5), (52, 5)] {
+        assert_eq!(nibble(sanitise(register(7, 0), 6, bits).unwrap(), 0), shown, "{bits} bits");
     }
-    assert_eq!(
-        nibble(sanitise(register(7, 0), 1, 48).unwrap(), 0),
-        1,
-        "never above the hardware"
-    );
+    assert_eq!(nibble(sanitise(register(7, 0), 1, 48).unwrap(), 0), 1, "never above the hardware");
 }
 
 #[test]
@@ -130,13 +74,9 @@ fn aarch32_and_reserved_registers_are_zero() {
 
 #[test]
 fn other_registers_are_not_answered_for() {
-    for other in [
-        (3, 0, 0, 0, 0),
-        (3, 0, 0, 8, 0),
-        (3, 0, 1, 4, 0),
-        (2, 0, 0, 4, 0),
-        (3, 3, 0, 4, 0),
-    ] {
+    for other in
+        [(3, 0, 0, 0, 0), (3, 0, 0, 8, 0), (3, 0, 1, 4, 0), (2, 0, 0, 4, 0), (3, 3, 0, 4, 0)]
+    {
         assert_eq!(sanitise(other, u64::MAX, 48), None);
     }
 }

@@ -25,21 +25,12 @@ fn an_arm64_image_goes_to_its_offset_and_keeps_room_for_its_bss() {
     let head = arm64(0, 40 * MIB, 0xa);
     let layout = place(&head, 35 * MIB, None, 128 * MIB).unwrap();
     assert_eq!(layout.image, IpaRange::from_len(BASE, 35 * MIB).unwrap());
-    assert_eq!(
-        layout.footprint,
-        IpaRange::from_len(BASE, 40 * MIB).unwrap()
-    );
+    assert_eq!(layout.footprint, IpaRange::from_len(BASE, 40 * MIB).unwrap());
     assert_eq!(layout.entry, BASE);
-    assert_eq!(
-        layout.dtb,
-        IpaRange::from_len(map::RAM_BASE, map::DTB_SPACE).unwrap()
-    );
+    assert_eq!(layout.dtb, IpaRange::from_len(map::RAM_BASE, map::DTB_SPACE).unwrap());
     let old = place(&arm64(0x8_0000, 0, 0), MIB, None, 128 * MIB).unwrap();
     assert_eq!(old.entry, BASE + 0x8_0000);
-    assert_eq!(
-        old.footprint, old.image,
-        "an old image does not say its size"
-    );
+    assert_eq!(old.footprint, old.image, "an old image does not say its size");
 }
 
 #[test]
@@ -60,16 +51,10 @@ fn what_cannot_be_started_is_named_with_advice() {
         (b"\x7fELF\x02\x01", "an ELF file; flatten it first"),
         (b"\x1f\x8b\x08\0", "compressed by gzip; unpack it first"),
         (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it first"),
-        (
-            b"MZ\0\0zimg\0\0",
-            "a compressed EFI kernel (zboot); take the Image out",
-        ),
+        (b"MZ\0\0zimg\0\0", "a compressed EFI kernel (zboot); take the Image out"),
         (b"MZ\x90\0", "an EFI program"),
         (b"\x27\x05\x19\x56", "a U-Boot legacy image"),
-        (
-            b"\xd0\x0d\xfe\xed",
-            "a flattened tree (device tree or U-Boot FIT)",
-        ),
+        (b"\xd0\x0d\xfe\xed", "a flattened tree (device tree or U-Boot FIT)"),
         (b"070701", "a cpio archive; give it as the ramdisk"),
         (b"\xfd7zXZ\0", "compressed by xz"),
     ];
@@ -89,34 +74,20 @@ fn too_small_a_memory_is_told_with_what_is_needed() {
         "the guest needs 42 MiB of RAM to hold the image (up to 0x42a00000), but has 32 MiB"
     );
     let error = place(&[0x14; 4], MIB, Some(64 * MIB), 64 * MIB).unwrap_err();
-    assert!(matches!(
-        error,
-        ImageError::TooSmall {
-            what: "the image and the ramdisk",
-            ..
-        }
-    ));
-    assert!(
-        place(&[0x14; 4], 6 * MIB, None, 8 * MIB).is_ok(),
-        "exactly full"
-    );
+    assert!(matches!(error, ImageError::TooSmall { what: "the image and the ramdisk", .. }));
+    assert!(place(&[0x14; 4], 6 * MIB + 1, None, 8 * MIB).is_err(), "one byte more");
+    assert!(place(&[0x14; 4], 6 * MIB, None, 8 * MIB).is_ok(), "exactly full");
 }
 
 #[test]
 fn empty_and_absurd_images_are_refused() {
     assert_eq!(place(&[], 0, None, 64 * MIB), Err(ImageError::Empty));
-    assert_eq!(
-        place(&[0; 4], 4, Some(0), 64 * MIB),
-        Err(ImageError::EmptyRamdisk)
-    );
+    assert_eq!(place(&[0; 4], 4, Some(0), 64 * MIB), Err(ImageError::EmptyRamdisk));
     let cases = [(!0xfff, 0), (0, u64::MAX), (0x8_0000, u64::MAX - BASE)];
     for (text_offset, size) in cases {
         assert!(place(&arm64(text_offset, size, 0), 100, None, 64 * MIB).is_err());
     }
-    assert_eq!(
-        place(&arm64(1, 0, 0), 100, None, 64 * MIB),
-        Err(ImageError::TextOffset(1))
-    );
+    assert_eq!(place(&arm64(1, 0, 0), 100, None, 64 * MIB), Err(ImageError::TextOffset(1)));
 }
 
 proptest! {

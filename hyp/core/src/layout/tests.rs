@@ -28,21 +28,11 @@ fn machine() -> Platform {
 }
 
 fn kernel(start: u64, end: u64) -> Module {
-    Module {
-        kind: ModuleKind::Kernel,
-        range: range(start, end),
-        bootargs: String::new(),
-    }
+    Module { kind: ModuleKind::Kernel, range: range(start, end), bootargs: String::new() }
 }
 
-const IMAGE: PaRange = PaRange {
-    start: 0x4020_0000,
-    end: 0x4040_0000,
-};
-const TREE: PaRange = PaRange {
-    start: 0x4800_0000,
-    end: 0x4810_0000,
-};
+const IMAGE: PaRange = PaRange { start: 0x4020_0000, end: 0x4040_0000 };
+const TREE: PaRange = PaRange { start: 0x4800_0000, end: 0x4810_0000 };
 
 #[test]
 fn what_is_left_is_free() {
@@ -56,10 +46,7 @@ fn what_is_left_is_free() {
         range(0x4900_1000, 0x5000_0000),
     ];
     assert_eq!(layout.free, free);
-    assert_eq!(
-        layout.free_bytes(),
-        free.iter().map(PaRange::len).sum::<u64>()
-    );
+    assert_eq!(layout.free_bytes(), free.iter().map(PaRange::len).sum::<u64>());
     let used: Vec<_> = layout.used.iter().map(ToString::to_string).collect();
     let expected = [
         "the hypervisor's image at 0x40200000-0x403fffff",
@@ -75,9 +62,7 @@ fn an_overlap_names_both() {
         let mut platform = machine();
         platform.modules.push(kernel(0x4a00_0000, 0x4a00_1000));
         platform.modules.push(module);
-        platform
-            .reserved
-            .push(Named::new("secmon", range(0x4c00_0000, 0x4c10_0000)));
+        platform.reserved.push(Named::new("secmon", range(0x4c00_0000, 0x4c10_0000)));
         plan(&platform, IMAGE, TREE).unwrap_err().to_string()
     };
     assert_eq!(
@@ -104,10 +89,7 @@ fn an_overlap_names_both() {
 
 #[test]
 fn a_module_outside_ram_names_ram() {
-    for module in [
-        kernel(0x6000_0000, 0x6000_1000),
-        kernel(0x4fff_f000, 0x5000_0001),
-    ] {
+    for module in [kernel(0x6000_0000, 0x6000_1000), kernel(0x4fff_f000, 0x5000_0001)] {
         let mut platform = machine();
         platform.modules.push(module.clone());
         let error = plan(&platform, IMAGE, TREE).unwrap_err().to_string();
@@ -122,31 +104,19 @@ fn a_module_outside_ram_names_ram() {
 #[test]
 fn the_image_may_not_lie_in_reserved_memory_but_the_tree_may() {
     let mut platform = machine();
-    platform
-        .reserved
-        .push(Named::new("memory reservation", TREE));
+    platform.reserved.push(Named::new("memory reservation", TREE));
     assert!(plan(&platform, IMAGE, TREE).is_ok());
     platform.reserved.push(Named::new("secmon", IMAGE));
-    assert!(matches!(
-        plan(&platform, IMAGE, TREE),
-        Err(LayoutError::Overlap { .. })
-    ));
+    assert!(matches!(plan(&platform, IMAGE, TREE), Err(LayoutError::Overlap { .. })));
 }
 
 #[test]
 fn memory_that_is_all_reserved_is_refused() {
     let mut platform = machine();
-    platform
-        .reserved
-        .push(Named::new("a", range(0, IMAGE.start)));
-    platform
-        .reserved
-        .push(Named::new("b", range(IMAGE.end, u64::MAX)));
+    platform.reserved.push(Named::new("a", range(0, IMAGE.start)));
+    platform.reserved.push(Named::new("b", range(IMAGE.end, u64::MAX)));
     let error = plan(&platform, IMAGE, TREE).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "no page of RAM is free (0x40000000-0x4fffffff)"
-    );
+    assert_eq!(error.to_string(), "no page of RAM is free (0x40000000-0x4fffffff)");
 }
 
 /// Ranges in a small space, so that they meet.
@@ -159,10 +129,7 @@ fn ranges(most: usize) -> impl Strategy<Value = Vec<PaRange>> {
 fn ram() -> impl Strategy<Value = Vec<PaRange>> {
     proptest::collection::btree_set(0..0x40_000_u64, 2..8).prop_map(|edges| {
         let edges: Vec<_> = edges.into_iter().collect();
-        edges
-            .chunks_exact(2)
-            .map(|pair| range(pair[0], pair[1]))
-            .collect()
+        edges.chunks_exact(2).map(|pair| range(pair[0], pair[1])).collect()
     })
 }
 

@@ -37,14 +37,7 @@ fn a_byte_store_reaches_the_console_without_the_register_s_rest() {
     let esr = Syndrome(0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 16 | 1 << 6 | 7);
     let decoded = esr.abort().unwrap().access().unwrap();
     let access = Access::new(map::UART_BASE, decoded, 0xffff_ff41);
-    assert_eq!(
-        access,
-        Access {
-            ipa: map::UART_BASE,
-            size: 1,
-            write: Some(0x41)
-        }
-    );
+    assert_eq!(access, Access { ipa: map::UART_BASE, size: 1, write: Some(0x41) });
     let (mut devices, mut output) = (Devices::new(), Output::default());
     assert_eq!(devices.access(access, &mut output), Some(0));
     assert_eq!(output.0, b"A");
@@ -53,22 +46,14 @@ fn a_byte_store_reaches_the_console_without_the_register_s_rest() {
 #[test]
 fn flash_reads_as_zero_and_ignores_writes() {
     let (mut devices, mut output) = (Devices::new(), Output::default());
-    let at = |write| Access {
-        ipa: 0x400_0000,
-        size: 8,
-        write,
-    };
+    let at = |write| Access { ipa: 0x400_0000, size: 8, write };
     assert_eq!(devices.access(at(Some(u64::MAX)), &mut output), Some(0));
     assert_eq!(devices.access(at(None), &mut output), Some(0));
 }
 
 #[test]
 fn nothing_answers_outside_the_windows() {
-    let access = Access {
-        ipa: 0x904_0000,
-        size: 4,
-        write: None,
-    };
+    let access = Access { ipa: 0x904_0000, size: 4, write: None };
     assert_eq!(Devices::new().access(access, &mut Output::default()), None);
 }
 

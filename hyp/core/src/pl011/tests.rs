@@ -24,10 +24,7 @@ impl Console for Terminal {
 }
 
 fn typed(text: &str) -> Terminal {
-    Terminal {
-        shown: Vec::new(),
-        typed: text.bytes().collect(),
-    }
+    Terminal { shown: Vec::new(), typed: text.bytes().collect() }
 }
 
 const RX_EMPTY: u64 = 1 << 4;
@@ -51,17 +48,13 @@ fn what_is_written_is_shown_at_any_access_size() {
 fn what_is_typed_is_read_once_in_order() {
     let (mut uart, mut terminal) = (Pl011::new(), typed("hi"));
     let mut got = Vec::new();
-    while uart.read(reg::FR, 4, &mut terminal) & RX_EMPTY == 0 {
+    while got.len() < 9 && uart.read(reg::FR, 4, &mut terminal) & RX_EMPTY == 0 {
         // Looking again takes nothing.
         assert_eq!(uart.read(reg::FR, 4, &mut terminal) & RX_EMPTY, 0);
         got.push(uart.read(reg::DR, 1, &mut terminal) as u8);
     }
     assert_eq!(got, b"hi");
-    assert_eq!(
-        uart.read(reg::DR, 4, &mut terminal),
-        0,
-        "empty reads as zero"
-    );
+    assert_eq!(uart.read(reg::DR, 4, &mut terminal), 0, "empty reads as zero");
 }
 
 #[test]
@@ -82,9 +75,7 @@ fn without_fifo_one_character_fills_the_receiver() {
 fn drivers_recognise_it() {
     let (mut uart, mut terminal) = (Pl011::new(), Terminal::default());
     let id = |from: u64, uart: &mut Pl011, terminal: &mut Terminal| {
-        (0..4).fold(0, |id, n| {
-            id | uart.read(from + 4 * n, 4, terminal) << (8 * n)
-        })
+        (0..4).fold(0, |id, n| id | uart.read(from + 4 * n, 4, terminal) << (8 * n))
     };
     // The amba bus of Linux matches peripheral 0x00041011 under mask 0x000fffff, PrimeCell 0xb105f00d.
     assert_eq!(id(0xfe0, &mut uart, &mut terminal) & 0xf_ffff, 0x4_1011);
@@ -133,10 +124,7 @@ fn interrupt_state_follows_input_and_output() {
 fn a_wide_read_covers_two_registers() {
     let (mut uart, mut terminal) = (Pl011::new(), Terminal::default());
     uart.write(reg::IBRD, 8, 0x0000_0015_0000_1234, &mut terminal);
-    assert_eq!(
-        uart.read(reg::IBRD, 8, &mut terminal),
-        0x0000_0015_0000_1234
-    );
+    assert_eq!(uart.read(reg::IBRD, 8, &mut terminal), 0x0000_0015_0000_1234);
     assert_eq!(uart.read(reg::IBRD + 1, 2, &mut terminal), 0x0012);
     assert_eq!(uart.read(reg::IBRD + 2, 4, &mut terminal), 0x0015_0000);
 }
@@ -179,7 +167,7 @@ proptest! {
                 got.push(value as u8);
             }
         }
-        while uart.read(0x18, 4, &mut terminal) & RX_EMPTY == 0 {
+        while got.len() < 99 && uart.read(0x18, 4, &mut terminal) & RX_EMPTY == 0 {
             got.push(uart.read(0, 4, &mut terminal) as u8);
         }
         prop_assert_eq!(got, text.as_bytes());

@@ -9,10 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const RAM: IpaRange = IpaRange {
-    start: 0x4000_0000,
-    end: 0x4400_0000,
-};
+const RAM: IpaRange = IpaRange { start: 0x4000_0000, end: 0x4400_0000 };
 const ENTRY: u64 = 0x4020_0000;
 const ON: u32 = psci::PSCI_CPU_ON_64;
 const INFO: u32 = psci::PSCI_AFFINITY_INFO_64;
@@ -53,24 +50,13 @@ fn features_are_what_is_there() {
     for function in known {
         assert_eq!(feature(function), 0, "{function:#x}");
     }
-    for function in [
-        psci::PSCI_CPU_SUSPEND_64,
-        psci::PSCI_SYSTEM_RESET2_64,
-        0xc400_0002,
-        0xc600_0001,
-        0,
-    ] {
+    for function in
+        [psci::PSCI_CPU_SUSPEND_64, psci::PSCI_SYSTEM_RESET2_64, 0xc400_0002, 0xc600_0001, 0]
+    {
         assert_eq!(feature(function), -1, "{function:#x}");
-        assert_eq!(
-            code(vm.call(0, function, [0; 3])),
-            -1,
-            "what is not a feature is not a call"
-        );
+        assert_eq!(code(vm.call(0, function, [0; 3])), -1, "what is not a feature is not a call");
     }
-    assert_eq!(
-        code(vm.call(0, SMCCC_ARCH_FEATURES, [SMCCC_VERSION.into(), 0, 0])),
-        0
-    );
+    assert_eq!(code(vm.call(0, SMCCC_ARCH_FEATURES, [SMCCC_VERSION.into(), 0, 0])), 0);
     assert_eq!(code(vm.call(0, SMCCC_ARCH_FEATURES, [ON.into(), 0, 0])), -1);
 }
 
@@ -79,43 +65,25 @@ fn a_cpu_goes_from_off_over_pending_to_on_and_back() {
     let vm = vm(2);
     let info = || code(vm.call(0, INFO, [1, 0, 0]));
     assert_eq!(info(), 1);
-    let start = Action::Start {
-        vcpu: 1,
-        entry: ENTRY,
-        context: 7,
-    };
+    let start = Action::Start { vcpu: 1, entry: ENTRY, context: 7 };
     assert_eq!(vm.call(0, ON, [1, ENTRY, 7]), start);
     assert_eq!(info(), 2);
     assert_eq!(code(vm.call(0, ON, [1, ENTRY, 7])), -5, "ON_PENDING");
     vm.started(1);
     assert_eq!(info(), 0);
     assert_eq!(code(vm.call(0, ON, [1, ENTRY, 7])), -4, "ALREADY_ON");
-    assert_eq!(
-        vm.call(1, psci::PSCI_CPU_OFF, [0; 3]),
-        Action::Off { last: false }
-    );
+    assert_eq!(vm.call(1, psci::PSCI_CPU_OFF, [0; 3]), Action::Off { last: false });
     assert_eq!(info(), 1);
-    assert_eq!(
-        vm.call(0, ON, [1, ENTRY, 7]),
-        start,
-        "it can be started again"
-    );
+    assert_eq!(vm.call(0, ON, [1, ENTRY, 7]), start, "it can be started again");
 }
 
 #[test]
 fn the_last_cpu_off_knows_that_it_is() {
     let vm = vm(2);
     let _ = vm.call(0, ON, [1, ENTRY, 0]);
-    assert_eq!(
-        vm.call(0, psci::PSCI_CPU_OFF, [0; 3]),
-        Action::Off { last: false },
-        "1 is pending"
-    );
+    assert_eq!(vm.call(0, psci::PSCI_CPU_OFF, [0; 3]), Action::Off { last: false }, "1 is pending");
     vm.started(1);
-    assert_eq!(
-        vm.call(1, psci::PSCI_CPU_OFF, [0; 3]),
-        Action::Off { last: true }
-    );
+    assert_eq!(vm.call(1, psci::PSCI_CPU_OFF, [0; 3]), Action::Off { last: true });
 }
 
 #[test]
@@ -129,10 +97,7 @@ fn bad_targets_and_entries_are_refused_and_change_nothing() {
         assert_eq!(code(vm.call(0, ON, [1, entry, 0])), -9, "{entry:#x}");
     }
     assert_eq!(vm.power(1), Power::Off);
-    assert!(matches!(
-        vm.call(0, ON, [1, RAM.end - 4, 0]),
-        Action::Start { .. }
-    ));
+    assert!(matches!(vm.call(0, ON, [1, RAM.end - 4, 0]), Action::Start { .. }));
 }
 
 #[test]
@@ -140,23 +105,9 @@ fn the_32_bit_forms_use_the_low_halves() {
     let vm = vm(2);
     let high = 0xdead_beef_0000_0000;
     let action = vm.call(0, psci::PSCI_CPU_ON_32, [high | 1, high | ENTRY, high | 9]);
-    assert_eq!(
-        action,
-        Action::Start {
-            vcpu: 1,
-            entry: ENTRY,
-            context: 9
-        }
-    );
-    assert_eq!(
-        code(vm.call(0, psci::PSCI_AFFINITY_INFO_32, [high | 1, high, 0])),
-        2
-    );
-    assert_eq!(
-        code(vm.call(0, INFO, [high | 1, 0, 0])),
-        -2,
-        "the 64-bit form does not"
-    );
+    assert_eq!(action, Action::Start { vcpu: 1, entry: ENTRY, context: 9 });
+    assert_eq!(code(vm.call(0, psci::PSCI_AFFINITY_INFO_32, [high | 1, high, 0])), 2);
+    assert_eq!(code(vm.call(0, INFO, [high | 1, 0, 0])), -2, "the 64-bit form does not");
 }
 
 #[test]
@@ -166,25 +117,15 @@ fn higher_affinity_levels_answer_for_the_whole_vm() {
         assert_eq!(code(vm.call(0, INFO, [1, level, 0])), 0);
     }
     assert_eq!(code(vm.call(0, INFO, [0x100, 1, 0])), -2, "no such cluster");
-    assert_eq!(
-        code(vm.call(0, INFO, [0x100, 2, 0])),
-        0,
-        "Aff1 is ignored at level 2"
-    );
+    assert_eq!(code(vm.call(0, INFO, [0x100, 2, 0])), 0, "Aff1 is ignored at level 2");
     assert_eq!(code(vm.call(0, INFO, [0, 4, 0])), -2);
     assert_eq!(code(vm.call(0, INFO, [0, u64::MAX, 0])), -2);
 }
 
 #[test]
 fn the_system_calls_are_passed_on() {
-    assert_eq!(
-        vm(1).call(0, psci::PSCI_SYSTEM_OFF, [0; 3]),
-        Action::SystemOff
-    );
-    assert_eq!(
-        vm(1).call(0, psci::PSCI_SYSTEM_RESET, [0; 3]),
-        Action::SystemReset
-    );
+    assert_eq!(vm(1).call(0, psci::PSCI_SYSTEM_OFF, [0; 3]), Action::SystemOff);
+    assert_eq!(vm(1).call(0, psci::PSCI_SYSTEM_RESET, [0; 3]), Action::SystemReset);
 }
 
 #[test]
@@ -205,19 +146,12 @@ fn of_racing_cpu_on_calls_exactly_one_wins() {
                     })
                 })
                 .collect();
-            racers
-                .into_iter()
-                .flat_map(|racer| racer.join().unwrap())
-                .collect::<Vec<_>>()
+            racers.into_iter().flat_map(|racer| racer.join().unwrap()).collect::<Vec<_>>()
         });
         for target in 1..8 {
             let won =
                 |call: &&Action| matches!(call, Action::Start { vcpu, .. } if *vcpu == target);
-            assert_eq!(
-                calls.iter().filter(won).count(),
-                1,
-                "round {round}, target {target}"
-            );
+            assert_eq!(calls.iter().filter(won).count(), 1, "round {round}, target {target}");
             assert_eq!(vm.power(target), Power::OnPending);
         }
         let lost = |call: &&Action| **call == Action::Return((-5_i64) as u64);
@@ -245,9 +179,7 @@ fn of_racing_cpu_off_calls_exactly_one_is_the_last() {
                 })
                 .collect();
             let actions = racers.into_iter().map(|racer| racer.join().unwrap());
-            actions
-                .filter(|action| *action == Action::Off { last: true })
-                .count()
+            actions.filter(|action| *action == Action::Off { last: true }).count()
         });
         assert_eq!(last, 1, "round {round}");
     }

@@ -16,12 +16,7 @@ fn sample() -> Report {
     report.stats.lost_races = 146;
     report.stats.tlbi.insert("vmalls12e1is".into(), 1);
     report.stats.tlbi.insert("ipas2e1is".into(), 17);
-    report.measure = Some(Measure {
-        samples: 64,
-        min: 200,
-        median: 212,
-        max: 480,
-    });
+    report.measure = Some(Measure { samples: 64, min: 200, median: 212, max: 480 });
     report
 }
 
@@ -82,10 +77,7 @@ fn exit_codes_are_the_documented_ones() {
 #[test]
 fn a_line_is_found_after_output_that_the_guest_left_unfinished() {
     let line = alloc::format!("=> {}\r\n", sample().to_line(&nonce()).unwrap());
-    assert_eq!(
-        Report::from_line(&line, &nonce()).unwrap().unwrap(),
-        sample()
-    );
+    assert_eq!(Report::from_line(&line, &nonce()).unwrap().unwrap(), sample());
 }
 
 #[test]
@@ -103,22 +95,13 @@ fn a_forged_line_is_no_report() {
 fn a_line_cut_short_is_an_error_and_not_a_report() {
     let line = sample().to_line(&nonce()).unwrap();
     let cut = &line[..line.len() - 2];
-    assert!(matches!(
-        Report::from_line(cut, &nonce()),
-        Some(Err(ReportError::Json(_)))
-    ));
+    assert!(matches!(Report::from_line(cut, &nonce()), Some(Err(ReportError::Json(_)))));
 }
 
 #[test]
 fn another_version_is_called_that() {
-    let text = sample()
-        .to_json()
-        .unwrap()
-        .replace("\"version\":1", "\"version\":9");
-    assert!(matches!(
-        Report::from_json(&text),
-        Err(ReportError::Version(9))
-    ));
+    let text = sample().to_json().unwrap().replace("\"version\":1", "\"version\":9");
+    assert!(matches!(Report::from_json(&text), Err(ReportError::Version(9))));
 }
 
 #[test]

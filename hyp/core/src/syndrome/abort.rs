@@ -128,11 +128,7 @@ impl LoadStore {
         } else {
             top.wrapping_shr(spare)
         };
-        if self.is_64_bit {
-            value
-        } else {
-            value & 0xffff_ffff
-        }
+        if self.is_64_bit { value } else { value & 0xffff_ffff }
     }
 
     /// What a store gives the device: the low `size` bytes of its register.
@@ -145,11 +141,7 @@ impl LoadStore {
 
 impl fmt::Display for LoadStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (what, way) = if self.is_write {
-            ("write", "from")
-        } else {
-            ("read", "to")
-        };
+        let (what, way) = if self.is_write { ("write", "from") } else { ("read", "to") };
         let unit = if self.size == 1 { "byte" } else { "bytes" };
         let width = if self.is_64_bit { 'x' } else { 'w' };
         write!(f, "{what} of {} {unit} {way} ", self.size)?;
@@ -253,17 +245,11 @@ impl fmt::Display for Status {
             Self::Permission(level) => write!(f, "permission fault, level {level}"),
             Self::External => f.write_str("synchronous external abort"),
             Self::ExternalOnWalk(level) => {
-                write!(
-                    f,
-                    "synchronous external abort on a table walk, level {level}"
-                )
+                write!(f, "synchronous external abort on a table walk, level {level}")
             }
             Self::Parity => f.write_str("synchronous parity or ECC error"),
             Self::ParityOnWalk(level) => {
-                write!(
-                    f,
-                    "synchronous parity or ECC error on a table walk, level {level}"
-                )
+                write!(f, "synchronous parity or ECC error on a table walk, level {level}")
             }
             Self::GranuleProtectionOnWalk(level) => {
                 write!(f, "granule protection fault on a table walk, level {level}")

@@ -34,10 +34,7 @@ fn every_field_of_a_decoded_load_is_told() {
         is_write: false,
     };
     assert_eq!(access, expected);
-    assert_eq!(
-        access.to_string(),
-        "read of 1 byte to xzr, sign-extended, acquire/release"
-    );
+    assert_eq!(access.to_string(), "read of 1 byte to xzr, sign-extended, acquire/release");
 }
 
 #[test]
@@ -45,17 +42,12 @@ fn an_access_that_hardware_did_not_decode_is_not_guessed() {
     let abort = data_abort(0x00ff_c047).abort().unwrap();
     assert_eq!(abort.access(), None);
     assert!(abort.is_write());
-    assert_eq!(
-        abort.to_string(),
-        "write (not decoded, ISV=0), translation fault, level 3"
-    );
+    assert_eq!(abort.to_string(), "write (not decoded, ISV=0), translation fault, level 3");
 }
 
 #[test]
 fn an_instruction_abort_is_never_a_write() {
-    let abort = Syndrome(0x20 << 26 | 1 << 24 | 1 << 8 | 1 << 6 | 0x0f)
-        .abort()
-        .unwrap();
+    let abort = Syndrome(0x20 << 26 | 1 << 24 | 1 << 8 | 1 << 6 | 0x0f).abort().unwrap();
     assert!(abort.is_instruction());
     assert!(!abort.is_write() && !abort.is_cache_maintenance());
     assert_eq!(abort.access(), None);
@@ -69,10 +61,7 @@ fn walks_maintenance_and_invalid_addresses_are_named() {
     let maintenance = data_abort(1 << 8 | 1 << 6 | 0x05).to_string();
     assert!(maintenance.contains("cache maintenance"), "{maintenance}");
     let external = data_abort(1 << 10 | 0x10).to_string();
-    assert!(
-        external.ends_with("synchronous external abort, FAR not valid (FnV)"),
-        "{external}"
-    );
+    assert!(external.ends_with("synchronous external abort, FAR not valid (FnV)"), "{external}");
 }
 
 #[test]
@@ -141,16 +130,8 @@ fn loads_extend_as_the_instruction_says() {
     };
     assert_eq!(load(1, false, false).extend(0xfff0), 0xf0, "LDRB");
     assert_eq!(load(1, true, false).extend(0x80), 0xffff_ff80, "LDRSB Wt");
-    assert_eq!(
-        load(2, true, true).extend(0x8000),
-        0xffff_ffff_ffff_8000,
-        "LDRSH Xt"
-    );
-    assert_eq!(
-        load(4, true, true).extend(0x8000_0000),
-        0xffff_ffff_8000_0000,
-        "LDRSW"
-    );
+    assert_eq!(load(2, true, true).extend(0x8000), 0xffff_ffff_ffff_8000, "LDRSH Xt");
+    assert_eq!(load(4, true, true).extend(0x8000_0000), 0xffff_ffff_8000_0000, "LDRSW");
     assert_eq!(load(8, false, true).extend(u64::MAX), u64::MAX, "LDR Xt");
 }
 

@@ -20,18 +20,8 @@ fn full() -> Vec<u8> {
         memreserve: [(0x4800_0000, 0x10_0000)].into(),
         reserved_memory: [("secmon@40000000", 0x4000_0000, 0x20_0000)].into(),
         modules: [
-            trees::module(
-                0x5000_0000,
-                16,
-                &["multiboot,module", "multiboot,kernel"],
-                Some("x=1"),
-            ),
-            trees::module(
-                0x5100_0000,
-                16,
-                &["multiboot,module", "multiboot,ramdisk"],
-                None,
-            ),
+            trees::module(0x5000_0000, 16, &["multiboot,module", "multiboot,kernel"], Some("x=1")),
+            trees::module(0x5100_0000, 16, &["multiboot,module", "multiboot,ramdisk"], None),
         ]
         .into(),
         ..virt()
@@ -44,19 +34,8 @@ fn blob(structure: &[u32], strings: &[u8]) -> Vec<u8> {
     let start = 40 + 16;
     let size = structure.len() * 4;
     let total = start + size + strings.len();
-    let header = [
-        0xd00d_feed,
-        total,
-        start,
-        start + size,
-        40,
-        17,
-        16,
-        0,
-        strings.len(),
-        size,
-    ]
-    .map(|word| word as u32);
+    let header = [0xd00d_feed, total, start, start + size, 40, 17, 16, 0, strings.len(), size]
+        .map(|word| word as u32);
     let mut blob: Vec<u8> = header.iter().flat_map(|word| word.to_be_bytes()).collect();
     blob.extend_from_slice(&[0; 16]);
     blob.extend(structure.iter().flat_map(|word| word.to_be_bytes()));
@@ -78,43 +57,28 @@ fn fault(structure: &[u32]) -> StructureFault {
 fn every_structure_fault_is_told() {
     let name = u32::from_be_bytes(*b"a\0\0\0");
     assert_eq!(fault(&[]), StructureFault::EndsEarly);
-    assert_eq!(
-        fault(&[BEGIN, 0, END_NODE]),
-        StructureFault::EndsEarly,
-        "no end token"
-    );
+    assert_eq!(fault(&[BEGIN, 0, END_NODE]), StructureFault::EndsEarly, "no end token");
     assert_eq!(fault(&[END]), StructureFault::EndInside, "no root");
     assert_eq!(fault(&[BEGIN, 0, END]), StructureFault::EndInside);
     assert_eq!(fault(&[END_NODE]), StructureFault::Unbalanced);
-    assert_eq!(
-        fault(&[BEGIN, 0, END_NODE, BEGIN, 0, END_NODE, END]),
-        StructureFault::SecondRoot
-    );
+    assert_eq!(fault(&[BEGIN, 0, END_NODE, BEGIN, 0, END_NODE, END]), StructureFault::SecondRoot);
     assert_eq!(fault(&[PROP, 0, 0, END]), StructureFault::StrayProperty);
     let after_child = [BEGIN, 0, BEGIN, name, END_NODE, PROP, 0, 0, END_NODE, END];
     assert_eq!(fault(&after_child), StructureFault::StrayProperty);
-    assert_eq!(
-        fault(&[BEGIN, 0, PROP, 0, 4096, END_NODE, END]),
-        StructureFault::NameOffset(4096)
-    );
+    assert_eq!(fault(&[BEGIN, 0, PROP, 0, 4096, END_NODE, END]), StructureFault::NameOffset(4096));
     let longer = [BEGIN, 0, PROP, u32::MAX, 0, END_NODE, END];
     assert_eq!(fault(&longer), StructureFault::PropertyLength(u32::MAX));
+    let one_too_many = [BEGIN, 0, PROP, 9, 0, END_NODE, END];
+    assert_eq!(fault(&one_too_many), StructureFault::PropertyLength(9));
     assert_eq!(fault(&[7]), StructureFault::Token(7));
     assert_eq!(
         fault(&[BEGIN, 0, BEGIN, 0, END_NODE, END_NODE, END]),
         StructureFault::Name,
         "empty"
     );
-    assert_eq!(
-        fault(&[BEGIN, u32::MAX, 0, END_NODE, END]),
-        StructureFault::Name,
-        "not printable"
-    );
+    assert_eq!(fault(&[BEGIN, u32::MAX, 0, END_NODE, END]), StructureFault::Name, "not printable");
     let unterminated = blob(&[BEGIN, 0, PROP, 0, 0, END_NODE, END], b"reg");
-    assert!(matches!(
-        parse(&unterminated),
-        Err(FdtError::Structure { .. })
-    ));
+    assert!(matches!(parse(&unterminated), Err(FdtError::Structure { .. })));
 }
 
 #[test]
@@ -142,10 +106,7 @@ fn nodes_and_properties_are_bounded_and_nops_are_not() {
         words.extend([END_NODE, END]);
         parse(&blob(&words, STRINGS))
     };
-    assert!(matches!(
-        with(&[NOP].repeat(4 * MAX_TOKENS)),
-        Err(FdtError::MissingNode(_))
-    ));
+    assert!(matches!(with(&[NOP].repeat(4 * MAX_TOKENS)), Err(FdtError::MissingNode(_))));
     let refused = with(&[PROP, 0, 0].repeat(MAX_TOKENS));
     let too_many = StructureFault::TooMany(MAX_TOKENS);
     assert!(matches!(refused, Err(FdtError::Structure { what, .. }) if what == too_many));
@@ -155,23 +116,10 @@ fn nodes_and_properties_are_bounded_and_nops_are_not() {
 fn a_cells_property_of_two_bytes_is_an_error() {
     // The fdt crate's own reader panics on this one.
     let mut words = [BEGIN, 0, PROP, 2, 4, 0x0002_0000].to_vec();
-    words.extend([
-        BEGIN,
-        u32::from_be_bytes(*b"a\0\0\0"),
-        END_NODE,
-        END_NODE,
-        END,
-    ]);
+    words.extend([BEGIN, u32::from_be_bytes(*b"a\0\0\0"), END_NODE, END_NODE, END]);
     let error = parse(&blob(&words, STRINGS)).unwrap_err();
     assert!(
-        matches!(
-            error,
-            FdtError::BadProperty {
-                property: "#address-cells",
-                len: 2,
-                ..
-            }
-        ),
+        matches!(error, FdtError::BadProperty { property: "#address-cells", len: 2, .. }),
         "{error}"
     );
 }
@@ -195,19 +143,7 @@ fn any_byte_may_change() {
     let mut blob = full();
     for at in 0..blob.len() {
         let was = blob[at];
-        for value in [
-            0,
-            1,
-            2,
-            3,
-            4,
-            9,
-            0x7f,
-            0x80,
-            0xff,
-            was ^ 0x20,
-            was.wrapping_add(1),
-        ] {
+        for value in [0, 1, 2, 3, 4, 9, 0x7f, 0x80, 0xff, was ^ 0x20, was.wrapping_add(1)] {
             blob[at] = value;
             let _ = parse(&blob);
         }
@@ -240,17 +176,14 @@ fn piece() -> impl Strategy<Value = Vec<u32>> {
     ];
     let begin = name.prop_map(|name| [BEGIN, u32::from_be_bytes(name), 0].to_vec());
     let offsets = prop_oneof![Just(0), Just(4), Just(19), Just(31), Just(42), 0..90_u32];
-    let property = (
-        offsets,
-        proptest::collection::vec(any::<u32>(), 0..5),
-        0..4_u32,
-    )
-        .prop_map(|(name, value, short)| {
+    let property = (offsets, proptest::collection::vec(any::<u32>(), 0..5), 0..4_u32).prop_map(
+        |(name, value, short)| {
             let len = (value.len() as u32 * 4).saturating_sub(short);
             let mut words = [PROP, len, name].to_vec();
             words.extend(value);
             words
-        });
+        },
+    );
     prop_oneof![
         3 => begin,
         4 => property,

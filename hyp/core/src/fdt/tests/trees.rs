@@ -35,12 +35,7 @@ pub(super) fn module(
     bootargs: Option<&'static str>,
 ) -> Module {
     let compatible = compatible.iter().map(ToString::to_string).collect();
-    Module {
-        start,
-        len,
-        compatible,
-        bootargs,
-    }
+    Module { start, len, compatible, bootargs }
 }
 
 /// `-M virt,virtualization=on,gic-version=3 -smp 2 -m 512`.
@@ -196,10 +191,7 @@ pub(super) fn blank(blob: &[u8], name: &str) -> Vec<u8> {
     let mut wanted = Vec::from(1_u32.to_be_bytes());
     wanted.extend_from_slice(name.as_bytes());
     wanted.push(0);
-    let start = blob
-        .windows(wanted.len())
-        .position(|window| window == wanted)
-        .unwrap();
+    let start = blob.windows(wanted.len()).position(|window| window == wanted).unwrap();
     let words = blob[start..].chunks_exact(4).skip(1);
     let mut end = start + 4;
     for word in words {
