@@ -106,11 +106,7 @@ mod tests {
     fn identifiers_are_fast_calls_of_the_vendor_hypervisor_service() {
         for id in [VENDOR_UID, VERDICT, STAT] {
             assert_eq!(id >> 31, 1, "fast call");
-            assert_eq!(
-                (id >> 24) & 0x3f,
-                6,
-                "owning entity: vendor specific hypervisor service"
-            );
+            assert_eq!((id >> 24) & 0x3f, 6, "owning entity: vendor specific hypervisor service");
         }
     }
 }

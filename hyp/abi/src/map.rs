@@ -23,13 +23,7 @@ pub const FLASH_BASE: u64 = 0;
 pub const FLASH_SIZE: u64 = 0x0800_0000;
 
 const _: () = {
-    assert!(
-        DTB_SPACE <= IMAGE_OFFSET,
-        "the tree's space ends before the image begins"
-    );
-    assert!(
-        FLASH_BASE + FLASH_SIZE <= UART_BASE,
-        "flash and UART are apart"
-    );
+    assert!(DTB_SPACE <= IMAGE_OFFSET, "the tree's space ends before the image begins");
+    assert!(FLASH_BASE + FLASH_SIZE <= UART_BASE, "flash and UART are apart");
     assert!(UART_BASE + UART_SIZE <= RAM_BASE, "the UART lies below RAM");
 };
