@@ -38,7 +38,7 @@ const TABLE: u64 = 0b11;
 const NORMAL: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 10;
 const INNER_SHAREABLE: u64 = 0b11 << 8;
-/// At EL2, AP[1] is RES1. At EL1 it would open the page to EL0 and so close it to execution.
+/// At EL2, AP\[1\] is RES1. At EL1 it would open the page to EL0 and so close it to execution.
 const EL2_RES1: u64 = 1 << 6;
 /// UXN at EL1, XN at EL2; PXN at EL1, RES0 at EL2.
 const NEVER_EXECUTE: u64 = 1 << 54;
@@ -87,7 +87,7 @@ extern "C" fn early_map(x0: u64) -> u64 {
 /// Maps the block that holds a device register, for a console before the final tables exist.
 ///
 /// Only the boot CPU calls this, with the early tables in use. An entry that was invalid is not
-/// cached [RXCLRD], so no invalidation is needed, only the store's completion.
+/// cached \[RXCLRD\], so no invalidation is needed, only the store's completion.
 pub(crate) fn map_device(address: u64) {
     map(address, address.saturating_add(1), NEVER_EXECUTE | PRIVILEGED_NEVER_EXECUTE);
     barrier::dsb(barrier::ISHST);

@@ -23,7 +23,7 @@
 //! # `el2_mmu_switch`
 //!
 //! Replaces EL2's translation tables as a whole. New and old map the same addresses with different
-//! sizes and permissions, which needs break-before-make [RWHZWS]; turning the MMU off between them
+//! sizes and permissions, which needs break-before-make \[RWHZWS\]; turning the MMU off between them
 //! is the one way that needs no third table. Nothing touches memory while it is off: the
 //! code is identity-mapped and uses registers only.
 

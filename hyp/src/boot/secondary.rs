@@ -1,7 +1,7 @@
 //! The other CPUs: started by PSCI, one after the other.
 //!
 //! A CPU comes up with its MMU off, so it reads its arguments past the caches: they are cleaned to the
-//! point of coherency before `CPU_ON` [the arm64 boot protocol asks the same of a boot loader]. It takes
+//! point of coherency before `CPU_ON` \[the arm64 boot protocol asks the same of a boot loader\]. It takes
 //! its stack, switches to the final map, makes itself reachable by SGI, tells what its ID registers say
 //! and waits for a VM.
 //!

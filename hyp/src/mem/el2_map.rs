@@ -10,7 +10,7 @@
 //! Nothing is both writable and executable, and `SCTLR_EL2.WXN` makes that a property of the machine.
 //! Guard pages, reserved memory and everything that the tree does not name stay unmapped. Normal
 //! memory is Inner-shareable write-back: stage-2 tables are written through this map and walked with
-//! the same attributes, and the hardware update of descriptors asks for it [RWLTNL].
+//! the same attributes, and the hardware update of descriptors asks for it \[RWLTNL\].
 //!
 //! The map never changes after it is switched on, so it needs no break-before-make and no invalidation
 //! of its own. Each CPU switches to it with its MMU off (`boot/entry.rs`).

@@ -40,7 +40,7 @@ unsafe impl Memory for Tables {
     }
 
     #[inline]
-    unsafe fn table<'t>(&'t self, pa: Pa) -> &'t Table {
+    unsafe fn table(&self, pa: Pa) -> &Table {
         let table = core::ptr::with_exposed_provenance::<Table>(pa.get() as usize);
         // SAFETY: (1) the caller's clause 1; the identity map holds it, aligned to a page.
         unsafe { &*table }

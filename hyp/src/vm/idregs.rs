@@ -1,7 +1,7 @@
 //! What the guest sees in the ID registers: the hardware's, sanitised by `hyp-core`, read once.
 //!
 //! `HCR_EL2.TID3` traps the whole space op0=3, op1=0, CRn=0, CRm=1-7, and every encoding in it can be
-//! read: unallocated ones are zero [D24.3]. So the table is filled by encoding and no register needs a name.
+//! read: unallocated ones are zero \[D24.3\]. So the table is filled by encoding and no register needs a name.
 //!
 //! A VM has one table, because a guest takes its CPUs for alike. CPUs that differ in what a guest would see
 //! cannot share a VM, and the hypervisor refuses to start rather than hide what only some of them have.

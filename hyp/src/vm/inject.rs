@@ -19,7 +19,7 @@ const LEVEL: u64 = 0b1100;
 const STACK: u64 = 1;
 
 /// Makes the guest take an Undefined Instruction exception at its current instruction
-/// [AArch64.TakeException].
+/// \[AArch64.TakeException\].
 pub(super) fn undefined(context: &mut Context) {
     let from = context.pstate;
     let offset = match (from & LEVEL, from & STACK) {
