@@ -171,22 +171,10 @@ impl Descriptor {
         encoding: Encoding,
         owner: Owner,
     ) -> Result<Self, DescriptorError> {
-        if !level.has_leaves() {
-            return Err(DescriptorError::Level { level });
+        match LeafTemplate::new(level, attributes, encoding, owner) {
+            Ok(template) => template.at(pa),
+            Err(error) => Err(error),
         }
-        if !pa.fits_descriptor() || !pa.is_aligned(level.slot_bytes()) {
-            return Err(DescriptorError::Address { level, pa });
-        }
-        let attributes = match attributes.encode(encoding) {
-            Ok(bits) => bits,
-            Err(error) => return Err(DescriptorError::Attributes(error)),
-        };
-        let kind = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
-        let owner = match owner {
-            Owner::Vm => 0,
-            Owner::Other => NON_OWNED,
-        };
-        Ok(Self(pa.get() | attributes | kind | MANAGED | owner))
     }
 
     /// A pointer from a slot of `level` to the table page at `pa`.
@@ -219,6 +207,15 @@ impl Descriptor {
     #[must_use]
     pub const fn note(note: Note) -> Self {
         Self(note.0 << NOTE_SHIFT | TAG_NOTE)
+    }
+
+    /// The next table, if that is what it points to: [`view`](Self::view) for the way down, where
+    /// nearly every slot is a table.
+    #[inline]
+    #[must_use]
+    pub const fn as_table(self, level: Level) -> Option<Pa> {
+        let table = self.0 & !ADDRESS == TABLE_OR_PAGE | MANAGED;
+        if table && !matches!(level, Level::L3) { Some(Pa::new(self.0 & ADDRESS)) } else { None }
     }
 
     /// Whether hardware translates through it.
@@ -266,17 +263,15 @@ impl Descriptor {
         if !ours {
             return View::Foreign(self.0);
         }
+        if let Some(table) = self.as_table(level) {
+            return View::Table(table);
+        }
         if level.has_leaves() && self.0 & TYPE == leaf_type {
             let leaf = Leaf { bits: self.0, level };
             let stray = self.0 & !(ADDRESS | ATTRIBUTES | MANAGED | NON_OWNED | TYPE);
             if stray == 0 && leaf.pa().is_aligned(level.slot_bytes()) {
                 return View::Leaf(leaf);
             }
-        } else if !matches!(level, Level::L3)
-            && self.0 & TYPE == TABLE_OR_PAGE
-            && self.0 & !(ADDRESS | MANAGED | TYPE) == 0
-        {
-            return View::Table(Pa::new(self.0 & ADDRESS));
         }
         View::Foreign(self.0)
     }
@@ -285,6 +280,59 @@ impl Descriptor {
 impl fmt::Debug for Descriptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Descriptor({:#018x})", self.0)
+    }
+}
+
+/// Everything of a leaf but its address, encoded once for the many leaves that are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafTemplate {
+    level: Level,
+    bits: u64,
+}
+
+impl LeafTemplate {
+    /// For blocks or pages of `level`.
+    ///
+    /// # Errors
+    /// [`DescriptorError`]: level 0, or attributes without encoding.
+    pub const fn new(
+        level: Level,
+        attributes: &Attributes,
+        encoding: Encoding,
+        owner: Owner,
+    ) -> Result<Self, DescriptorError> {
+        if !level.has_leaves() {
+            return Err(DescriptorError::Level { level });
+        }
+        let attributes = match attributes.encode(encoding) {
+            Ok(bits) => bits,
+            Err(error) => return Err(DescriptorError::Attributes(error)),
+        };
+        let kind = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
+        let owner = match owner {
+            Owner::Vm => 0,
+            Owner::Other => NON_OWNED,
+        };
+        Ok(Self { level, bits: attributes | kind | MANAGED | owner })
+    }
+
+    /// Level of the leaves.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The leaf that points to `pa`.
+    ///
+    /// # Errors
+    /// [`DescriptorError::Address`]: unaligned for the level, or above 48 bits.
+    #[inline]
+    pub const fn at(&self, pa: Pa) -> Result<Descriptor, DescriptorError> {
+        // Alignment to a block implies alignment to a page.
+        if pa.get() & !(ADDRESS & !(self.level.slot_bytes() - 1)) != 0 {
+            return Err(DescriptorError::Address { level: self.level, pa });
+        }
+        Ok(Descriptor(self.bits | pa.get()))
     }
 }
 

@@ -61,7 +61,8 @@ pub struct Domain<'e> {
 pub struct Cpu<'e> {
     cpus: &'e [Counter],
     counter: &'e Counter,
-    depth: Cell<u32>,
+    /// 64 bits: no program opens that many.
+    depth: Cell<u64>,
 }
 
 /// Proof that this CPU is inside a guard. Nests; `!Send`, because it stands for the CPU.
@@ -133,7 +134,7 @@ impl Cpu<'_> {
             self.counter.epoch.store(epoch.wrapping_add(1), Ordering::Relaxed);
             fence(Ordering::SeqCst);
         }
-        self.depth.set(depth.saturating_add(1));
+        self.depth.set(depth.wrapping_add(1));
         Guard { cpu: self, not_send: PhantomData }
     }
 
@@ -179,7 +180,7 @@ impl Drop for Cpu<'_> {
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
-        let depth = self.cpu.depth.get().saturating_sub(1);
+        let depth = self.cpu.depth.get().wrapping_sub(1);
         self.cpu.depth.set(depth);
         if depth == 0 {
             let epoch = self.cpu.counter.epoch.load(Ordering::Relaxed);

@@ -17,7 +17,7 @@ use core::fmt;
 
 use aarch64_cpu::registers::VTCR_EL2;
 
-use crate::addr::{Level, PAGE_SIZE, SLOTS};
+use crate::addr::{Level, PAGE_SHIFT, PAGE_SIZE, SLOTS};
 use crate::features::{Caps, Features};
 use crate::{Ipa, Pa};
 
@@ -190,7 +190,8 @@ impl Geometry {
     #[must_use]
     pub const fn root_page(&self, root: Pa, ipa: Ipa) -> Pa {
         let page = (ipa.get() >> (self.start.shift() + TABLE_BITS)) & (self.root_tables as u64 - 1);
-        Pa::new(root.get() + page * PAGE_SIZE)
+        // The root is aligned to its size.
+        Pa::new(root.get() | page << PAGE_SHIFT)
     }
 }
 

@@ -56,7 +56,7 @@ pub mod tlbi;
 pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};
 pub use arch::Arch;
 pub use attr::{Attributes, Encoding, MemType, Prot, Write};
-pub use descriptor::{Descriptor, Leaf, Note, Owner, View};
+pub use descriptor::{Descriptor, Leaf, LeafTemplate, Note, Owner, View};
 pub use epoch::{Domain, Epochs, Guard};
 pub use features::{Bbm, Caps, Features, IdRegisters};
 pub use flush::{Flushed, Stage2Tlb};

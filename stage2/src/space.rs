@@ -30,7 +30,7 @@
 use crate::addr::{Ipa, Level, Pa, Vmid};
 use crate::arch::{Arch, Dsb};
 use crate::attr::{Attributes, Encoding};
-use crate::descriptor::{Descriptor, Leaf, Owner, View};
+use crate::descriptor::{Descriptor, Leaf, LeafTemplate, Owner, View};
 use crate::epoch::{Domain, Guard};
 use crate::flush::Stage2Tlb;
 use crate::geometry::Geometry;
@@ -38,7 +38,7 @@ use crate::memory::{Memory, Table};
 use crate::slot::{Slot, TrySetError};
 
 mod error;
-pub use error::{InstallError, NewSpaceError};
+pub use error::{InstallError, MappingError, NewSpaceError};
 
 /// The stage-2 tables of one VM. Guards of one [`Epochs`](crate::Epochs), `'e`, protect them.
 #[derive(Debug)]
@@ -52,16 +52,9 @@ pub struct Space<'e, M, A> {
     arch: A,
 }
 
-/// What to map at an address.
+/// What to map at an address, checked and encoded: see [`Space::mapping`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// Level of the leaf: a 4 KiB page, or a block of 2 MiB or 1 GiB.
-    pub level: Level,
-    /// What it allows. A member of a contiguous run cannot be installed by itself.
-    pub attributes: Attributes,
-    /// Whose the page is.
-    pub owner: Owner,
-}
+pub struct Mapping(LeafTemplate);
 
 /// Where [`Space::install`] gets the page that it maps.
 ///
@@ -179,6 +172,30 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
         Stage2Tlb::new(&self.arch, self.vttbr(), self.geometry.features().caps)
     }
 
+    /// A kind of leaf for [`install`](Self::install): made once, used for many.
+    ///
+    /// # Errors
+    /// [`MappingError`]: a level that this VM's walks do not reach, a single member of a contiguous
+    /// run, attributes that the machine cannot express.
+    pub const fn mapping(
+        &self,
+        level: Level,
+        attributes: &Attributes,
+        owner: Owner,
+    ) -> Result<Mapping, MappingError> {
+        let start = self.geometry.start();
+        if (level as u8) < start as u8 {
+            return Err(MappingError::Level { level, start });
+        }
+        if attributes.contiguous {
+            return Err(MappingError::Contiguous);
+        }
+        match LeafTemplate::new(level, attributes, self.encoding, owner) {
+            Ok(template) => Ok(Mapping(template)),
+            Err(error) => Err(MappingError::Descriptor(error)),
+        }
+    }
+
     /// Maps a fresh frame at the slot that translates `ipa`, unless something is there.
     ///
     /// The guard is the one under which the caller decided that this address may be populated.
@@ -195,18 +212,11 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
         frames: &mut impl Frames,
         tally: &mut Tally,
     ) -> Result<Install, InstallError> {
-        let start = self.geometry.start();
         if !self.domain.owns(guard) {
             return Err(InstallError::ForeignGuard);
         }
         if !self.geometry.contains(ipa) {
             return Err(InstallError::BeyondIpaSize { ipa, bits: self.geometry.ipa_bits() });
-        }
-        if mapping.level < start || !mapping.level.has_leaves() {
-            return Err(InstallError::Level { level: mapping.level, start });
-        }
-        if mapping.attributes.contiguous {
-            return Err(InstallError::Contiguous);
         }
         let mut walk = Walk { space: self, guard, tally, published: false };
         let result = walk.install(ipa, mapping, frames);
@@ -271,7 +281,7 @@ impl<M: Memory, A: Arch> Walk<'_, '_, M, A> {
         let Self { space, guard, .. } = *self;
         let mut level = space.geometry.start();
         let mut table = space.root_table(guard, ipa);
-        while let Some(below) = level.next().filter(|_| level < mapping.level) {
+        while let Some(below) = level.next().filter(|_| level < mapping.0.level()) {
             let slot = table.slot(level.index(ipa));
             match self.slot_to_table(slot, level)? {
                 Step::Table(pa) => table = space.linked_table(guard, pa),
@@ -286,6 +296,9 @@ impl<M: Memory, A: Arch> Walk<'_, '_, M, A> {
     #[inline]
     fn slot_to_table(&mut self, slot: &Slot, level: Level) -> Result<Step, InstallError> {
         let seen = slot.load(&self.space.arch);
+        if let Some(table) = seen.as_table(level) {
+            return Ok(Step::Table(table));
+        }
         if seen != Descriptor::EMPTY {
             return step(seen, level);
         }
@@ -318,13 +331,13 @@ impl<M: Memory, A: Arch> Walk<'_, '_, M, A> {
         mapping: &Mapping,
         frames: &mut impl Frames,
     ) -> Result<Install, InstallError> {
-        let Mapping { level, attributes, owner } = mapping;
+        let Mapping(template) = mapping;
         let seen = slot.load(&self.space.arch);
         if seen != Descriptor::EMPTY {
-            return present(seen, *level);
+            return present(seen, template.level());
         }
         let frame = frames.take().ok_or(InstallError::OutOfFrames)?;
-        let lost = match Descriptor::leaf(*level, frame, attributes, self.space.encoding, *owner) {
+        let lost = match template.at(frame) {
             Ok(leaf) => self.try_set(slot, leaf),
             Err(error) => Err(Lost::Error(error.into())),
         };
@@ -336,7 +349,7 @@ impl<M: Memory, A: Arch> Walk<'_, '_, M, A> {
             Err(lost) => {
                 frames.give_back(frame);
                 let seen = lost.to(&mut self.tally.lost_races)?;
-                present(seen, *level)
+                present(seen, template.level())
             }
         }
     }
@@ -385,7 +398,7 @@ enum Step {
 }
 
 /// What a non-empty slot above the wanted level means for an install.
-#[inline]
+#[cold]
 fn step(seen: Descriptor, level: Level) -> Result<Step, InstallError> {
     match seen.view(level) {
         View::Table(pa) => Ok(Step::Table(pa)),

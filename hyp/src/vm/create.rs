@@ -17,8 +17,8 @@ use hyp_core::{PaRange, image};
 use stage2::arch::aarch64::Aarch64;
 use stage2::geometry::{Geometry, HwUpdate};
 use stage2::{
-    Attributes, Backing, Features, Ipa, IpaRange, Level, Mapping, MemType, Owner, Prot, Region,
-    RegionMap, Space, Vmid, flush,
+    Attributes, Backing, Features, Ipa, IpaRange, Level, MemType, Owner, Prot, Region, RegionMap,
+    Space, Vmid, flush,
 };
 
 use super::idregs::IdRegisters;
@@ -26,7 +26,7 @@ use super::payload::Payload;
 use super::pe::Counted;
 use super::stop::Stop;
 use super::vcpu::Mailbox;
-use super::{EPOCHS, Policy, Vm};
+use super::{EPOCHS, Policy, Stage2, Vm};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
 use crate::mem::tables::Tables;
@@ -91,6 +91,7 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     // TLBs may hold anything of EL1's regime since power came on.
     let _ = flush::all(&arch);
     let space = Space::new(geometry, vmid, EPOCHS.domain(), Tables, arch)?;
+    let policy = policy(&space, placed.ram)?;
     let vm = Vm {
         vcpus: config.vcpus,
         mem: config.mem,
@@ -98,7 +99,7 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
         measure: config.measure,
         features,
         space,
-        policy: AtomicPtr::new(Box::leak(Box::new(policy(placed.ram)?))),
+        policy: AtomicPtr::new(Box::leak(Box::new(policy))),
         payload,
         psci: Psci::new(config.vcpus, placed.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
@@ -148,7 +149,7 @@ fn features(cpus: usize) -> Result<Features, Refusal> {
     all.reduce(Features::and).ok_or_else(|| "no CPU has told its features".into())
 }
 
-fn policy(ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
+fn policy(space: &Stage2, ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
     const PROT: Prot = Prot::RWX;
     const MEM: MemType = MemType::Normal;
     let range = |range: hyp_core::IpaRange| IpaRange::new(Ipa::new(range.start), range.len());
@@ -160,9 +161,8 @@ fn policy(ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
     let ram = range(ram)?;
     let main = Region { range: ram, backing: Backing::Ram { prot: PROT, mem: MEM }, name: "RAM" };
     let regions = RegionMap::new([main, device(0)?, device(1)?])?;
-    let page =
-        Mapping { level: Level::L3, attributes: Attributes::new(PROT, MEM), owner: Owner::Vm };
-    Ok(Policy { ram, ram_page: page, regions })
+    let ram_page = space.mapping(Level::L3, &Attributes::new(PROT, MEM), Owner::Vm)?;
+    Ok(Policy { ram, ram_page, regions })
 }
 
 fn announce(vm: &Vm, config: &Config, guest: &Guest) {

@@ -40,6 +40,12 @@ use crate::mem::PAGE;
 enum Populate {
     /// Resume.
     Done,
+    /// Another vCPU was faster: by an instruction (`raced`), or by so much that its page was seen on
+    /// the walk. Resume.
+    Present {
+        /// The install was tried and lost.
+        raced: bool,
+    },
     /// Nothing was done; resume and fault again.
     Again,
     /// It is not RAM.
@@ -76,6 +82,10 @@ fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate
     };
     match why {
         Populate::Done => Step::Resume,
+        Populate::Present { raced } => {
+            env.cpu.counters.bump(if raced { Stat::LostRaces } else { Stat::Spurious });
+            repeat(env, vcpu, page)
+        }
         Populate::Again => {
             env.cpu.counters.bump(Stat::Retries);
             repeat(env, vcpu, page)
@@ -122,12 +132,7 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
             cpu.timing.populated(source.filled);
             Populate::Done
         }
-        // Another vCPU was faster: by an instruction, or by so much that its page was seen on the walk.
-        Ok(Install::Present(_)) => {
-            let raced = tally.lost_races != 0;
-            counters.bump(if raced { Stat::LostRaces } else { Stat::Spurious });
-            Populate::Done
-        }
+        Ok(Install::Present(_)) => Populate::Present { raced: tally.lost_races != 0 },
         Err(InstallError::OutOfFrames | InstallError::OutOfTables | InstallError::Retry { .. }) => {
             Populate::Again
         }
@@ -153,14 +158,15 @@ fn ipa(page: u64, abort: Abort) -> u64 {
     if abort.is_stage1_walk() { page } else { page | FAR_EL2.get() & (PAGE - 1) }
 }
 
-/// Lets the guest fault again, within reason.
+/// Lets the guest try again, within reason: a fault must not come back for ever.
 #[cold]
 fn repeat(env: Env<'_>, vcpu: &mut Vcpu, page: u64) -> Step {
     if vcpu.may_repeat(page) {
         relax();
         return Step::Resume;
     }
-    let hint = "this fault came back without end: suspect the hypervisor (a slot in transition, or no frames)";
+    let hint = "this fault came back without end: suspect the hypervisor (a slot in transition, no frames, or a \
+                translation that is there and does not help)";
     diagnose(env, vcpu, Some(page), Some(hint.into()))
 }
 

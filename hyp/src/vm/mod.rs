@@ -70,6 +70,9 @@ pub(crate) const NUMBER: u32 = 0;
 /// Regions: RAM and the windows of the emulated devices.
 pub(crate) type Regions = RegionMap<[Region; create::REGIONS]>;
 
+/// Stage-2 tables of a VM here.
+pub(crate) type Stage2 = Space<'static, Tables, Counted>;
+
 /// The guards of all CPUs.
 pub(crate) static EPOCHS: Epochs<MAX_VCPUS> = Epochs::new();
 
@@ -88,7 +91,7 @@ pub(crate) struct Vm {
     /// What stage 2 makes use of.
     pub(crate) features: Features,
     /// Stage-2 tables.
-    pub(crate) space: Space<'static, Tables, Counted>,
+    pub(crate) space: Stage2,
     policy: AtomicPtr<Policy>,
     /// What RAM holds initially.
     pub(crate) payload: Payload,

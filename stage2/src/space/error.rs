@@ -17,15 +17,6 @@ pub enum InstallError {
     },
     /// The guard belongs to other epochs than the tables do.
     ForeignGuard,
-    /// There are no leaves at this level, or the walk starts below it.
-    Level {
-        /// Level asked for.
-        level: Level,
-        /// Level at which this VM's walks start.
-        start: Level,
-    },
-    /// A single member of a contiguous run was asked for: its neighbours would be translated too.
-    Contiguous,
     /// No frame at hand: refill where waiting is allowed, then let the guest fault again.
     OutOfFrames,
     /// No table page at hand: likewise.
@@ -53,7 +44,7 @@ pub enum InstallError {
     },
     /// The machine has no atomic install: the fault cannot be recovered here.
     Unsupported,
-    /// No descriptor can say what was wanted.
+    /// The frame's address does not fit into a descriptor.
     Descriptor(DescriptorError),
 }
 
@@ -62,10 +53,6 @@ impl fmt::Display for InstallError {
         match self {
             Self::BeyondIpaSize { ipa, bits } => write!(f, "{ipa} needs more than {bits} IPA bits"),
             Self::ForeignGuard => f.write_str("the guard belongs to other epochs than the tables"),
-            Self::Level { level, start } => {
-                write!(f, "no leaf can be installed at {level}: walks start at {start}")
-            }
-            Self::Contiguous => f.write_str("a contiguous run is installed as a whole"),
             Self::OutOfFrames => f.write_str("no frame at hand"),
             Self::OutOfTables => f.write_str("no table page at hand"),
             Self::Retry { level, seen } => {
@@ -90,6 +77,36 @@ impl From<DescriptorError> for InstallError {
         Self::Descriptor(error)
     }
 }
+
+/// Why a kind of leaf cannot be installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappingError {
+    /// The VM's walks start below this level.
+    Level {
+        /// Level asked for.
+        level: Level,
+        /// Level at which this VM's walks start.
+        start: Level,
+    },
+    /// A single member of a contiguous run: its neighbours would be translated too \[IPGVGZ\].
+    Contiguous,
+    /// No descriptor says that.
+    Descriptor(DescriptorError),
+}
+
+impl fmt::Display for MappingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Level { level, start } => {
+                write!(f, "no leaf can be at {level}: this VM's walks start at {start}")
+            }
+            Self::Contiguous => f.write_str("a contiguous run is installed as a whole"),
+            Self::Descriptor(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for MappingError {}
 
 /// Why a VM's tables could not be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::descriptor::Note;
-use crate::features::Features;
 use crate::addr::PAGE_SIZE;
 use crate::arch::host::{Event, Host, NoAtomicInstall};
 use crate::attr::{MemType, Prot};
+use crate::descriptor::{DescriptorError, Note};
 use crate::epoch::Epochs;
-use crate::features::{Bbm, Caps};
+use crate::features::{Bbm, Caps, Features};
 use crate::geometry::HwUpdate;
 use crate::tlbi::Tlbi;
 
@@ -128,8 +127,8 @@ fn ram() -> Attributes {
     Attributes::new(Prot::RWX, MemType::Normal)
 }
 
-fn at(level: Level) -> Mapping {
-    Mapping { level, attributes: ram(), owner: Owner::Vm }
+fn at<A: Arch>(space: &Space<'_, &Pages, A>, level: Level) -> Mapping {
+    space.mapping(level, &ram(), Owner::Vm).unwrap()
 }
 
 const PAGE: Level = Level::L3;
@@ -160,7 +159,8 @@ fn a_fault_installs_once_and_is_then_spurious() {
     let _ = space.arch.take_log();
     let (mut frames, mut tally) = (Counted::new(0x8000_0000, 4096, 2), Tally::default());
     let ipa = Ipa::new(0x4000_1234);
-    let mut install = || space.install(&cpu.enter(), ipa, &at(PAGE), &mut frames, &mut tally);
+    let mut install =
+        || space.install(&cpu.enter(), ipa, &at(&space, PAGE), &mut frames, &mut tally);
     assert_eq!(install(), Ok(Install::Installed(Pa::new(0x8000_0000))));
     let Ok(Install::Present(leaf)) = install() else { panic!("not there") };
     assert_eq!((leaf.pa(), leaf.owner()), (Pa::new(0x8000_0000), Owner::Vm));
@@ -181,7 +181,7 @@ fn tables_linked_on_the_way_to_an_error_are_made_visible() {
     let (space, cpu) = (space(&pages, &epochs, 40), epochs.join(0).unwrap());
     let _ = space.arch.take_log();
     let (mut none, mut tally) = (Counted::new(0, 4096, 0), Tally::default());
-    let result = space.install(&cpu.enter(), Ipa::new(0), &at(PAGE), &mut none, &mut tally);
+    let result = space.install(&cpu.enter(), Ipa::new(0), &at(&space, PAGE), &mut none, &mut tally);
     assert_eq!(result, Err(InstallError::OutOfFrames));
     let won = Event::CompareExchange(true);
     assert_eq!(space.arch.take_log(), [won, won, Event::Dsb(Dsb::IshSt)]);
@@ -212,26 +212,40 @@ fn what_cannot_be_installed_is_refused_with_the_numbers() {
     let (space, cpu, stranger) =
         (space(&pages, &epochs, 32), epochs.join(0).unwrap(), other.join(0).unwrap());
     let mut frames = Counted::new(0, 4096, 1);
-    let mut refusal = |guard: &Guard<'_>, ipa, mapping: Mapping| {
-        space.install(guard, ipa, &mapping, &mut frames, &mut Tally::default()).unwrap_err()
-    };
     let (guard, zero, beyond) = (cpu.enter(), Ipa::new(0), Ipa::new(1 << 32));
-    assert_eq!(
-        refusal(&guard, beyond, at(PAGE)),
-        InstallError::BeyondIpaSize { ipa: beyond, bits: 32 }
-    );
-    for level in [Level::L0, Level::L1] {
-        // 32 bits start at level 2.
-        let expected = InstallError::Level { level, start: Level::L2 };
-        assert_eq!(refusal(&guard, zero, at(level)), expected);
-    }
-    let contiguous = Attributes { contiguous: true, ..ram() };
-    let run = Mapping { attributes: contiguous, ..at(PAGE) };
-    assert_eq!(refusal(&guard, zero, run), InstallError::Contiguous);
-    assert_eq!(refusal(&stranger.enter(), zero, at(PAGE)), InstallError::ForeignGuard);
+    let page = at(&space, PAGE);
+    let mut refusal = |guard: &Guard<'_>, ipa| {
+        space.install(guard, ipa, &page, &mut frames, &mut Tally::default()).unwrap_err()
+    };
+    let too_far = InstallError::BeyondIpaSize { ipa: beyond, bits: 32 };
+    assert_eq!(refusal(&guard, beyond), too_far);
+    assert_eq!(refusal(&stranger.enter(), zero), InstallError::ForeignGuard);
     assert_eq!(frames.left, 1, "no frame was taken");
     assert_eq!(space.lookup(&guard, beyond), None);
     assert_eq!(space.lookup(&stranger.enter(), zero), None);
+
+    let mapping = |level, attributes| space.mapping(level, &attributes, Owner::Vm).unwrap_err();
+    for level in [Level::L0, Level::L1] {
+        // 32 bits start at level 2.
+        assert_eq!(mapping(level, ram()), MappingError::Level { level, start: Level::L2 });
+    }
+    let run = Attributes { contiguous: true, ..ram() };
+    assert_eq!(mapping(PAGE, run), MappingError::Contiguous);
+    let apart = Attributes { exec_el0: false, ..ram() };
+    assert!(matches!(mapping(PAGE, apart), MappingError::Descriptor(_)), "no FEAT_XNX here");
+}
+
+#[test]
+fn a_frame_that_fits_no_descriptor_goes_back() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let (space, cpu) = (space(&pages, &epochs, 40), epochs.join(0).unwrap());
+    let block = at(&space, Level::L2);
+    let (mut frames, mut tally) = (Counted::new(0x1000, 4096, 1), Tally::default());
+    let result = space.install(&cpu.enter(), Ipa::new(0), &block, &mut frames, &mut tally);
+    let (level, pa) = (Level::L2, Pa::new(0x1000));
+    let error = DescriptorError::Address { level, pa };
+    assert_eq!(result, Err(InstallError::Descriptor(error)));
+    assert_eq!(frames.returned, [pa]);
 }
 
 /// Puts `held` into the first slot of the root, as if somebody had come that far.
@@ -261,7 +275,8 @@ fn every_state_but_empty_stops_an_install_and_a_lookup() {
         for level in [Level::L1, Level::L2, Level::L3] {
             let mut frames = Counted::new(0, 4096, 1);
             let mut tally = Tally::default();
-            let result = space.install(&guard, Ipa::new(0), &at(level), &mut frames, &mut tally);
+            let result =
+                space.install(&guard, Ipa::new(0), &at(&space, level), &mut frames, &mut tally);
             assert_eq!(result, Err(expected));
             assert_eq!(frames.left, 1, "no frame was taken");
         }
@@ -284,7 +299,7 @@ fn without_pages_at_hand_nothing_is_lost() {
         let space = space(&pages, &epochs, 40);
         let (mut none, mut tally) = (Counted::new(0, 4096, 0), Tally::default());
         let ipa = Ipa::new(0x4000_0000);
-        let result = space.install(&cpu.enter(), ipa, &at(PAGE), &mut none, &mut tally);
+        let result = space.install(&cpu.enter(), ipa, &at(&space, PAGE), &mut none, &mut tally);
         assert_eq!(result, Err(expected));
         assert_eq!(pages.live(), linked_tables(&space));
         assert_eq!(tally.tables as usize + space.geometry.root_tables(), pages.live());
@@ -301,7 +316,7 @@ fn without_an_atomic_install_the_caller_falls_through() {
     let space = Space::new(geometry(40), vmid(), epochs.domain(), &pages, NoAtomicInstall).unwrap();
     let (mut frames, mut tally) = (Counted::new(0, 4096, 1), Tally::default());
     let ipa = Ipa::new(0x4000_0000);
-    let result = space.install(&cpu.enter(), ipa, &at(PAGE), &mut frames, &mut tally);
+    let result = space.install(&cpu.enter(), ipa, &at(&space, PAGE), &mut frames, &mut tally);
     assert_eq!(result, Err(InstallError::Unsupported));
     assert_eq!(tally, Tally::default());
     assert_eq!(frames.left, 1, "the frame is still the caller's");
@@ -342,8 +357,13 @@ fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
                             };
                             let ipa = Ipa::new((n % 32) << 21 | (n / 32) << 12);
                             let guard = cpu.enter();
-                            let got =
-                                space.install(&guard, ipa, &at(PAGE), &mut frames, &mut tally);
+                            let got = space.install(
+                                &guard,
+                                ipa,
+                                &at(space, PAGE),
+                                &mut frames,
+                                &mut tally,
+                            );
                             assert!(got.is_ok(), "{got:?}");
                         }
                         (tally, frames)
@@ -412,7 +432,7 @@ proptest! {
             let mut tally = Tally::default();
             frames.next = frames.next.next_multiple_of(level.slot_bytes());
             let frame = frames.next;
-            let result = space.install(&cpu.enter(), ipa, &at(level), &mut frames, &mut tally);
+            let result = space.install(&cpu.enter(), ipa, &at(&space, level), &mut frames, &mut tally);
             if let Some((from, pa)) = covering(&reference, ipa.get()) {
                 let larger_or_same = reference[&from].0 - from >= level.slot_bytes();
                 match result {
