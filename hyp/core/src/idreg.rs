@@ -8,13 +8,13 @@
 //! Not listed, and why:
 //! - needs enabling that EL2 does not do: SVE, SME, MTE, MOPS, LS64, TCR2/SCTLR2, PIE, POE, GCS, FPMR, D128, THE;
 //! - would let a guest look or write past EL2: PMU, SPE, TRBE, trace, BRBE, AMU, MPAM;
-//! - EL2 would have to handle its faults or state: RAS, SSBD by firmware, CSV2_2 (SCXTNUM), LORegions, NMI;
+//! - EL2 would have to handle its faults or state: RAS, CSV2_2 (SCXTNUM), LORegions, NMI;
 //! - there is none for guests: EL2, EL3, nested virtualisation, stage-2 features, the GIC's system registers;
 //! - emulation assumes the contrary: big-endian data, AArch32 at any level, WFxT (WFI may be trapped);
 //! - LPA2, because the guest's physical addresses end at 48 bits.
 //!
 //! Most fields are unsigned, a larger value being a superset; some are signed, 0xf meaning "absent" (Arm
-//! DDI 0487, D24.1.3, principles of the ID scheme).
+//! DDI 0487, "Principles of the ID scheme for fields in ID registers").
 
 #[cfg(test)]
 mod tests;

@@ -16,12 +16,12 @@ fn is_signed(crm: u8, op2: u8, lsb: u32) -> bool {
     fields(crm, op2).iter().any(|&(at, rule)| at == lsb && matches!(rule, Signed(_)))
 }
 
-/// As QEMU's `max` has it, 10.0: SVE, SME, MTE, everything.
-const MAX_PFR0: u64 = 0x1301_1121_3111_1112;
+/// A processor with everything in ID_AA64PFR0_EL1.
+const FULL_PFR0: u64 = 0x1301_1121_3111_1112;
 
 #[test]
 fn what_el2_does_not_enable_is_hidden() {
-    let pfr0 = sanitise(register(4, 0), MAX_PFR0, 40).unwrap();
+    let pfr0 = sanitise(register(4, 0), FULL_PFR0, 40).unwrap();
     assert_eq!(nibble(pfr0, 0), 1, "EL0 without AArch32");
     assert_eq!(nibble(pfr0, 4), 1, "EL1 without AArch32");
     for (lsb, name) in
