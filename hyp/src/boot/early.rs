@@ -18,7 +18,7 @@ use core::cell::UnsafeCell;
 use core::ptr;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{CurrentEL, Readable};
+use aarch64_cpu::registers::{CurrentEL, HCR_EL2, Readable};
 use hyp_core::fdt::MAX_SIZE;
 
 /// Attribute 0: Device-nGnRE. Attribute 1: Normal, write-back, read and write allocate.
@@ -97,7 +97,9 @@ pub(crate) fn map_device(address: u64) {
 /// Maps whole blocks over `[start, end)`; what is mapped already stays as it is. An address
 /// above the 512 GiB of the early map stays unmapped.
 fn map(start: u64, end: u64, attributes: u64) {
-    let level = if CurrentEL.read(CurrentEL::EL) == 2 { EL2_RES1 } else { 0 };
+    // With E2H, where it cannot be cleared, EL2 has the format of EL1: far enough for a refusal.
+    let plain = CurrentEL.read(CurrentEL::EL) == 2 && !HCR_EL2.is_set(HCR_EL2::E2H);
+    let level = if plain { EL2_RES1 } else { 0 };
     let mut at = start & !(BLOCK - 1);
     while at < end {
         if let Some(slot) = block_slot(at) {
