@@ -23,6 +23,7 @@ pub struct Scenario {
     guest: OsString,
     options: Vec<(String, Option<OsString>)>,
     extra: Vec<OsString>,
+    environment: Vec<(String, OsString)>,
     script: Option<String>,
     timeout: u64,
     needs_images: bool,
@@ -35,6 +36,7 @@ impl Scenario {
             guest: guest.into(),
             options: Vec::new(),
             extra: Vec::new(),
+            environment: Vec::new(),
             script: None,
             timeout: TIMEOUT,
             needs_images: true,
@@ -81,6 +83,12 @@ impl Scenario {
         self
     }
 
+    /// Another program in QEMU's place.
+    pub fn emulator(mut self, program: impl Into<OsString>) -> Self {
+        self.environment.push(("HYPCTL_QEMU".to_owned(), program.into()));
+        self
+    }
+
     /// More arguments for QEMU.
     pub fn qemu(mut self, words: &[&str]) -> Self {
         self.extra.extend(words.iter().map(OsString::from));
@@ -119,6 +127,7 @@ impl Scenario {
         if !self.extra.is_empty() {
             command.arg("--").args(&self.extra);
         }
+        command.envs(self.environment);
         let bound = Duration::from_secs(self.timeout) + GRACE;
         let ended = bounded::run(&mut command, b"", bound).unwrap();
         Run::new(&command, ended, std::fs::read_to_string(summary).ok())

@@ -1,8 +1,12 @@
 //! Mistakes at the prompt: exit code 2, a sentence that helps, and no QEMU.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
-use e2e::{Run, Scenario};
+use e2e::{Run, Scenario, bounded, hypctl};
 use tempfile::TempDir;
 
 /// Files that are not what they should be.
@@ -131,4 +135,74 @@ fn a_script_with_a_mistake_names_the_line() {
 fn a_summary_that_cannot_be_written_is_refused_early() {
     let run = Scenario::of("hello").before_the_build().with("--json", "/no/folder/a.json").run();
     run.exits(2);
+}
+
+/// A shell script that answers like a QEMU of this version with these CPU models, and otherwise
+/// does `rest`.
+fn emulator(files: &Files, version: &str, models: &str, rest: &str) -> PathBuf {
+    let script = format!(
+        "#!/bin/sh\ncase \"$1 $2\" in\n\
+         '--version ') echo 'QEMU emulator version {version}' ;;\n\
+         '-cpu help') printf 'Available CPUs:\\n{models}\\n' ;;\n\
+         *) {rest} ;;\nesac\n"
+    );
+    let path = files.with("qemu", script.as_bytes());
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_missing_emulator_is_named() {
+    let scenario = Scenario::of("hello").before_the_build().emulator("/no/such/qemu");
+    refused(scenario).says("/no/such/qemu").says("./just setup");
+}
+
+#[test]
+fn an_emulator_that_is_too_old_names_both_versions() {
+    let files = Files::new();
+    let old = emulator(&files, "6.2.0 (Debian)", "  max", "exit 1");
+    refused(Scenario::of("hello").before_the_build().emulator(old)).says("6.2.0").says("7.2.0");
+}
+
+#[test]
+fn an_emulator_without_the_cpu_names_the_model() {
+    let files = Files::new();
+    let qemu = emulator(&files, "7.2.22", "  cortex-a53\\n  max", "exit 1");
+    refused(Scenario::of("hello").before_the_build().cpu("neoverse-n2").emulator(qemu))
+        .says("7.2.22")
+        .says("no CPU model `neoverse-n2`");
+}
+
+#[test]
+fn an_emulator_that_fails_is_quoted() {
+    let files = Files::new();
+    let qemu = emulator(&files, "10.0.2", "  max", "echo 'no memory left' >&2; exit 1");
+    let run = Scenario::of("hello").emulator(qemu).run().exits(6);
+    assert_eq!(run.ended_by(), "no-report", "{run}");
+    run.says("QEMU ended without a report").says("no memory left");
+}
+
+fn doctor(qemu: Option<&str>) -> bounded::Ended {
+    let mut command = Command::new(hypctl());
+    command.args(["doctor", "--json"]).envs(qemu.map(|qemu| ("HYPCTL_QEMU", qemu)));
+    bounded::run(&mut command, b"", Duration::from_secs(60)).unwrap()
+}
+
+#[test]
+fn the_doctor_finds_all_that_these_tests_need() {
+    let ended = doctor(None);
+    assert_eq!(ended.status.and_then(|status| status.code()), Some(0), "{ended:?}");
+    let found: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    let is_ok = |what: &str| {
+        let findings = found["findings"].as_array().into_iter().flatten();
+        findings.filter(|it| it["what"] == what).all(|it| it["state"] == "ok")
+    };
+    assert!(["toolchain", "cargo", "QEMU", "CPU models"].into_iter().all(is_ok), "{found:#}");
+}
+
+#[test]
+fn the_doctor_names_what_is_missing() {
+    let ended = doctor(Some("/no/such/qemu"));
+    assert_eq!(ended.status.and_then(|status| status.code()), Some(2), "{ended:?}");
+    assert!(ended.stdout.contains("missing") && ended.stdout.contains("/no/such/qemu"));
 }

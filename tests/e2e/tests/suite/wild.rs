@@ -200,3 +200,13 @@ fn a_guest_that_hangs_is_ended_by_the_timeout() {
     assert_eq!(run.ended_by(), "timeout", "{run}");
     run.says("timeout after 3");
 }
+
+#[test]
+fn a_hung_guest_is_a_failed_test_with_its_console() {
+    let hangs = || case("sleep").timeout(3).passes();
+    let panic = std::panic::catch_unwind(hangs).unwrap_err();
+    let message = panic.downcast_ref::<String>().unwrap();
+    for part in ["case=sleep: waits for an interrupt", "timeout after", "hypctl run wild"] {
+        assert!(message.contains(part), "no {part:?} in {message}");
+    }
+}
