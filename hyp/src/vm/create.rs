@@ -90,6 +90,8 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     let vmid = Vmid::new(1, features.vmid_bits()).ok_or("no VMID")?;
     // TLBs may hold anything of EL1's regime since power came on.
     let _ = flush::all(&arch);
+    // A root of one page comes from the stock.
+    cpu::current().stock.refill();
     let space = Space::new(geometry, vmid, EPOCHS.domain(), Tables, arch)?;
     let policy = policy(&space, placed.ram)?;
     let vm = Vm {
