@@ -68,10 +68,8 @@ impl Stock {
         let mut fresh = false;
         while self.len.get() < FULL {
             let Some(frame) = frames::take(1) else { break };
-            let page = core::ptr::with_exposed_provenance_mut::<u8>(frame as usize);
-            // SAFETY: (1) the frame is ours, mapped writable, one page long.
-            unsafe { page.write_bytes(0, PAGE as usize) };
-            clean::clean_and_invalidate(PaRange { start: frame, end: frame + PAGE });
+            // SAFETY: (1) just taken: ours alone, one page long.
+            unsafe { wipe(frame, PAGE) };
             self.put_back(frame);
             fresh = true;
         }
@@ -86,9 +84,10 @@ impl Stock {
 ///
 /// # Safety
 /// 1. They are whole frames of the caller's, in no table and reached by nobody else.
+#[inline(never)]
 pub(crate) unsafe fn wipe(start: u64, bytes: u64) {
-    let page = core::ptr::with_exposed_provenance_mut::<u8>(start as usize);
-    // SAFETY: (1) the caller's clause 1; frames are mapped writable.
-    unsafe { page.write_bytes(0, bytes as usize) };
-    clean::clean_and_invalidate(PaRange { start, end: start + bytes });
+    let pages = PaRange { start, end: start.saturating_add(bytes) };
+    // SAFETY: (1) the caller's clause 1; frames are mapped writable, Normal.
+    unsafe { clean::zero(pages) };
+    clean::clean_and_invalidate(pages);
 }

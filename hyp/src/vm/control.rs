@@ -24,7 +24,7 @@ use aarch64_cpu::registers::{
 use super::Vm;
 use crate::sysreg;
 
-/// `HCR_EL2.TID5` and `TERR`, `TLOR`, which the crate has; kept together here for one glance.
+/// `CPTR_EL2`: the bits that are RES1 without SVE and SME, which are their traps; TTA, TAM; TFP 0.
 const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
 /// `MDCR_EL2`: TDCC, TTRF, TPMS, TDRA, TDOSA, TDA, TPM, TPMCR; E2PB and E2TB 0.
 const MDCR: u64 = 1 << 27 | 1 << 19 | 1 << 14 | 0b111 << 9 | 0b11 << 5;

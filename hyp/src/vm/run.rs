@@ -104,7 +104,7 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> Option<Reason> {
         // starts as EL1 and then comes from SPSR_EL2 or `inject`.
         let exit = Exit::from_raw(unsafe { guest_enter(&raw mut vcpu.context) });
         #[cfg(feature = "measure")]
-        cpu.timing.entered_again(&vcpu.context);
+        cpu.timing.entered_again(&mut vcpu.context);
         let step = match exit {
             Exit::Sync => synchronous(env, vcpu),
             Exit::Irq => {
