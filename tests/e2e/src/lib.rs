@@ -10,6 +10,7 @@
 
 pub mod bounded;
 pub mod disassembly;
+pub mod host;
 pub mod plain;
 pub mod run;
 pub mod scenario;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use hypctl::console::Console;
 use serde_json::json;
 
-use crate::bounded;
 use crate::run::Run;
+use crate::{bounded, host};
 
 /// The mark of the report for runs that ask for one: `report=` and this.
 pub const NONCE: &str = "feedfacecafebeef0123456789abcdef";
@@ -25,6 +25,7 @@ pub fn qemu<S: AsRef<OsStr>>(kernel: &Path, arguments: impl IntoIterator<Item = 
     command.args(["-M", "virt,virtualization=on,gic-version=3,dtb-randomness=off"]);
     command.args(["-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-nographic"]);
     command.arg("-kernel").arg(kernel).args(arguments);
+    let _host = host::shared();
     let mut ended = bounded::run(&mut command, b"", BOUND).unwrap();
     let mut console = Console::new(NONCE);
     let mut text = console.feed(ended.stdout.as_bytes());

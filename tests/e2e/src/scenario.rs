@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use hypctl::workspace::{Variant, Workspace};
 
-use crate::bounded;
 use crate::run::Run;
+use crate::{bounded, host};
 
 /// How long a run may take unless the scenario says otherwise. Generous: a slow host is no failure.
 const TIMEOUT: u64 = 60;
@@ -27,6 +27,7 @@ pub struct Scenario {
     script: Option<String>,
     timeout: u64,
     needs_images: bool,
+    alone: bool,
 }
 
 impl Scenario {
@@ -40,6 +41,7 @@ impl Scenario {
             script: None,
             timeout: TIMEOUT,
             needs_images: true,
+            alone: false,
         }
     }
 
@@ -95,6 +97,12 @@ impl Scenario {
         self
     }
 
+    /// No other run at the same time: for guests whose vCPUs must run at the same moment.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
     /// How long the run may take.
     pub fn timeout(mut self, seconds: u64) -> Self {
         self.timeout = seconds;
@@ -129,6 +137,7 @@ impl Scenario {
         }
         command.envs(self.environment);
         let bound = Duration::from_secs(self.timeout) + GRACE;
+        let _host = if self.alone { host::alone() } else { host::shared() };
         let ended = bounded::run(&mut command, b"", bound).unwrap();
         Run::new(&command, ended, std::fs::read_to_string(summary).ok())
     }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use e2e::{bounded, hypctl};
+use e2e::{bounded, host, hypctl};
 
 /// From the vector to the ERET; zeroing and cleaning of the page are not counted.
 const AT_MOST: u64 = 300;
@@ -14,6 +14,7 @@ fn a_populate_fault_stays_below_the_bound_and_two_runs_agree() {
     let json = folder.path().join("fault.json");
     let mut command = Command::new(hypctl());
     command.args(["bench", "fault", "--quick", "--quiet", "--json"]).arg(&json);
+    let _host = host::shared();
     let ended = bounded::run(&mut command, b"", Duration::from_secs(420)).unwrap();
     let code = ended.status.and_then(|status| status.code());
     assert_eq!(code, Some(0), "{}{}", ended.stdout, ended.stderr);

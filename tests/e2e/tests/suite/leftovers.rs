@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use e2e::{hypctl, images};
+use e2e::{host, hypctl, images};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long things that take milliseconds may take.
@@ -14,6 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Victim {
     hypctl: Child,
     qemu: i32,
+    _host: host::Hold,
 }
 
 impl Victim {
@@ -25,6 +26,7 @@ impl Victim {
     #[track_caller]
     fn with(case: &str) -> Self {
         images();
+        let host = host::shared();
         let mut hypctl = Command::new(hypctl())
             .args(["run", "wild", "--append", case, "--vcpus", "1", "--no-build"])
             .stdin(Stdio::piped())
@@ -51,7 +53,7 @@ impl Victim {
             let _ = hypctl.kill();
             panic!("hypctl's children: {children:?}")
         };
-        Self { hypctl, qemu }
+        Self { hypctl, qemu, _host: host }
     }
 
     fn signal(&self, signal: Signal) {

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use e2e::{hypctl, images};
+use e2e::{host, hypctl, images};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
@@ -22,12 +22,14 @@ struct Session {
     terminal: OwnedFd,
     hypctl: Child,
     seen: String,
+    _host: host::Hold,
 }
 
 impl Session {
     #[track_caller]
     fn start(arguments: &[&str]) -> Self {
         images();
+        let host = host::shared();
         // Were it inherited, `hypctl` would hold its own terminal open.
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let controller = openpt(flags).unwrap();
@@ -53,7 +55,13 @@ impl Session {
         let hypctl = command.spawn().unwrap();
         // Reads are polled: a silent program must not hang the test.
         rustix::fs::fcntl_setfl(&controller, OFlags::RDWR | OFlags::NONBLOCK).unwrap();
-        Self { keyboard: File::from(controller), terminal, hypctl, seen: String::new() }
+        Self {
+            keyboard: File::from(controller),
+            terminal,
+            hypctl,
+            seen: String::new(),
+            _host: host,
+        }
     }
 
     fn read(&mut self) {
