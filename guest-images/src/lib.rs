@@ -14,7 +14,7 @@
 //! | `machine.rs` | what the device tree says: RAM, CPUs, command line |
 //! | `console.rs` | PL011 output in whole lines |
 //! | `call.rs` | hypercalls, PSCI, the verdict |
-//! | `smp.rs` | vCPU start, rendezvous |
+//! | `smp.rs`, `race.rs` | vCPU start, barriers; two vCPUs at the same moment |
 //! | `cpu.rs`, `promises.rs`, `fpsimd.rs` | what CPU this is, and whether what it promises works |
 //!
 //! Without the hypervisor (plain QEMU, the ELF file as `-kernel`) everything but the vendor calls
@@ -32,6 +32,7 @@ pub mod fpsimd;
 pub mod machine;
 pub mod mmu;
 pub mod promises;
+pub mod race;
 pub mod rng;
 pub mod smp;
 pub mod start;

@@ -21,10 +21,6 @@ pub struct Vcpu {
     pub count: usize,
 }
 
-/// How many different delays the second of a pair makes, and steps of a loop from one to the next.
-const SKEWS: usize = 16;
-const SKEW: usize = 8;
-
 /// A job: the same function on every vCPU.
 pub type Job<'a> = &'a (dyn Fn(Vcpu) + Sync);
 
@@ -133,50 +129,5 @@ impl Rendezvous {
 impl Default for Rendezvous {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// Brings any two vCPUs together for a race, time after time.
-///
-/// A race needs two vCPUs that really run at the same time. With more vCPUs than host CPUs a meeting
-/// of all takes the host a time slice for each, and when it is complete most are not running any more.
-/// So whoever arrives next is the partner: two that run make pair after pair within microseconds.
-pub struct Pairing(AtomicUsize);
-
-/// One vCPU's half of a pair.
-#[derive(Clone, Copy)]
-pub struct Meeting {
-    /// Which pair, from 0.
-    pub pair: usize,
-    /// 0 for who came first, 1 for who came second.
-    pub half: usize,
-}
-
-impl Pairing {
-    /// A pairing whose next pair is `first`.
-    pub const fn starting_at(first: usize) -> Self {
-        Self(AtomicUsize::new(2 * first))
-    }
-
-    /// Waits for a partner; `None` once the next pair would be `end`.
-    ///
-    /// The first of a pair learns of the second a cache miss late. The second waits a little, a bit
-    /// longer from pair to pair, so that in some pairs both start at the same moment.
-    pub fn next(&self, end: usize) -> Option<Meeting> {
-        let ticket = self.0.fetch_add(1, Ordering::AcqRel);
-        let meeting = Meeting { pair: ticket / 2, half: ticket % 2 };
-        if meeting.pair >= end {
-            return None;
-        }
-        if meeting.half == 1 {
-            (0..meeting.pair % SKEWS * SKEW).for_each(|step| {
-                core::hint::black_box(step);
-            });
-        } else {
-            while self.0.load(Ordering::Acquire) == ticket + 1 {
-                core::hint::black_box(());
-            }
-        }
-        Some(meeting)
     }
 }

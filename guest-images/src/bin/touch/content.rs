@@ -6,8 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_rt::smp::{self, Pairing};
-use guest_rt::{PAGE, check_eq};
+use guest_rt::{PAGE, check_eq, race};
 
 use crate::{Counters, Run};
 
@@ -40,16 +39,12 @@ const fn expected(page: usize, word: usize) -> u64 {
 }
 
 /// Races for the image's pages; one vCPU alone takes them one by one.
-pub(crate) fn race(run: &Run<'_>, moved: Option<Counters>) -> Option<Counters> {
-    let pairing = Pairing::starting_at(0);
-    smp::run(run.machine, run.vcpus, &|me| {
-        if me.count == 1 {
-            return (0..PAGES).for_each(visit);
-        }
-        while let Some(meeting) = pairing.next(PAGES) {
-            visit(meeting.pair);
-        }
-    });
+pub(crate) fn check(run: &Run<'_>, moved: Option<Counters>) -> Option<Counters> {
+    if run.vcpus == 1 {
+        (0..PAGES).for_each(visit);
+    } else {
+        race::run(run.machine, run.vcpus, 0..PAGES, &|meeting, _| visit(meeting.pair));
+    }
     run.report("image", moved)
 }
 

@@ -107,7 +107,7 @@ fn touch(machine: &Machine) {
     let (arena, before) = (machine.arena(), Counters::read());
     let mut run = Run { machine, arena, vcpus, touched: 0, before };
 
-    let mut moved = content::race(&run, None);
+    let mut moved = content::check(&run, None);
     for round in 0..rounds {
         moved = orders::round(&mut run, round, pages, moved);
     }

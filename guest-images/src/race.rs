@@ -1,0 +1,103 @@
+//! Bringing any two vCPUs together at the same moment, time after time.
+//!
+//! A race needs two vCPUs that really run at the same time, and the host may have fewer CPUs than the
+//! guest and other work for them. A meeting of all takes it a time slice for each vCPU, and when it is
+//! complete most are not running any more. So whoever arrives next is the partner: two that run make
+//! pair after pair within microseconds. Who finds no partner for a while goes home, to sleep in PSCI
+//! CPU_OFF: vCPU 0 wakes it again, and a host runs at once what it wakes.
+//!
+//! Two habits of QEMU are made use of; on hardware both are correct and without effect. It stops all
+//! vCPUs for a broadcast TLBI and lets them go together, so each half of a pair makes one before it
+//! acts. And it forgets all translations of a CPU, EL2's too, when TCR_EL1 is written, so the
+//! hypervisor is slow between its look at a slot and its install. With both, one race in ten is lost
+//! by somebody, instead of one in a thousand.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::smp::{self, Vcpu};
+use crate::{Machine, mmu};
+
+/// How often a vCPU looks for a partner before it goes home, at first.
+const PATIENCE: usize = 1 << 14;
+/// Fewer pairs than this from one wake-up to the next, and patience is doubled: without end on a host
+/// with one CPU.
+const FEW: usize = 8;
+/// How many different delays the second of a pair makes, and steps of a loop from one to the next.
+const SKEWS: usize = 16;
+const SKEW: usize = 8;
+
+/// One vCPU's half of a pair.
+#[derive(Clone, Copy)]
+pub struct Meeting {
+    /// Which pair.
+    pub pair: usize,
+    /// 0 for who came first, 1 for who came second.
+    pub half: usize,
+}
+
+/// Makes the pairs `pairs` of `count` vCPUs, at least two; each half of a pair calls `act` once, at
+/// the same moment as the other as far as that can be done.
+pub fn run(
+    machine: &Machine,
+    count: usize,
+    pairs: core::ops::Range<usize>,
+    act: &(dyn Fn(Meeting, Vcpu) + Sync),
+) {
+    let arrivals = Arrivals { next: AtomicUsize::new(2 * pairs.start), end: 2 * pairs.end };
+    let (mut made, mut patience) = (0, PATIENCE);
+    while made < pairs.len() {
+        smp::run(machine, count, &|me| {
+            while let Some(meeting) = arrivals.pair_up(patience) {
+                act(meeting, me);
+            }
+        });
+        let now = arrivals.next.load(Ordering::Relaxed).min(arrivals.end) / 2 - pairs.start;
+        if now - made < FEW {
+            patience = patience.saturating_mul(2);
+        }
+        made = now;
+    }
+}
+
+/// Tickets: an even one waits for the next, which is its partner's.
+struct Arrivals {
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Arrivals {
+    /// Waits for a partner; `None` when none came or all pairs are made.
+    fn pair_up(&self, patience: usize) -> Option<Meeting> {
+        forget_translations();
+        let ticket = self.next.fetch_add(1, Ordering::AcqRel);
+        if ticket >= self.end {
+            return None;
+        }
+        let meeting = Meeting { pair: ticket / 2, half: ticket % 2 };
+        let alone = || self.next.load(Ordering::Acquire) == ticket + 1;
+        if meeting.half == 0 && (0..patience).all(|_| alone()) {
+            // Nobody came. Giving the ticket back fails if somebody comes just now.
+            let back =
+                self.next.compare_exchange(ticket + 1, ticket, Ordering::AcqRel, Ordering::Acquire);
+            if back.is_ok() {
+                return None;
+            }
+        }
+        mmu::invalidate();
+        // A bit longer from pair to pair, so that in some both get to the install at the same time.
+        let delay = if meeting.half == 1 { meeting.pair % SKEWS * SKEW } else { 0 };
+        (0..delay).for_each(|step| {
+            core::hint::black_box(step);
+        });
+        Some(meeting)
+    }
+}
+
+/// Writes TCR_EL1 back as it is.
+fn forget_translations() {
+    // SAFETY: the register keeps its value.
+    unsafe {
+        asm!("mrs {t}, tcr_el1", "msr tcr_el1, {t}", "isb", t = out(reg) _, options(nostack))
+    };
+}
