@@ -63,7 +63,7 @@ pub(super) const fn is_translation(esr: u64) -> bool {
 }
 
 /// Handles a translation fault.
-#[inline]
+#[inline(never)]
 pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     env.cpu.counters.bump(Stat::Faults);
     // HPFAR_EL2.FIPA, bits 47:4, holds bits 55:12 of the IPA.
