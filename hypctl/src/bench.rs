@@ -115,7 +115,7 @@ fn prepare(arguments: &BenchArgs) -> Result<(Qemu, Machine, Vec<u64>), Error> {
     let qemu = Qemu::find()?;
     qemu.expect_cpu(&arguments.cpu)?;
     build(&workspace, Variant::Measure, arguments.quiet)?;
-    let pages = if arguments.quick { 256 } else { 4096 };
+    let pages = if arguments.quick { 512 } else { 4096 };
     let path = workspace.guest_bin(GUEST);
     let size = std::fs::metadata(&path).map_err(|_| BuildError::NoProgram(GUEST))?.len();
     let role = Role::Kernel { bootargs: format!("pages={pages}") };
