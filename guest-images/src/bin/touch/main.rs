@@ -14,7 +14,7 @@
 //! more races were lost than the minimum, when more than one vCPU took part.
 //!
 //! Arguments (`key=value`): `pages` of a phase (512), `rounds` of the orders (1), `blocks` of 2 MiB to
-//! race in at most (what RAM has, up to 192), `vcpus` (all), `min-lost` (16) and `min-lost-tables`
+//! race in at most (what RAM has), `vcpus` (all), `min-lost` (16) and `min-lost-tables`
 //! (not asked for). Racing goes on until both are exceeded (one table race is always tried for) or
 //! the blocks are used up.
 
@@ -112,7 +112,7 @@ fn touch(machine: &Machine) {
         moved = orders::round(&mut run, round, pages, moved);
     }
     if vcpus > 1 {
-        let blocks = args.number("blocks", (run.arena.left() / MIB2).min(192));
+        let blocks = args.number("blocks", run.arena.left() / MIB2);
         let least = args.number("min-lost", MIN_LOST) as u64;
         let least_tables =
             args.get("min-lost-tables").map(|_| args.number("min-lost-tables", 0) as u64);
