@@ -22,6 +22,10 @@ on_every_cpu!(touch_with_1_vcpu, |cpu| touch(cpu, 1));
 on_every_cpu!(touch_with_2_vcpus, |cpu| touch(cpu, 2));
 on_every_cpu!(touch_with_4_vcpus, |cpu| touch(cpu, 4));
 
+/// Lost races that the guest itself insists on; see its `races.rs`. (A lost *table* race is too rare
+/// for a single run: the emulator's own lock keeps two faults apart.)
+const AT_LEAST: u64 = 16;
+
 #[track_caller]
 fn touch(cpu: &str, vcpus: u32) {
     // The guest itself fails unless races were lost; the host's view must agree with it.
@@ -33,7 +37,7 @@ fn touch(cpu: &str, vcpus: u32) {
     if vcpus == 1 {
         run.checks("a vCPU alone loses no race", |_| lost == 0 && lost_tables == 0);
     } else {
-        run.checks("several vCPUs lose races", |_| lost > 0);
+        run.checks("more races were lost than by chance", |_| lost > AT_LEAST);
     }
 }
 
