@@ -69,7 +69,7 @@ pub enum ConfigError {
     #[error("mem={} is too little: a guest needs at least {}", Bytes(*.0), Bytes(MIN_MEM))]
     TooLittleMem(u64),
     /// Guest RAM that is not whole pages.
-    #[error("mem={} is not a multiple of 4 KiB", Bytes(*.0))]
+    #[error("mem={} bytes is not a multiple of 4 KiB", .0)]
     MemNotPages(u64),
     /// More guest RAM than is free.
     #[error(

@@ -160,14 +160,31 @@ pub struct Bytes(pub u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MIB: u64 = 1 << 20;
         let units = [(30_u32, "GiB"), (20, "MiB"), (10, "KiB")];
         for (shift, unit) in units {
             let whole = self.0.wrapping_shr(shift);
-            if whole != 0 && whole.wrapping_shl(shift) == self.0 {
+            if whole != 0 && whole.wrapping_shl(shift) == self.0 && (shift > 10 || self.0 < MIB) {
                 return write!(f, "{whole} {unit}");
             }
         }
-        write!(f, "{} bytes", self.0)
+        if self.0 < MIB {
+            return write!(f, "{} bytes", self.0);
+        }
+        // Rounded down: what is left or free is never said to be more than it is.
+        let tenths = (self.0 % MIB).saturating_mul(10) / MIB;
+        write!(f, "{}.{tenths} MiB", self.0 / MIB)
+    }
+}
+
+/// A number of things, for people: "1 CPU", "4 CPUs".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(pub u64, pub &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.0 == 1 { "" } else { "s" };
+        write!(f, "{} {}{plural}", self.0, self.1)
     }
 }
 
@@ -215,6 +232,10 @@ mod tests {
         assert_eq!(Bytes(1536 << 20).to_string(), "1536 MiB");
         assert_eq!(Bytes(64 << 10).to_string(), "64 KiB");
         assert_eq!(Bytes(4097).to_string(), "4097 bytes");
+        assert_eq!(Bytes(520384 << 10).to_string(), "508.1 MiB");
+        assert_eq!(Bytes((2 << 20) - 1).to_string(), "1.9 MiB");
+        assert_eq!(Count(1, "CPU").to_string(), "1 CPU");
+        assert_eq!(Count(0, "CPU").to_string(), "0 CPUs");
         assert_eq!(Bytes(0).to_string(), "0 bytes");
     }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Nonce;
 use crate::diagnosis::Diagnosis;
-use crate::range::Bytes;
+use crate::range::{Bytes, Count};
 
 /// The format that [`Report::version`] names.
 pub const VERSION: u32 = 1;
@@ -95,7 +95,7 @@ pub struct Stats {
     pub hypercalls: u64,
     /// Trapped system register accesses.
     pub sysregs: u64,
-    /// TLB invalidations by instruction, such as `ipas2e1is`.
+    /// TLB invalidations by instruction, such as `VMALLS12E1IS`.
     pub tlbi: BTreeMap<String, u64>,
     /// Data synchronisation barriers that wait for TLB invalidations or table updates.
     pub dsb: u64,
@@ -225,18 +225,18 @@ impl fmt::Display for Report {
             write!(f, "\n{:LABEL$} {reason}", "reason")?;
         }
         if self.vcpus != 0 {
-            let vcpus = if self.vcpus == 1 { "vCPU" } else { "vCPUs" };
+            let vcpus = Count(u64::from(self.vcpus), "vCPU");
             let memory = Bytes(self.guest_mem);
-            write!(f, "\n{:LABEL$} {} {vcpus}, {memory} of RAM", "guest", self.vcpus)?;
+            write!(f, "\n{:LABEL$} {vcpus}, {memory} of RAM", "guest")?;
             if !self.cpu_features.is_empty() {
                 write!(f, "\n{:LABEL$} {}", "stage-2 features", self.cpu_features)?;
             }
             self.stats.rows(f)?;
         }
         if let Some(measure) = &self.measure {
-            row(f, "populate fault", measure.median, "instructions")?;
-            let Measure { samples, min, max, .. } = measure;
-            write!(f, " (median of {samples}, {min} to {max})")?;
+            let Measure { samples, min, median, max } = measure;
+            row(f, "populate fault", *median)?;
+            write!(f, " instructions (median of {samples}, {min} to {max})")?;
         }
         if let Some(diagnosis) = &self.diagnosis {
             write!(f, "\n{diagnosis}")?;
@@ -250,27 +250,26 @@ const LABEL: usize = 20;
 
 impl Stats {
     fn rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        row(f, "faults taken", self.faults, "faults")?;
-        row(f, "pages installed", self.installed, "pages")?;
-        row(f, "races lost", self.lost_races, "installs")?;
-        row(f, "tables allocated", self.tables, "tables")?;
-        row(f, "table races lost", self.lost_tables, "tables")?;
-        row(f, "faults retried", self.retries, "faults")?;
-        row(f, "spurious faults", self.spurious, "faults")?;
-        row(f, "device accesses", self.mmio, "accesses")?;
-        row(f, "hypercalls", self.hypercalls, "calls")?;
-        row(f, "register traps", self.sysregs, "accesses")?;
+        row(f, "faults taken", self.faults)?;
+        row(f, "pages installed", self.installed)?;
+        row(f, "page races lost", self.lost_races)?;
+        row(f, "tables allocated", self.tables)?;
+        row(f, "table races lost", self.lost_tables)?;
+        row(f, "faults retried", self.retries)?;
+        row(f, "spurious faults", self.spurious)?;
+        row(f, "device accesses", self.mmio)?;
+        row(f, "hypercalls", self.hypercalls)?;
+        row(f, "register traps", self.sysregs)?;
         if self.tlbi.is_empty() {
-            row(f, "TLBI", 0, "instructions")?;
+            row(f, "TLBIs", 0)?;
         }
         for (kind, count) in &self.tlbi {
-            row(f, &format!("TLBI {kind}"), *count, "instructions")?;
+            row(f, &format!("TLBI {kind}"), *count)?;
         }
-        row(f, "DSB", self.dsb, "barriers")
+        row(f, "DSBs", self.dsb)
     }
 }
 
-/// One count: label, number, unit, in columns.
-fn row(f: &mut fmt::Formatter<'_>, label: &str, count: u64, unit: &str) -> fmt::Result {
-    write!(f, "\n{label:LABEL$} {count:>12} {unit}")
+fn row(f: &mut fmt::Formatter<'_>, label: &str, count: u64) -> fmt::Result {
+    write!(f, "\n{label:LABEL$} {count}")
 }

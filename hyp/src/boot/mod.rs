@@ -24,6 +24,7 @@ use core::fmt;
 use aarch64_cpu::registers::{HCR_EL2, Readable};
 use hyp_core::config::{Nonce, Request};
 use hyp_core::fdt::{self, Conduit, Platform, Salvage};
+use hyp_core::range::Count;
 use hyp_core::{PaRange, layout};
 
 use crate::mem::{clean, el2_map, frames, image};
@@ -69,7 +70,11 @@ pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
     let tree = PaRange::from_len(tree, blob.len() as u64)
         .ok_or("the device tree ends beyond all addresses")?;
     let request = Request::parse(&platform.bootargs)?;
-    say!("stage2 hypervisor {}, {} CPUs", env!("CARGO_PKG_VERSION"), platform.cpus.len());
+    say!(
+        "stage2 hypervisor {}, {}",
+        env!("CARGO_PKG_VERSION"),
+        Count(platform.cpus.len() as u64, "CPU")
+    );
     if level != 2 {
         let reason = format!(
             "the hypervisor needs EL2 and was started at EL{level}: start QEMU with -M virt,virtualization=on"

@@ -12,7 +12,7 @@ use hyp_core::fdt::{Module, ModuleKind, Platform};
 use hyp_core::guest_dtb::{self, GuestTree};
 use hyp_core::mmio::{Devices, Window};
 use hyp_core::psci::Psci;
-use hyp_core::range::Bytes;
+use hyp_core::range::{Bytes, Count};
 use hyp_core::{PaRange, image};
 use stage2::arch::aarch64::Aarch64;
 use stage2::geometry::{Geometry, HwUpdate};
@@ -170,9 +170,9 @@ fn policy(space: &Stage2, ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
 fn announce(vm: &Vm, config: &Config, guest: &Guest) {
     let image = Bytes(guest.image.len() as u64);
     say!(
-        "VM {}: {} vCPUs, {} of RAM at {:#x}, image {image}",
+        "VM {}: {}, {} of RAM at {:#x}, image {image}",
         super::NUMBER,
-        config.vcpus,
+        Count(config.vcpus as u64, "vCPU"),
         Bytes(config.mem),
         map::RAM_BASE
     );

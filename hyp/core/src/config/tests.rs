@@ -51,7 +51,7 @@ fn sizes_have_a_unit() {
 fn a_refusal_has_the_numbers_in_it() {
     assert_eq!(refusal("vcpus=5"), "vcpus=5 is too many: this machine has 4 CPUs, a VM at most 8");
     assert_eq!(refusal("mem=4M"), "mem=4 MiB is too little: a guest needs at least 8 MiB");
-    assert_eq!(refusal("mem=8193K"), "mem=8193 KiB is not a multiple of 4 KiB");
+    assert_eq!(refusal("mem=8193K"), "mem=8389632 bytes is not a multiple of 4 KiB");
     assert_eq!(
         refusal("mem=465M"),
         "mem=465 MiB is too much: 480 MiB are free, and 16 MiB of that are the hypervisor's own"

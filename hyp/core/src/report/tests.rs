@@ -14,8 +14,8 @@ fn sample() -> Report {
     report.stats.faults = 4242;
     report.stats.installed = 4096;
     report.stats.lost_races = 146;
-    report.stats.tlbi.insert("vmalls12e1is".into(), 1);
-    report.stats.tlbi.insert("ipas2e1is".into(), 17);
+    report.stats.tlbi.insert("VMALLS12E1IS".into(), 1);
+    report.stats.tlbi.insert("IPAS2E1IS".into(), 17);
     report.measure = Some(Measure { samples: 64, min: 200, median: 212, max: 480 });
     report
 }
@@ -30,20 +30,20 @@ fn the_summary_has_one_fact_a_line_in_columns() {
 outcome              the guest's verdict is pass
 guest                4 vCPUs, 256 MiB of RAM
 stage-2 features     40-bit IPA, HAFDBS
-faults taken                 4242 faults
-pages installed              4096 pages
-races lost                    146 installs
-tables allocated                0 tables
-table races lost                0 tables
-faults retried                  0 faults
-spurious faults                 0 faults
-device accesses                 0 accesses
-hypercalls                      0 calls
-register traps                  0 accesses
-TLBI ipas2e1is                 17 instructions
-TLBI vmalls12e1is               1 instructions
-DSB                             0 barriers
-populate fault                212 instructions (median of 64, 200 to 480)";
+faults taken         4242
+pages installed      4096
+page races lost      146
+tables allocated     0
+table races lost     0
+faults retried       0
+spurious faults      0
+device accesses      0
+hypercalls           0
+register traps       0
+TLBI IPAS2E1IS       17
+TLBI VMALLS12E1IS    1
+DSBs                 0
+populate fault       212 instructions (median of 64, 200 to 480)";
     assert_eq!(sample().to_string(), expected);
 }
 
