@@ -1,10 +1,9 @@
 //! Bringing any two vCPUs together at the same moment, time after time.
 //!
-//! A race needs two vCPUs that really run at the same time, and the host may have fewer CPUs than the
-//! guest and other work for them. A meeting of all takes it a time slice for each vCPU, and when it is
-//! complete most are not running any more. So whoever arrives next is the partner: two that run make
-//! pair after pair within microseconds. Who finds no partner for a while goes home, to sleep in PSCI
-//! CPU_OFF: vCPU 0 wakes it again, and a host runs at once what it wakes.
+//! A race needs two vCPUs that really run at the same time, while the host may have fewer CPUs than
+//! the guest and other work for them. So only two vCPUs are awake: vCPU 0 and one of the others in
+//! turn, and they make pair after pair. Who finds no partner for a while goes home, to sleep in PSCI
+//! CPU_OFF; vCPU 0 then wakes the next, and a host runs at once what it wakes.
 //!
 //! Two habits of QEMU are made use of; on hardware both are correct and without effect. It stops all
 //! vCPUs for a broadcast TLBI and lets them go together, so each half of a pair makes one before it
@@ -13,6 +12,7 @@
 //! twelve loses a leaf race, one in fifty a table race; without, one in three hundred or fewer.
 
 use core::arch::asm;
+use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::smp::{self, Vcpu};
@@ -20,6 +20,8 @@ use crate::{Machine, mmu};
 
 /// How often a vCPU looks for a partner before it goes home, at first.
 const PATIENCE: usize = 1 << 14;
+/// Most pairs from one wake-up to the next.
+const TURN: usize = 64;
 /// Fewer pairs than this from one wake-up to the next, and patience is doubled: without end on a host
 /// with one CPU.
 const FEW: usize = 8;
@@ -36,50 +38,51 @@ pub struct Meeting {
     pub half: usize,
 }
 
-/// Makes the pairs `pairs` of `count` vCPUs, at least two; each half of a pair calls `act` once, at
+/// Makes the pairs `pairs` among `count` vCPUs, at least two; each half of a pair calls `act` once, at
 /// the same moment as the other as far as that can be done.
 pub fn run(
     machine: &Machine,
     count: usize,
-    pairs: core::ops::Range<usize>,
+    pairs: Range<usize>,
     act: &(dyn Fn(Meeting, Vcpu) + Sync),
 ) {
-    let arrivals = Arrivals { next: AtomicUsize::new(2 * pairs.start), end: 2 * pairs.end };
-    let (mut made, mut patience) = (0, PATIENCE);
+    let arrivals = Arrivals(AtomicUsize::new(2 * pairs.start));
+    let (mut made, mut patience, mut turn) = (0, PATIENCE, pairs.start / TURN);
     while made < pairs.len() {
-        smp::run(machine, count, &|me| {
-            while let Some(meeting) = arrivals.pair_up(patience) {
+        let end = 2 * pairs.end.min(pairs.start + made + TURN);
+        let partner = 1 + turn % (count - 1).max(1);
+        smp::run_on(machine, partner..partner + 1, &|me| {
+            while let Some(meeting) = arrivals.pair_up(end, patience) {
                 act(meeting, me);
             }
         });
-        let now = arrivals.next.load(Ordering::Relaxed).min(arrivals.end) / 2 - pairs.start;
+        // Tickets beyond the end stand for nobody.
+        arrivals.0.fetch_min(end, Ordering::Relaxed);
+        let now = arrivals.0.load(Ordering::Relaxed) / 2 - pairs.start;
         if now - made < FEW {
             patience = patience.saturating_mul(2);
         }
-        made = now;
+        (made, turn) = (now, turn + 1);
     }
 }
 
-/// Tickets: an even one waits for the next, which is its partner's.
-struct Arrivals {
-    next: AtomicUsize,
-    end: usize,
-}
+/// The next ticket. An even one waits for the next, which is its partner's.
+struct Arrivals(AtomicUsize);
 
 impl Arrivals {
-    /// Waits for a partner; `None` when none came or all pairs are made.
-    fn pair_up(&self, patience: usize) -> Option<Meeting> {
+    /// Waits for a partner; `None` when none came or ticket `end` is reached.
+    fn pair_up(&self, end: usize, patience: usize) -> Option<Meeting> {
         forget_translations();
-        let ticket = self.next.fetch_add(1, Ordering::AcqRel);
-        if ticket >= self.end {
+        let ticket = self.0.fetch_add(1, Ordering::AcqRel);
+        if ticket >= end {
             return None;
         }
         let meeting = Meeting { pair: ticket / 2, half: ticket % 2 };
-        let alone = || self.next.load(Ordering::Acquire) == ticket + 1;
+        let alone = || self.0.load(Ordering::Acquire) == ticket + 1;
         if meeting.half == 0 && (0..patience).all(|_| alone()) {
             // Nobody came. Giving the ticket back fails if somebody comes just now.
             let back =
-                self.next.compare_exchange(ticket + 1, ticket, Ordering::AcqRel, Ordering::Acquire);
+                self.0.compare_exchange(ticket + 1, ticket, Ordering::AcqRel, Ordering::Acquire);
             if back.is_ok() {
                 return None;
             }

@@ -6,6 +6,7 @@
 //! vCPU that is gone. [`Barrier`] is sense-reversing: the last to arrive turns the sense over and
 //! everybody leaves, and it can be used again at once.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use smccc::{Hvc, psci};
@@ -30,6 +31,9 @@ static JOB: AtomicPtr<Job<'static>> = AtomicPtr::new(core::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(1);
 static DONE: AtomicUsize = AtomicUsize::new(0);
 
+/// Looks away between two questions to PSCI.
+const PAUSE: usize = 1 << 10;
+
 /// A hint that this vCPU waits for another; never sleeps.
 pub fn relax() {
     // SAFETY: a hint.
@@ -39,11 +43,17 @@ pub fn relax() {
 /// Runs `job` on the first `count` vCPUs, the caller included, and waits until all are done.
 pub fn run(machine: &Machine, count: usize, job: Job<'_>) {
     let count = count.clamp(1, machine.vcpus().len().max(1));
+    run_on(machine, 1..count, job);
+}
+
+/// Runs `job` on the caller, vCPU 0, and on `others`, and waits until all are done.
+pub fn run_on(machine: &Machine, others: Range<usize>, job: Job<'_>) {
+    let count = others.len() + 1;
+    let others = machine.vcpus().iter().enumerate().take(others.end).skip(others.start);
     let mut job = job;
     COUNT.store(count, Ordering::Relaxed);
     DONE.store(0, Ordering::Relaxed);
     JOB.store((&raw mut job).cast(), Ordering::Release);
-    let others = machine.vcpus().iter().enumerate().take(count).skip(1);
     for (index, &mpidr) in others.clone() {
         if let Err(error) = call::cpu_on(mpidr, index) {
             fail!("PSCI CPU_ON of vCPU {index} (MPIDR {mpidr:#x}): {error}");
@@ -54,8 +64,9 @@ pub fn run(machine: &Machine, count: usize, job: Job<'_>) {
         relax();
     }
     for (_, &mpidr) in others {
+        // Asking all the time would slow down those that are on their way out.
         while !call::is_off(mpidr) {
-            relax();
+            (0..PAUSE).for_each(|_| relax());
         }
     }
     JOB.store(core::ptr::null_mut(), Ordering::Relaxed);
