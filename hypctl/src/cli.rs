@@ -33,7 +33,7 @@ Examples:
   hypctl run touch --vcpus 4 --cpu cortex-a53   a test guest on a CPU without LSE atomics
   hypctl run u-boot                             Debian's U-Boot, interactive; Ctrl-A x leaves
   hypctl run u-boot --send version --send poweroff --timeout 60
-  hypctl run ./Image --initrd ./initrd.cpio --append 'console=ttyAMA0' --mem 2G
+  hypctl run ./guest.bin --append 'key=value' --mem 2G
   hypctl run touch --dry-run                    the QEMU line, ready to paste
   hypctl run hello -- -d int,guest_errors       more arguments for QEMU
 
@@ -114,6 +114,8 @@ pub struct RunArgs {
     #[arg(long, short)]
     pub quiet: bool,
     /// Print the QEMU command line (without the mark of the report) and stop
+    ///
+    /// It builds first, because the line depends on the sizes of what is loaded.
     #[arg(long)]
     pub dry_run: bool,
     /// Run what is built already

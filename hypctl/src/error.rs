@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use hyp_core::config::MIN_MEM;
+use hyp_core::range::Bytes;
+
 use crate::build::BuildError;
 use crate::guest::GuestError;
 use crate::machine::MachineError;
@@ -30,6 +33,8 @@ pub enum Error {
     Script(#[from] ScriptError),
     #[error("--vcpus {vcpus} is more than the machine's CPUs, --smp {smp}")]
     TooManyVcpus { vcpus: u32, smp: u32 },
+    #[error("--guest-mem {} is too small: a guest needs at least {}", Bytes(*.0), Bytes(MIN_MEM))]
+    TooLittleGuestMem(u64),
     #[error("--json: there is no folder {}", .0.display())]
     NoFolder(PathBuf),
 }

@@ -7,6 +7,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use hyp_core::config::MIN_MEM;
 use hyp_core::report::Report;
 
 use crate::build::{build, expect_built};
@@ -44,6 +45,10 @@ pub fn run(arguments: &RunArgs) -> Exit {
         }
         Ok(plan) => plan.play(arguments, &mut summary),
         Err(error) => {
+            if matches!(error, Error::NoFolder(_)) {
+                say(&error.to_string());
+                return Exit::USAGE;
+            }
             summary.message = Some(error.to_string());
             Exit::USAGE
         }
@@ -85,6 +90,9 @@ fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
             vcpus: arguments.vcpus.unwrap_or_default(),
             smp: smp(arguments),
         });
+    }
+    if let Some(mem) = arguments.guest_mem.filter(|mem| *mem < MIN_MEM) {
+        return Err(Error::TooLittleGuestMem(mem));
     }
     let qemu = Qemu::find()?;
     summary.qemu = Some(qemu.version().to_string());

@@ -1,4 +1,4 @@
-//! One run of QEMU, from spawn to reaping: a single-threaded event loop over six descriptors.
+//! One run of QEMU, from spawn to reaping: a single-threaded event loop over seven descriptors.
 //!
 //! | descriptor | event | action |
 //! | --- | --- | --- |
@@ -6,13 +6,15 @@
 //! | QEMU's stderr | bytes | to our stderr; the tail is kept for the error message |
 //! | QEMU's stdin | room | typed bytes that are pending |
 //! | our stdin | keys | to QEMU, if the keyboard is the input |
+//! | our stdin | a terminal's end | the run ends: whoever closed it may have told only our parent |
+//! | our stdout | nobody reads it | the run ends, even if the guest never writes |
 //! | signals | SIGINT, SIGTERM, SIGHUP, SIGQUIT | the run ends |
 //! | (clock) | deadline, QEMU's end | the run ends |
 //!
 //! No step waits for QEMU, so the deadline and the signals always get their turn. Whatever the
 //! end, QEMU is gone when [`run`] returns.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -29,6 +31,8 @@ use crate::terminal::{self, ControlC, RawTerminal};
 const TICK: Duration = Duration::from_millis(100);
 /// How much of the console and of QEMU's messages is kept for errors and summaries, in bytes.
 const TAIL: usize = 8 * 1024;
+/// QEMU says so whenever all CPUs of a counted run wait at once.
+const HARMLESS: &[u8] = b"qemu-system-aarch64: warning: icount sleep disabled";
 /// Typed bytes that may wait for the guest before the keyboard is no longer read.
 const PENDING_MAX: usize = 64 * 1024;
 
@@ -126,6 +130,8 @@ struct Session<'a> {
     sink: &'a mut dyn Write,
     sink_gone: bool,
     keyboard: bool,
+    /// The keyboard was a terminal when the run began.
+    terminal: bool,
     pending: Vec<u8>,
     after_control_a: bool,
     left: bool,
@@ -153,6 +159,7 @@ impl<'a> Session<'a> {
             sink,
             sink_gone: false,
             keyboard: false,
+            terminal: io::stdin().is_terminal(),
             pending: Vec::new(),
             after_control_a: false,
             left: false,
@@ -178,12 +185,16 @@ impl<'a> Session<'a> {
         if listening {
             fds.push(PollFd::from_borrowed_fd(own_stdin, PollFlags::IN));
         }
+        // Asked for nothing, it still tells of errors and hang-ups: no terminal, no reader.
+        let own_stdout = fds.len();
+        fds.push(PollFd::from_borrowed_fd(rustix::stdio::stdout(), PollFlags::empty()));
         let left = Timespec::try_from(left).map_err(io::Error::other)?;
         match poll(&mut fds, Some(&left)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let typed = listening && fds.last().is_some_and(|fd| !fd.revents().is_empty());
+        let typed = listening && !fds[own_stdout - 1].revents().is_empty();
+        self.sink_gone |= fds[own_stdout].revents().intersects(PollFlags::ERR | PollFlags::HUP);
         drop(fds);
         if typed {
             self.read_keyboard();
@@ -203,7 +214,9 @@ impl<'a> Session<'a> {
         }
         let messages = read_available(&mut self.stderr)?;
         if !messages.is_empty() {
-            let _ = io::stderr().write_all(&messages);
+            if !messages.starts_with(HARMLESS) {
+                let _ = io::stderr().write_all(&messages);
+            }
             keep_tail(&mut self.qemu_tail, &messages);
         }
         Ok(())
@@ -224,7 +237,7 @@ impl<'a> Session<'a> {
     fn read_keyboard(&mut self) {
         let mut keys = [0; 1024];
         match rustix::io::read(rustix::stdio::stdin(), &mut keys) {
-            Ok(0) => self.keyboard = false,
+            Ok(0) => self.keyboard_gone(),
             Ok(read) => {
                 for &key in &keys[..read] {
                     self.left |= self.after_control_a && key == b'x';
@@ -233,8 +246,14 @@ impl<'a> Session<'a> {
                 self.pending.extend_from_slice(&keys[..read]);
             }
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-            Err(_) => self.keyboard = false,
+            Err(_) => self.keyboard_gone(),
         }
+    }
+
+    /// The end of a file only ends the typing; a terminal does not end, it is taken away.
+    fn keyboard_gone(&mut self) {
+        self.keyboard = false;
+        self.sink_gone |= self.terminal;
     }
 
     fn type_pending(&mut self) {

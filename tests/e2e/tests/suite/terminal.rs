@@ -28,6 +28,19 @@ struct Session {
 impl Session {
     #[track_caller]
     fn start(arguments: &[&str]) -> Self {
+        Self::start_as(Command::new(hypctl()), arguments)
+    }
+
+    /// Below a session leader that takes no notice of the terminal's end, as a command runner does.
+    #[track_caller]
+    fn start_below_a_deaf_leader(arguments: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' HUP; \"$@\"; exit $?", "sh"]).arg(hypctl());
+        Self::start_as(shell, arguments)
+    }
+
+    #[track_caller]
+    fn start_as(mut command: Command, arguments: &[&str]) -> Self {
         images();
         let host = host::shared();
         // Were it inherited, `hypctl` would hold its own terminal open.
@@ -41,7 +54,6 @@ impl Session {
             rustix::fs::open(&*name, flags, Mode::empty()).unwrap()
         };
         let (terminal, stdin, stdout, stderr) = (open(), open(), open(), open());
-        let mut command = Command::new(hypctl());
         command.arg("run").args(arguments).arg("--no-build");
         command.stdin(stdin).stdout(stdout).stderr(stderr);
         let own_session = || {
@@ -149,21 +161,31 @@ fn control_c_goes_to_a_guest_from_elsewhere_and_control_a_x_leaves() {
     assert!(!session.is_raw(), "the terminal is left raw");
 }
 
-#[test]
-fn a_closed_terminal_ends_everything() {
-    let session = Session::start(&["wild", "--append", "case=sleep", "--vcpus", "1"]);
-    let mut session = session;
+/// A guest that never writes, at a terminal that is closed.
+#[track_caller]
+fn hang_up(mut session: Session) -> Option<i32> {
     session.expect("case=sleep");
     let nothing = File::open("/dev/null").unwrap();
     // Closing the controlling side hangs the terminal up.
     drop(std::mem::replace(&mut session.keyboard, nothing));
     let deadline = Instant::now() + PATIENCE;
-    let status = loop {
+    loop {
         if let Some(status) = session.hypctl.try_wait().unwrap() {
-            break status;
+            return status.code();
         }
         assert!(Instant::now() < deadline, "hypctl still runs");
         std::thread::sleep(Duration::from_millis(10));
-    };
-    assert_eq!(status.code(), Some(129));
+    }
+}
+
+const SILENT: &[&str] = &["wild", "--append", "case=sleep", "--vcpus", "1"];
+
+#[test]
+fn a_closed_terminal_ends_everything() {
+    assert_eq!(hang_up(Session::start(SILENT)), Some(129));
+}
+
+#[test]
+fn a_closed_terminal_ends_everything_even_if_only_the_parent_is_told() {
+    assert_eq!(hang_up(Session::start_below_a_deaf_leader(SILENT)), Some(141));
 }

@@ -97,6 +97,13 @@ fn a_guest_memory_that_cannot_hold_the_image_names_both_sizes() {
 }
 
 #[test]
+fn a_guest_memory_below_the_least_is_refused_with_both_sizes() {
+    refused(Scenario::of("hello").before_the_build().with("--guest-mem", "4M"))
+        .says("4 MiB")
+        .says("8 MiB");
+}
+
+#[test]
 fn a_machine_that_cannot_hold_the_guest_names_both_sizes() {
     refused(Scenario::of("touch").with("--mem", "64M").with("--guest-mem", "64M"))
         .says("--mem 64 MiB")
