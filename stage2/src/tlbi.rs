@@ -35,6 +35,44 @@ pub enum Tlbi {
     Alle1Is,
 }
 
+/// Where an invalidation stands among the `SYS` instructions with CRn = 8 (C5.5): op1, CRm, op2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sys {
+    /// op1: 0 for EL1's own, 4 for those of EL2.
+    pub op1: u8,
+    /// CRm.
+    pub crm: u8,
+    /// op2.
+    pub op2: u8,
+}
+
+impl Sys {
+    /// `TLBI IPAS2E1IS`.
+    pub const IPAS2E1IS: Self = Self { op1: 4, crm: 0, op2: 1 };
+    /// `TLBI RIPAS2E1IS`.
+    pub const RIPAS2E1IS: Self = Self { op1: 4, crm: 0, op2: 2 };
+    /// `TLBI IPAS2E1`.
+    pub const IPAS2E1: Self = Self { op1: 4, crm: 4, op2: 1 };
+    /// `TLBI VMALLE1IS`.
+    pub const VMALLE1IS: Self = Self { op1: 0, crm: 3, op2: 0 };
+    /// `TLBI VMALLE1`.
+    pub const VMALLE1: Self = Self { op1: 0, crm: 7, op2: 0 };
+    /// `TLBI VMALLS12E1IS`.
+    pub const VMALLS12E1IS: Self = Self { op1: 4, crm: 3, op2: 6 };
+    /// `TLBI ALLE1IS`.
+    pub const ALLE1IS: Self = Self { op1: 4, crm: 3, op2: 4 };
+
+    /// The instruction word, with its operand in register `rt`.
+    #[must_use]
+    pub const fn word(self, rt: u8) -> u32 {
+        0xd508_8000
+            | (self.op1 as u32) << 16
+            | (self.crm as u32) << 8
+            | (self.op2 as u32) << 5
+            | rt as u32
+    }
+}
+
 impl Tlbi {
     /// The instruction's name, as the Arm ARM has it.
     #[must_use]
@@ -245,6 +283,18 @@ mod tests {
             Tlbi::Ripas2e1Is(range) => (range.ipa().get() >> PAGE_SHIFT, range.pages()),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Instruction words as an assembler gives them, so that no table checks itself.
+    #[test]
+    fn instructions_are_those_that_an_assembler_gives() {
+        assert_eq!(Sys::IPAS2E1IS.word(0), 0xd50c_8020, "tlbi ipas2e1is, x0");
+        assert_eq!(Sys::RIPAS2E1IS.word(1), 0xd50c_8041, "tlbi ripas2e1is, x1");
+        assert_eq!(Sys::IPAS2E1.word(2), 0xd50c_8422, "tlbi ipas2e1, x2");
+        assert_eq!(Sys::VMALLE1IS.word(31), 0xd508_831f, "tlbi vmalle1is");
+        assert_eq!(Sys::VMALLE1.word(31), 0xd508_871f, "tlbi vmalle1");
+        assert_eq!(Sys::VMALLS12E1IS.word(31), 0xd50c_83df, "tlbi vmalls12e1is");
+        assert_eq!(Sys::ALLE1IS.word(31), 0xd50c_839f, "tlbi alle1is");
     }
 
     #[test]

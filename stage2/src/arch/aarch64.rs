@@ -13,7 +13,7 @@ use tock_registers::interfaces::{Readable, Writeable};
 use super::{Arch, Dsb};
 use crate::features::{Caps, Features, IdRegisters};
 use crate::slot::{Slot, native};
-use crate::tlbi::Tlbi;
+use crate::tlbi::{Sys, Tlbi};
 
 /// The executing PE.
 #[derive(Clone, Copy, Debug)]
@@ -57,17 +57,23 @@ impl Aarch64 {
     }
 }
 
-/// `SYS #op1, Cn, Cm, #op2` with an operand: the encoding of one TLBI, which also names those that
-/// are newer than the baseline assembler.
+/// One TLBI as the `SYS` that it is, which also names those that the baseline's assembler does not know.
 macro_rules! tlbi {
-    ($op:literal, $operand:expr) => {
+    ($sys:expr, $operand:expr) => {
         // SAFETY: (1) invalidating a TLB entry never changes what a correct table translates to.
         // (2) No `nomem`: accesses on both sides keep their order with it.
-        unsafe { asm!(concat!("sys ", $op, ", {}"), in(reg) $operand, options(nostack, preserves_flags)) }
+        unsafe {
+            asm!("sys #{op1}, c8, c{crm}, #{op2}, {operand}", op1 = const $sys.op1,
+                 crm = const $sys.crm, op2 = const $sys.op2, operand = in(reg) $operand,
+                 options(nostack, preserves_flags))
+        }
     };
-    ($op:literal) => {
+    ($sys:expr) => {
         // SAFETY: as above.
-        unsafe { asm!(concat!("sys ", $op), options(nostack, preserves_flags)) }
+        unsafe {
+            asm!("sys #{op1}, c8, c{crm}, #{op2}", op1 = const $sys.op1, crm = const $sys.crm,
+                 op2 = const $sys.op2, options(nostack, preserves_flags))
+        }
     };
 }
 
@@ -119,13 +125,13 @@ unsafe impl Arch for Aarch64 {
 
     fn tlbi(&self, op: Tlbi) {
         match op {
-            Tlbi::Ipas2e1Is(operand) => tlbi!("#4, c8, c0, #1", operand.bits()),
-            Tlbi::Ripas2e1Is(operand) => tlbi!("#4, c8, c0, #2", operand.bits()),
-            Tlbi::Ipas2e1(operand) => tlbi!("#4, c8, c4, #1", operand.bits()),
-            Tlbi::Vmalle1Is => tlbi!("#0, c8, c3, #0"),
-            Tlbi::Vmalle1 => tlbi!("#0, c8, c7, #0"),
-            Tlbi::Vmalls12e1Is => tlbi!("#4, c8, c3, #6"),
-            Tlbi::Alle1Is => tlbi!("#4, c8, c3, #4"),
+            Tlbi::Ipas2e1Is(operand) => tlbi!(Sys::IPAS2E1IS, operand.bits()),
+            Tlbi::Ripas2e1Is(operand) => tlbi!(Sys::RIPAS2E1IS, operand.bits()),
+            Tlbi::Ipas2e1(operand) => tlbi!(Sys::IPAS2E1, operand.bits()),
+            Tlbi::Vmalle1Is => tlbi!(Sys::VMALLE1IS),
+            Tlbi::Vmalle1 => tlbi!(Sys::VMALLE1),
+            Tlbi::Vmalls12e1Is => tlbi!(Sys::VMALLS12E1IS),
+            Tlbi::Alle1Is => tlbi!(Sys::ALLE1IS),
         }
     }
 
