@@ -8,8 +8,8 @@
 //! Two habits of QEMU are made use of; on hardware both are correct and without effect. It stops all
 //! vCPUs for a broadcast TLBI and lets them go together, so each half of a pair makes one before it
 //! acts. And it forgets all translations of a CPU, EL2's too, when TCR_EL1 is written, so the
-//! hypervisor is slow between its look at a slot and its install. Measured with both: one pair in
-//! twelve loses a leaf race, one in fifty a table race; without, one in three hundred or fewer.
+//! hypervisor is slow between its look at a slot and its install. Measured with both: one pair in ten
+//! loses a leaf race, one in thirty to a hundred a table race; without, one in three hundred or fewer.
 
 use core::arch::asm;
 use core::ops::Range;
@@ -25,9 +25,6 @@ const TURN: usize = 64;
 /// Fewer pairs than this from one wake-up to the next, and patience is doubled: without end on a host
 /// with one CPU.
 const FEW: usize = 8;
-/// How many different delays the second of a pair makes, and steps of a loop from one to the next.
-const SKEWS: usize = 16;
-const SKEW: usize = 8;
 
 /// One vCPU's half of a pair.
 #[derive(Clone, Copy)]
@@ -88,11 +85,6 @@ impl Arrivals {
             }
         }
         mmu::invalidate();
-        // A bit longer from pair to pair, so that in some both get to the install at the same time.
-        let delay = if meeting.half == 1 { meeting.pair % SKEWS * SKEW } else { 0 };
-        (0..delay).for_each(|step| {
-            core::hint::black_box(step);
-        });
         Some(meeting)
     }
 }
