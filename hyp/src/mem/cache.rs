@@ -65,15 +65,15 @@ impl Stock {
     ///
     /// Returns whether the stock is now above [`LOW`]; if not, RAM is used up.
     pub(crate) fn refill(&self) -> bool {
-        let mut fresh = false;
-        while self.len.get() < FULL {
-            let Some(frame) = frames::take(1) else { break };
+        let mut batch = [0; FULL];
+        let wanted = FULL.saturating_sub(self.len.get());
+        let taken = frames::take_batch(batch.get_mut(..wanted).unwrap_or_default());
+        for frame in batch.into_iter().take(taken) {
             // SAFETY: (1) just taken: ours alone, one page long.
             unsafe { wipe(frame, PAGE) };
             self.put_back(frame);
-            fresh = true;
         }
-        if fresh {
+        if taken != 0 {
             clean::forget_instructions();
         }
         !self.is_low()

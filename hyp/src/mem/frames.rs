@@ -117,6 +117,23 @@ pub(crate) fn take(frames: usize) -> Option<u64> {
     Some(first)
 }
 
+/// Takes single frames, as [`take`] does, until `into` is full or the pool is empty; returns how many.
+///
+/// The lock is taken once: CPUs that refill at the same time would otherwise queue for it once a
+/// frame, and under an emulator a queue of ticket holders waits for whoever the host does not run.
+pub(crate) fn take_batch(into: &mut [u64]) -> usize {
+    let Some((pool, layout)) = POOL.get().zip(layout(1)) else { return 0 };
+    let mut heap = pool.heap.lock();
+    let mut taken = 0;
+    for slot in into {
+        let Ok(frame) = heap.alloc(layout) else { break };
+        *slot = frame.as_ptr().expose_provenance() as u64;
+        swap_state(*slot, State::Taken);
+        taken += 1;
+    }
+    taken
+}
+
 /// Gives back what [`take`] gave.
 ///
 /// # Safety
