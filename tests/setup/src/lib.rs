@@ -33,11 +33,7 @@ impl Outcome {
     pub fn expect(&self, code: i32, pieces: &[&str]) {
         assert_eq!(self.code, code, "{}", self.stderr);
         for piece in pieces {
-            assert!(
-                self.stderr.contains(piece),
-                "no `{piece}` in:\n{}",
-                self.stderr
-            );
+            assert!(self.stderr.contains(piece), "no `{piece}` in:\n{}", self.stderr);
         }
         // A traceback is a failure that nobody thought of.
         assert!(!self.stderr.contains("Traceback"), "{}", self.stderr);
@@ -67,11 +63,7 @@ pub fn pin(key: &str) -> String {
         fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let mut pairs = text.lines().filter_map(|line| line.split_once('='));
     let found = pairs.find(|(name, _)| name.trim() == key);
-    found
-        .unwrap_or_else(|| panic!("no {key} in {}", file.display()))
-        .1
-        .trim()
-        .to_owned()
+    found.unwrap_or_else(|| panic!("no {key} in {}", file.display())).1.trim().to_owned()
 }
 
 /// Everything under a folder: path, mode, time and content, sorted.
@@ -82,11 +74,7 @@ pub fn listing(folder: &Path) -> io::Result<Vec<String>> {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             let meta = fs::symlink_metadata(&path)?;
-            let content = if meta.is_file() {
-                fs::read(&path)?
-            } else {
-                Vec::new()
-            };
+            let content = if meta.is_file() { fs::read(&path)? } else { Vec::new() };
             let (mode, time) = (meta.permissions().mode(), meta.modified()?);
             lines.push(format!("{} {mode:o} {time:?} {content:?}", path.display()));
             if meta.is_dir() {

@@ -30,10 +30,7 @@ pub struct Machine {
 impl Machine {
     /// A machine with the checkout and Python, and nothing else.
     pub fn bare() -> io::Result<Self> {
-        let machine = Self {
-            root: tempfile::tempdir()?,
-            user: None,
-        };
+        let machine = Self { root: tempfile::tempdir()?, user: None };
         fs::set_permissions(machine.path(""), fs::Permissions::from_mode(0o755))?;
         for folder in ["bin", "tools", "switch", "home", "checkout/hypctl"] {
             fs::create_dir_all(machine.path(folder))?;
@@ -42,10 +39,7 @@ impl Machine {
             &checkout().join("hypctl/bootstrap"),
             &machine.path("checkout/hypctl/bootstrap"),
         )?;
-        copy_folder(
-            &Path::new(env!("CARGO_MANIFEST_DIR")).join("fakes"),
-            &machine.path("fakes"),
-        )?;
+        copy_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fakes"), &machine.path("fakes"))?;
         for file in ["just", "justfile"] {
             fs::copy(checkout().join(file), machine.path("checkout").join(file))?;
         }
@@ -83,11 +77,7 @@ impl Machine {
 
     /// Puts a fake on the PATH.
     pub fn install(&self, program: &str) -> io::Result<()> {
-        fs::copy(
-            self.path("fakes").join(program),
-            self.path("bin").join(program),
-        )
-        .map(drop)
+        fs::copy(self.path("fakes").join(program), self.path("bin").join(program)).map(drop)
     }
 
     /// Takes a program off the PATH.
@@ -101,20 +91,14 @@ impl Machine {
             format!("{package} | {version} | http://mirror.test {suite}/main all Packages\n")
         };
         self.switch("offers", &offers.iter().map(row).collect::<String>())?;
-        ["apt-get", "apt-cache", "dpkg"]
-            .iter()
-            .try_for_each(|program| self.install(program))
+        ["apt-get", "apt-cache", "dpkg"].iter().try_for_each(|program| self.install(program))
     }
 
     /// Makes apt's installation of a package bring this fake.
     pub fn apt_installs(&self, program: &str) -> io::Result<()> {
         let fake = self.path("fakes").join(program);
         fs::set_permissions(&fake, fs::Permissions::from_mode(0o755))?;
-        fs::copy(
-            fake,
-            self.path("switch").join(format!("installs-{program}")),
-        )
-        .map(drop)
+        fs::copy(fake, self.path("switch").join(format!("installs-{program}"))).map(drop)
     }
 
     /// Puts a toolchain into the user's rustup home; returns its folder.
@@ -135,23 +119,13 @@ impl Machine {
             return Ok(self);
         }
         // A Python under root's home is out of that user's reach.
-        let reachable = [
-            python("import sys; print(sys.executable)")?,
-            "/usr/bin/python3".into(),
-        ]
-        .into_iter()
-        .find(|path| {
-            let mut command = Command::new(path);
-            command
-                .args(["-c", ""])
-                .uid(NOBODY)
-                .gid(NOBODY)
-                .current_dir("/");
-            command
-                .stderr(Stdio::null())
-                .status()
-                .is_ok_and(|status| status.success())
-        });
+        let reachable = [python("import sys; print(sys.executable)")?, "/usr/bin/python3".into()]
+            .into_iter()
+            .find(|path| {
+                let mut command = Command::new(path);
+                command.args(["-c", ""]).uid(NOBODY).gid(NOBODY).current_dir("/");
+                command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+            });
         let reachable = reachable.unwrap_or_else(|| panic!("no python3 that uid {NOBODY} may run"));
         self.switch("python", &reachable)?;
         fs::create_dir_all(self.path("cache"))?;
@@ -166,11 +140,7 @@ impl Machine {
 
     /// A command inside the machine.
     pub fn command(&self, words: &[&str]) -> Command {
-        let path = format!(
-            "{}:{}",
-            self.path("bin").display(),
-            self.path("tools").display()
-        );
+        let path = format!("{}:{}", self.path("bin").display(), self.path("tools").display());
         let mut command = Command::new(self.path("tools/env"));
         command
             .args(words)
@@ -195,10 +165,7 @@ impl Machine {
 
     /// Runs the bootstrap with this command line to its end.
     pub fn bootstrap(&self, words: &[&str]) -> io::Result<Outcome> {
-        Ok(self
-            .command(&[&["python3", "-S", "-m", "bootstrap"], words].concat())
-            .output()?
-            .into())
+        Ok(self.command(&[&["python3", "-S", "-m", "bootstrap"], words].concat()).output()?.into())
     }
 
     /// Brings everything in.
@@ -209,9 +176,7 @@ impl Machine {
     /// Starts to bring everything in; returns once rustup is half-way.
     pub fn ensure_until_rustup_is_half_way(&self) -> io::Result<Child> {
         self.switch("rustup-slow", "60")?;
-        let child = self
-            .command(&["python3", "-S", "-m", "bootstrap", "ensure"])
-            .spawn()?;
+        let child = self.command(&["python3", "-S", "-m", "bootstrap", "ensure"]).spawn()?;
         for _ in 0..1000 {
             if fs::read_to_string(self.path("rustup-process")).is_ok_and(|id| id.ends_with('\n')) {
                 return Ok(child);
@@ -230,15 +195,9 @@ impl Machine {
         let script =
             format!("mount -t tmpfs -o size={size} tmpfs \"$HYP_CACHE\" || exit 99\n{lines}");
         let mut command = self.command(&[]);
-        command
-            .arg(real("unshare"))
-            .arg(if root { "-m" } else { "-rm" });
+        command.arg(real("unshare")).arg(if root { "-m" } else { "-rm" });
         let outcome = Outcome::from(command.args(["sh", "-c", &script]).output()?);
-        assert_ne!(
-            outcome.code, 99,
-            "no tmpfs for the test of a full disk: {}",
-            outcome.stderr
-        );
+        assert_ne!(outcome.code, 99, "no tmpfs for the test of a full disk: {}", outcome.stderr);
         Ok(outcome)
     }
 
@@ -250,10 +209,7 @@ impl Machine {
 
     /// How many calls hold these words.
     pub fn count(&self, words: &str) -> usize {
-        self.calls()
-            .iter()
-            .filter(|call| call.contains(words))
-            .count()
+        self.calls().iter().filter(|call| call.contains(words)).count()
     }
 
     /// Forgets the calls so far.
@@ -279,9 +235,7 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
 fn real(program: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut files = env::split_paths(&path).map(|folder| folder.join(program));
-    files
-        .find(|file| file.is_file())
-        .unwrap_or_else(|| panic!("these tests need `{program}`"))
+    files.find(|file| file.is_file()).unwrap_or_else(|| panic!("these tests need `{program}`"))
 }
 
 fn python(line: &str) -> io::Result<String> {

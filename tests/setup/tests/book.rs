@@ -17,10 +17,7 @@ fn it_is_compiled_once_into_the_cache() -> Result<()> {
     let machine = Machine::equipped()?;
     let outcome = machine.bootstrap(&["book"])?;
     outcome.expect(0, &["compiling mdBook"]);
-    assert_eq!(
-        outcome.stdout.trim(),
-        machine.cache("mdbook/bin/mdbook").display().to_string()
-    );
+    assert_eq!(outcome.stdout.trim(), machine.cache("mdbook/bin/mdbook").display().to_string());
 
     machine.forget_calls()?;
     machine.bootstrap(&["book"])?.expect(0, &[]);
@@ -33,10 +30,7 @@ fn one_on_the_path_is_used_if_it_is_new_enough() -> Result<()> {
     let machine = Machine::equipped()?;
     machine.install("mdbook")?;
     let outcome = machine.bootstrap(&["book"])?;
-    assert_eq!(
-        outcome.stdout.trim(),
-        machine.path("bin/mdbook").display().to_string()
-    );
+    assert_eq!(outcome.stdout.trim(), machine.path("bin/mdbook").display().to_string());
     assert_eq!(machine.count("cargo install"), 0);
     Ok(())
 }

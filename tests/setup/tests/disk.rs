@@ -10,16 +10,9 @@ const ENSURE: &str = "python3 -S -m bootstrap ensure\n";
 fn too_small_for_the_toolchain_is_told_before_the_download() -> Result<()> {
     let machine = Machine::equipped()?;
     let outcome = machine.on_small_disk("16m", ENSURE)?;
-    outcome.expect(
-        14,
-        &["Room on the disk: 1300 MB for", "MB left", "HYP_CACHE"],
-    );
+    outcome.expect(14, &["Room on the disk: 1300 MB for", "MB left", "HYP_CACHE"]);
     let cache = machine.cache("").display().to_string();
-    assert!(
-        outcome.stderr.contains(cache.trim_end_matches('/')),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains(cache.trim_end_matches('/')), "{}", outcome.stderr);
     assert_eq!(machine.count("toolchain install"), 0);
     Ok(())
 }
@@ -32,10 +25,7 @@ fn a_disk_that_fills_up_half_way_leaves_nothing() -> Result<()> {
     let lines =
         "python3 -S -m bootstrap runner; code=$?; find \"$HYP_CACHE\" -size +100k; exit $code";
     let outcome = machine.on_small_disk("32m", lines)?;
-    outcome.expect(
-        14,
-        &["Room on the disk", "the command runner", "Free some space"],
-    );
+    outcome.expect(14, &["Room on the disk", "the command runner", "Free some space"]);
     assert_eq!(outcome.stdout, "");
     Ok(())
 }
@@ -54,8 +44,6 @@ fn package_lists_that_do_not_fit_are_told() -> Result<()> {
     let machine = Machine::equipped()?;
     machine.remove("qemu-system-aarch64")?;
     machine.apt(&[])?;
-    machine
-        .on_small_disk("16m", ENSURE)?
-        .expect(14, &["100 MB for package lists"]);
+    machine.on_small_disk("16m", ENSURE)?.expect(14, &["100 MB for package lists"]);
     Ok(())
 }

@@ -26,18 +26,12 @@ fn u_boot_is_downloaded_once() -> Result<()> {
 #[test]
 fn each_reason_why_there_is_none_has_its_own_code() -> Result<()> {
     let machine = Machine::equipped()?;
-    machine
-        .bootstrap(&["fetch", "u-boot"])?
-        .expect(10, &["u-boot-qemu", "no apt-get"]);
+    machine.bootstrap(&["fetch", "u-boot"])?.expect(10, &["u-boot-qemu", "no apt-get"]);
     machine.apt(&[])?;
-    machine
-        .bootstrap(&["fetch", "u-boot"])?
-        .expect(18, &["No u-boot-qemu in bookworm"]);
+    machine.bootstrap(&["fetch", "u-boot"])?.expect(18, &["No u-boot-qemu in bookworm"]);
     machine.apt(&[U_BOOT])?;
     machine.switch("apt-offline", "")?;
-    machine
-        .bootstrap(&["fetch", "u-boot"])?
-        .expect(11, &["u-boot-qemu", "Connect this machine"]);
+    machine.bootstrap(&["fetch", "u-boot"])?.expect(11, &["u-boot-qemu", "Connect this machine"]);
     Ok(())
 }
 
@@ -46,9 +40,7 @@ fn a_package_without_the_file_is_reported_and_leaves_nothing() -> Result<()> {
     let machine = Machine::equipped()?;
     machine.apt(&[U_BOOT])?;
     machine.switch("empty-package", "")?;
-    machine
-        .bootstrap(&["fetch", "u-boot"])?
-        .expect(18, &["has no file", "u-boot.bin"]);
+    machine.bootstrap(&["fetch", "u-boot"])?.expect(18, &["has no file", "u-boot.bin"]);
     assert!(!machine.cache("guests").exists());
     Ok(())
 }

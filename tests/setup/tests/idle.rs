@@ -40,12 +40,8 @@ fn a_second_run_takes_less_than_a_second() -> Result<()> {
 
 #[test]
 fn what_was_found_once_and_is_gone_is_missed() -> Result<()> {
-    for (program, code) in [
-        ("qemu-system-aarch64", 10),
-        ("cc", 10),
-        ("rustup", 15),
-        ("cargo", 15),
-    ] {
+    for (program, code) in [("qemu-system-aarch64", 10), ("cc", 10), ("rustup", 15), ("cargo", 15)]
+    {
         let machine = Machine::equipped()?;
         machine.ensure()?.expect(0, &[]);
         machine.remove(program)?;
@@ -69,13 +65,7 @@ fn a_replaced_qemu_is_asked_again() -> Result<()> {
 fn an_illegible_record_is_as_good_as_none() -> Result<()> {
     let machine = Machine::equipped()?;
     machine.ensure()?.expect(0, &[]);
-    for text in [
-        "",
-        "{",
-        "[]",
-        "{\"qemu\": 3}",
-        "{\"qemu\": {\"path\": [], \"mark\": 1}}",
-    ] {
+    for text in ["", "{", "[]", "{\"qemu\": 3}", "{\"qemu\": {\"path\": [], \"mark\": 1}}"] {
         fs::write(machine.cache("setup.json"), text)?;
         machine.ensure()?.expect(0, &[]);
     }
@@ -105,19 +95,10 @@ fn nothing_is_written_beside_the_cache() -> Result<()> {
 #[test]
 fn no_file_of_the_set_up_names_a_host() -> Result<()> {
     let folder = fs::read_dir(checkout().join("hypctl/bootstrap"))?;
-    let files = folder
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
-    for file in files
-        .into_iter()
-        .chain([checkout().join("just"), checkout().join("justfile")])
-    {
+    let files = folder.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    for file in files.into_iter().chain([checkout().join("just"), checkout().join("justfile")]) {
         if file.is_file() {
-            assert!(
-                !fs::read_to_string(&file)?.contains("://"),
-                "{}",
-                file.display()
-            );
+            assert!(!fs::read_to_string(&file)?.contains("://"), "{}", file.display());
         }
     }
     Ok(())

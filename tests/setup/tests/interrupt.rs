@@ -28,10 +28,7 @@ fn an_interrupt_ends_what_was_started_and_leaves_nothing_half_done() -> Result<(
         send(signal, &child)?;
         Outcome::from(child.wait_with_output()?).expect(130, &["interrupted"]);
         assert!(is_clean(&machine));
-        assert!(
-            !Path::new("/proc").join(rustup.trim()).exists(),
-            "rustup still runs"
-        );
+        assert!(!Path::new("/proc").join(rustup.trim()).exists(), "rustup still runs");
 
         machine.switch("rustup-slow", "0")?;
         machine.ensure()?.expect(0, &[]);
@@ -62,24 +59,13 @@ fn after_a_kill_the_next_run_cleans_up_and_finishes() -> Result<()> {
 fn two_runs_at_once_wait_for_each_other_and_install_once() -> Result<()> {
     let machine = Machine::equipped()?;
     machine.switch("rustup-slow", "1")?;
-    let start = || {
-        machine
-            .command(&["python3", "-S", "-m", "bootstrap", "ensure"])
-            .spawn()
-    };
+    let start = || machine.command(&["python3", "-S", "-m", "bootstrap", "ensure"]).spawn();
     let (one, two) = (start()?, start()?);
-    let outcomes: [Outcome; 2] = [
-        one.wait_with_output()?.into(),
-        two.wait_with_output()?.into(),
-    ];
+    let outcomes: [Outcome; 2] = [one.wait_with_output()?.into(), two.wait_with_output()?.into()];
     for outcome in &outcomes {
         outcome.expect(0, &[]);
     }
-    assert!(
-        outcomes
-            .iter()
-            .any(|outcome| outcome.stderr.contains("another set-up is at work"))
-    );
+    assert!(outcomes.iter().any(|outcome| outcome.stderr.contains("another set-up is at work")));
     assert_eq!(machine.count("toolchain install"), 1);
     Ok(())
 }

@@ -17,10 +17,7 @@ fn one_on_the_path_is_used() -> Result<()> {
     let machine = Machine::equipped()?;
     let outcome = machine.bootstrap(&["runner"])?;
     outcome.expect(0, &[]);
-    assert_eq!(
-        outcome.stdout.trim(),
-        machine.path("bin/just").display().to_string()
-    );
+    assert_eq!(outcome.stdout.trim(), machine.path("bin/just").display().to_string());
     assert_eq!(machine.count("pip"), 0);
     Ok(())
 }
@@ -30,17 +27,12 @@ fn none_or_an_old_one_brings_the_pinned_wheel_into_the_cache() -> Result<()> {
     let machine = without_runner()?;
     let outcome = machine.bootstrap(&["runner"])?;
     outcome.expect(0, &["installing the command runner just"]);
-    assert_eq!(
-        outcome.stdout.trim(),
-        machine.cache("runner/bin/just").display().to_string()
-    );
+    assert_eq!(outcome.stdout.trim(), machine.cache("runner/bin/just").display().to_string());
     assert_eq!(machine.count("rust-just==1."), 1);
 
     let machine = without_runner()?;
     fs::write(machine.path("bin/just"), "#!/tools/none\n")?;
-    machine
-        .bootstrap(&["runner"])?
-        .expect(0, &["installing the command runner just"]);
+    machine.bootstrap(&["runner"])?.expect(0, &["installing the command runner just"]);
     Ok(())
 }
 
@@ -49,9 +41,7 @@ fn a_python_without_pip_borrows_debians_wheel_of_it() -> Result<()> {
     let machine = without_runner()?;
     machine.switch("pip-missing", "")?;
     machine.apt(&[("python3-pip-whl", "23.0.1+dfsg-1", "bookworm")])?;
-    machine
-        .bootstrap(&["runner"])?
-        .expect(0, &["fetching python3-pip-whl"]);
+    machine.bootstrap(&["runner"])?.expect(0, &["fetching python3-pip-whl"]);
     assert_eq!(machine.count("pip-0.whl/pip install --target"), 1);
     Ok(())
 }
@@ -62,13 +52,7 @@ fn no_pip_and_no_apt_says_what_to_install() -> Result<()> {
     machine.switch("pip-missing", "")?;
     machine.bootstrap(&["runner"])?.expect(
         16,
-        &[
-            "The command runner `just`",
-            "On the PATH",
-            "there is no pip",
-            "python3-pip",
-            "yourself",
-        ],
+        &["The command runner `just`", "On the PATH", "there is no pip", "python3-pip", "yourself"],
     );
     Ok(())
 }
@@ -88,11 +72,8 @@ fn pip_without_network_says_so() -> Result<()> {
 fn the_wrapper_passes_the_recipe_and_its_words_on() -> Result<()> {
     let machine = Machine::equipped()?;
     let wrapper = machine.path("checkout/just").display().to_string();
-    let outcome = Outcome::from(
-        machine
-            .command(&[&wrapper, "run", "touch", "--vcpus", "4"])
-            .output()?,
-    );
+    let outcome =
+        Outcome::from(machine.command(&[&wrapper, "run", "touch", "--vcpus", "4"]).output()?);
     outcome.expect(0, &[]);
     let call = machine.calls().pop().unwrap_or_default();
     assert!(call.ends_with("run touch --vcpus 4"), "{call}");

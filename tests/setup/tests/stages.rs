@@ -5,16 +5,7 @@ use std::io::Result;
 use setup_tests::{Machine, Outcome};
 
 fn stages(machine: &Machine) -> Result<Outcome> {
-    let words = [
-        "python3",
-        "-S",
-        "-m",
-        "bootstrap.stages",
-        "just",
-        "lint",
-        "unit",
-        "guests",
-    ];
+    let words = ["python3", "-S", "-m", "bootstrap.stages", "just", "lint", "unit", "guests"];
     Ok(machine.command(&words).output()?.into())
 }
 
@@ -23,17 +14,8 @@ fn every_stage_has_its_line_and_the_total_is_last() -> Result<()> {
     let outcome = stages(&Machine::equipped()?)?;
     outcome.expect(0, &[]);
     let (_, table) = outcome.stdout.split_once("stage ").unwrap_or_default();
-    let rows: Vec<_> = table
-        .lines()
-        .skip(1)
-        .filter_map(|row| row.split(' ').next())
-        .collect();
-    assert_eq!(
-        rows,
-        ["lint", "unit", "guests", "total"],
-        "{}",
-        outcome.stdout
-    );
+    let rows: Vec<_> = table.lines().skip(1).filter_map(|row| row.split(' ').next()).collect();
+    assert_eq!(rows, ["lint", "unit", "guests", "total"], "{}", outcome.stdout);
     assert!(table.contains('%'));
     Ok(())
 }
@@ -44,16 +26,9 @@ fn a_failing_stage_fails_the_whole_and_hides_no_other() -> Result<()> {
     machine.switch("just-fails", "unit")?;
     let outcome = stages(&machine)?;
     outcome.expect(1, &[]);
-    let failed: Vec<_> = outcome
-        .stdout
-        .lines()
-        .filter(|row| row.contains("failed"))
-        .collect();
+    let failed: Vec<_> = outcome.stdout.lines().filter(|row| row.contains("failed")).collect();
     assert_eq!(failed.len(), 1);
-    assert!(
-        failed[0].starts_with("unit") && failed[0].ends_with("failed (7)"),
-        "{failed:?}"
-    );
+    assert!(failed[0].starts_with("unit") && failed[0].ends_with("failed (7)"), "{failed:?}");
     assert_eq!(machine.count("--no-deps guests"), 1);
     Ok(())
 }

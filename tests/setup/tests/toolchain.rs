@@ -13,11 +13,7 @@ fn source(version: &'static str) -> (&'static str, &'static str, &'static str) {
 
 /// A Debian version of `rust-src` that fits the pin's minor version.
 fn fitting() -> &'static str {
-    let minor: String = pin("rustc")
-        .split('.')
-        .take(2)
-        .collect::<Vec<_>>()
-        .join(".");
+    let minor: String = pin("rustc").split('.').take(2).collect::<Vec<_>>().join(".");
     format!("{minor}.1+dfsg1-1").leak()
 }
 
@@ -51,9 +47,7 @@ fn rustup_installs_into_a_home_of_its_own_and_may_not_update_itself() -> Result<
     let machine = Machine::equipped()?;
     machine.toolchain(NIGHTLY, "1.90.0-nightly (0 2025-01-01)", true)?;
     let before = listing(&machine.path("home"))?;
-    machine
-        .ensure()?
-        .expect(0, &[&pin("channel"), "MB to download"]);
+    machine.ensure()?.expect(0, &[&pin("channel"), "MB to download"]);
     let home = format!("rustup-home {}/", machine.cache("tmp").display());
     assert_eq!(machine.count(&home), 1, "{:?}", machine.calls());
     assert_eq!(
@@ -61,11 +55,7 @@ fn rustup_installs_into_a_home_of_its_own_and_may_not_update_itself() -> Result<
         1
     );
     assert_eq!(listing(&machine.path("home"))?, before);
-    assert!(
-        machine
-            .cache("toolchain/lib/rustlib/src/rust/library/core/src/lib.rs")
-            .exists()
-    );
+    assert!(machine.cache("toolchain/lib/rustlib/src/rust/library/core/src/lib.rs").exists());
     Ok(())
 }
 
@@ -136,15 +126,9 @@ fn no_network_at_all_says_so() -> Result<()> {
     machine.toolchain(NIGHTLY, &pin("rustc"), false)?;
     machine.apt(&[source(fitting())])?;
     machine.switch("apt-offline", "")?;
-    machine.ensure()?.expect(
-        11,
-        &[
-            "no answer from the network",
-            "mirror",
-            "does not answer",
-            "Connect",
-        ],
-    );
+    machine
+        .ensure()?
+        .expect(11, &["no answer from the network", "mirror", "does not answer", "Connect"]);
     Ok(())
 }
 
@@ -161,18 +145,11 @@ fn a_download_that_is_not_the_pin_is_not_taken() -> Result<()> {
 fn no_rustup_or_no_cargo_is_named() -> Result<()> {
     let machine = Machine::equipped()?;
     machine.remove("rustup")?;
-    machine.ensure()?.expect(
-        15,
-        &[
-            "rustup and its cargo",
-            "no rustup on the PATH",
-            "Install rustup",
-        ],
-    );
-    machine.remove("cargo")?;
     machine
         .ensure()?
-        .expect(15, &["no rustup and no cargo on the PATH"]);
+        .expect(15, &["rustup and its cargo", "no rustup on the PATH", "Install rustup"]);
+    machine.remove("cargo")?;
+    machine.ensure()?.expect(15, &["no rustup and no cargo on the PATH"]);
     Ok(())
 }
 
@@ -195,8 +172,6 @@ fn a_nightly_that_was_joined_and_is_upgraded_is_not_leant_on() -> Result<()> {
     machine.apt(&[source(fitting())])?;
     machine.ensure()?.expect(0, &[]);
     machine.toolchain(NIGHTLY, "1.99.0-nightly (0 2026-09-09)", false)?;
-    machine
-        .ensure()?
-        .expect(11, &["no such nightly is installed"]);
+    machine.ensure()?.expect(11, &["no such nightly is installed"]);
     Ok(())
 }
