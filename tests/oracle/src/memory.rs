@@ -1,0 +1,101 @@
+//! Table pages, and which values of a descriptor a walk may still read.
+//!
+//! A store to a descriptor takes effect for other PEs' walks at some moment between its execution
+//! and the completion of the next DSB of the PE that stored. Until then a walk may read the old
+//! value as well as the new; several stores may be under way at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::event::{Dsb, Pe};
+
+/// The page of an address.
+pub(crate) const fn page(address: u64) -> u64 {
+    address & !0xfff
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Overwritten {
+    bits: u64,
+    by: Pe,
+    /// A DSB NSH has completed the store, for the storing PE only.
+    own_done: bool,
+}
+
+/// Descriptors in memory. What was never written is 0.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory {
+    tables: BTreeSet<u64>,
+    slots: BTreeMap<u64, u64>,
+    /// Values that incomplete stores overwrote, oldest first.
+    old: BTreeMap<u64, Vec<Overwritten>>,
+}
+
+impl Memory {
+    pub(crate) fn is_table(&self, address: u64) -> bool {
+        self.tables.contains(&page(address))
+    }
+
+    pub(crate) fn add_table(&mut self, table: u64) {
+        self.tables.insert(page(table));
+    }
+
+    /// The page is no table any more; its content is forgotten.
+    pub(crate) fn remove_table(&mut self, table: u64) {
+        self.tables.remove(&table);
+        let range = table..table + 0x1000;
+        self.slots.retain(|slot, _| !range.contains(slot));
+        self.old.retain(|slot, _| !range.contains(slot));
+    }
+
+    pub(crate) fn current(&self, slot: u64) -> u64 {
+        self.slots.get(&slot).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn write(&mut self, by: Pe, slot: u64, new: u64) {
+        let bits = self.slots.insert(slot, new).unwrap_or(0);
+        self.old.entry(slot).or_default().push(Overwritten { bits, by, own_done: false });
+    }
+
+    /// A hardware update: an atomic change that every walk sees at once, since walks re-read.
+    pub(crate) fn update(&mut self, slot: u64, new: u64) {
+        self.slots.insert(slot, new);
+    }
+
+    /// Every value that a walk of `pe` may read now, the current one first.
+    pub(crate) fn readable(&self, pe: Pe, slot: u64) -> impl Iterator<Item = u64> {
+        let old = self.old.get(&slot).map_or(&[][..], Vec::as_slice);
+        let seen = old.iter().filter(move |o| !(o.own_done && o.by == pe)).map(|o| o.bits);
+        core::iter::once(self.current(slot)).chain(seen)
+    }
+
+    /// Whether a store to this descriptor is still under way: another PE's, or with `own` anybody's.
+    pub(crate) fn store_pending(&self, pe: Pe, own: bool, slot: u64) -> bool {
+        self.old.get(&slot).is_some_and(|old| old.iter().any(|o| own || o.by != pe))
+    }
+
+    /// Descriptors of a table that a walk may read as something other than 0.
+    pub(crate) fn slots_of(&self, table: u64) -> BTreeSet<u64> {
+        let range = table..table + 0x1000;
+        let current = self.slots.range(range.clone()).map(|(slot, _)| *slot);
+        current.chain(self.old.range(range).map(|(slot, _)| *slot)).collect()
+    }
+
+    /// A barrier completes the stores that its PE made before, and with them all older ones to
+    /// the same descriptor.
+    pub(crate) fn barrier(&mut self, by: Pe, kind: Dsb) {
+        match kind {
+            Dsb::IshLd => {}
+            Dsb::IshSt | Dsb::Ish => self.old.retain(|_, old| {
+                if let Some(last) = old.iter().rposition(|o| o.by == by) {
+                    old.drain(..=last);
+                }
+                !old.is_empty()
+            }),
+            Dsb::NshSt | Dsb::Nsh => {
+                for old in self.old.values_mut().flatten().filter(|o| o.by == by) {
+                    old.own_done = true;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What the oracle finds wrong, and by which rule.
+
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A kind of defect. Each names what the architecture permits to go wrong, not what some machine did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Defect {
+    /// Software relies on a flush, but a PE may still translate by what was there before.
+    StaleTranslation,
+    /// Two translations of one address, of different output address, may be held at once.
+    ConflictingAddress,
+    /// Likewise, of different memory type, cacheability or shareability.
+    ConflictingMemory,
+    /// Likewise, of different size, and the machine does not allow that.
+    ConflictingSize,
+    /// A slot became Empty while a PE may still translate by what it held.
+    EmptyTooEarly,
+    /// A table page was given back while a walk may still enter it.
+    TableStillWalked,
+    /// Something that is no descriptor was written where a walk may still read.
+    TableScribbled,
+    /// A frame was given back while a PE may still reach it.
+    FrameStillReachable,
+    /// A VMID was given to another VM while entries of the old one may be held.
+    VmidStillCached,
+    /// VTTBR_EL2 was changed while walks of the guest that ran before may go on: they may fill a TLB
+    /// from its tables under the new VMID.
+    WalkAcrossSwitch,
+    /// A descriptor was written into a page that is no table.
+    WriteToNoTable,
+    /// A slot of a table that is being torn down was written by somebody else.
+    WriteToDeadSlot,
+    /// A table was linked before its content was visible to walks.
+    PublishedBeforeFilled,
+    /// A change without a break, while hardware may be recording a write: the record may be lost,
+    /// or invented.
+    DirtyAtRisk,
+    /// Dirty state was taken for complete while a store's record may still be on its way.
+    LostDirty,
+    /// A plain store over a descriptor that hardware changed since it was read.
+    UpdateOverwritten,
+    /// A hardware update that no architecture makes: the trace is wrong.
+    ImpossibleUpdate,
+    /// Locks taken child before parent, or siblings not by ascending address.
+    LockOrder,
+    /// A lock taken while another PE holds it, or given back by one that does not.
+    LockState,
+}
+
+impl Defect {
+    /// The rule of the Arm ARM, or of the design, that the defect breaks.
+    #[must_use]
+    pub const fn rule(self) -> &'static str {
+        match self {
+            Self::StaleTranslation => {
+                "RPSMWS, RVNRFW: maintenance completes with a DSB of its scope"
+            }
+            Self::ConflictingAddress | Self::ConflictingMemory => "RWHZWS: break-before-make",
+            Self::ConflictingSize => "RWHZWS, FEAT_BBM: break-before-make on a change of size",
+            Self::EmptyTooEarly => {
+                "RDDMVT: invalidate before make; an Empty slot may be made at once"
+            }
+            Self::TableStillWalked | Self::TableScribbled => {
+                "RRVJDB: intermediate entries and walks in flight are cached too"
+            }
+            Self::FrameStillReachable => "RPSMWS: old translations are in use until TLBI and DSB",
+            Self::VmidStillCached => "D8.16: entries are tagged with the VMID",
+            Self::WalkAcrossSwitch => "RLFHQG, IQVPYJ: a DSB at EL2 ends the walks of lower levels",
+            Self::WriteToNoTable => "ownership: only table pages hold descriptors",
+            Self::WriteToDeadSlot => "slot states: Dead belongs to who tears the table down",
+            Self::PublishedBeforeFilled => "D8.2: a walk may read a table as soon as it is linked",
+            Self::DirtyAtRisk => "RRTBRL",
+            Self::LostDirty => "RZYCN: a store and its record are ordered by a DSB ISH of its PE",
+            Self::UpdateOverwritten => {
+                "RLFTXR, RPQJJR: hardware updates are atomic, so must be software's"
+            }
+            Self::ImpossibleUpdate => "D8.5: hardware sets AF, and S2AP[1] where DBM is set",
+            Self::LockOrder | Self::LockState => "lock order: parent before child, siblings by IPA",
+        }
+    }
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The serde name is the name.
+        self.serialize(f)
+    }
+}
+
+/// A defect, and where it showed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// What is wrong.
+    pub defect: Defect,
+    /// Number of the event that showed it, from 0.
+    pub at: usize,
+    /// What exactly, with the numbers.
+    pub what: String,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "event {}: {}: {} ({})", self.at, self.defect, self.what, self.defect.rule())
+    }
+}
