@@ -23,7 +23,7 @@ mod check;
 
 /// The access flag.
 const ACCESSED: u64 = 1 << 10;
-/// S2AP[1]: with DBM, the dirty state.
+/// S2AP\[1\]: with DBM, the dirty state.
 const DIRTY: u64 = 1 << 7;
 /// Dirty bit modifier.
 const DBM: u64 = 1 << 51;
