@@ -21,7 +21,8 @@
 //! Decisions that need no machine are in crate `hyp-core`, tested on the host.
 //!
 //! EL2 runs with every exception masked, on one stack a CPU, and is never preempted. What a guest can
-//! make it do is bounded: no loop whose length the guest chooses, no allocation, no panic.
+//! make it do is bounded: no loop whose length the guest chooses, no panic, and no allocation but for one diagnosis a CPU when the
+//! VM ends.
 
 #![no_std]
 #![no_main]

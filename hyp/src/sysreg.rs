@@ -19,11 +19,12 @@ macro_rules! read {
 
 /// Writes a system register; the effect is there after the next ISB or exception return.
 ///
-/// Only for registers that govern the guest, not EL2's own execution.
+/// Only for registers that change neither EL2's translation nor its stack nor what it masks.
 macro_rules! write {
     ($name:expr, $value:expr) => {{
         let value: u64 = $value;
-        // SAFETY: (1) the register governs EL1 and EL0 only; (2) the caller checked that it exists.
+        // SAFETY: (1) nothing that EL2's own code relies on changes; (2) the caller checked that the
+        // register exists.
         unsafe {
             core::arch::asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags));
         }

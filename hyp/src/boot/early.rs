@@ -140,7 +140,7 @@ fn block_slot(address: u64) -> Option<*mut u64> {
 /// `x0` if it points at a tree, else the bottom of RAM if a tree is there, else 0.
 fn find_tree(x0: u64) -> u64 {
     for candidate in [x0, TREE_AT_RAM_BASE] {
-        if candidate == 0 || candidate % 8 != 0 {
+        if candidate == 0 || candidate % 8 != 0 || candidate >> (GIB_SHIFT + 9) != 0 {
             continue;
         }
         let pointer = ptr::with_exposed_provenance::<u32>(candidate as usize);

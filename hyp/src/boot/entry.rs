@@ -72,6 +72,7 @@ primary:
     lsr     x20, x20, #2
     cmp     x20, #2
     b.ne    0f
+    msr     tpidr_el2, xzr              // no per-CPU block yet: a crash asks
     mov     x0, #(1 << 31)              // HCR_EL2: RW, and E2H = 0 where it is writable
     msr     hcr_el2, x0
     ldr     x0, ={sctlr_el2_off}
@@ -143,6 +144,7 @@ halt:
 secondary_entry:                        // x0 = SecondaryArgs
     msr     daifset, #0xf
     msr     spsel, #1
+    msr     tpidr_el2, xzr
     mov     x1, #(1 << 31)
     msr     hcr_el2, x1
     ldr     x1, ={sctlr_el2_off}

@@ -5,7 +5,7 @@
 //! | from | what happens |
 //! | --- | --- |
 //! | lower level, AArch64 (4) | the guest's registers are saved and `guest_enter` returns the kind of exit |
-//! | lower level, AArch32 (4) | the same, with a kind that stops the VM: `HCR_EL2.RW` forbids it |
+//! | lower level, AArch32 (4) | the same, with a kind that stops the VM: `HCR_EL2.RW` forbids it at EL1, and at EL0 the ID registers do not offer it |
 //! | this level, SP_ELx (4) | crash dump: EL2 runs with everything masked and expects nothing |
 //! | this level, SP_EL0 (4) | crash dump: EL2 never selects SP_EL0 |
 //!
@@ -194,6 +194,7 @@ el2_crash:
     sub     x0, sp, #{frame}            // would the frame lie on the stack?
     tbnz    x0, #{on_stack}, 0f
     mrs     x0, tpidr_el2               // no: to the emergency stack
+    cbz     x0, 1f                      // too early for one: nobody could be told
     ldr     x0, [x0, #{emergency}]
     sub     x0, x0, #{frame}
 0:  bic     x0, x0, #0xf

@@ -1,7 +1,7 @@
 //! The heap: a buddy allocator (crate `buddy_system_allocator`) over a fixed arena in the image.
 //!
 //! It serves what is made at boot and at the end: the device tree's contents, EL2's tables, the guest's
-//! device tree, the report. Nothing that a guest does while it runs allocates here, so a guest cannot
+//! device tree, the report, and one diagnosis a CPU when the VM ends. Nothing else that a guest does allocates here, so a guest cannot
 //! exhaust it; running out is a build-time mistake and ends in a crash dump.
 
 use core::alloc::{GlobalAlloc, Layout};

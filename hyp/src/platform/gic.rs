@@ -18,6 +18,7 @@ use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use hyp_core::fdt::Gic;
 
 use crate::lock::Lock;
+use crate::sysreg;
 
 /// The SGI that makes a CPU look.
 const LOOK: IntId = IntId::sgi(0);
@@ -66,6 +67,8 @@ pub(crate) unsafe fn init(gic: &Gic) -> Result<(), GicError> {
     // Bits 4 and 1 of GICD_CTLR: ARE and group 1, whether the GIC has one security state or this is
     // the non-secure view of two.
     distributor.enable_affinity_routing_secure(true);
+    // Whatever firmware left enabled would take the guest out again and again.
+    distributor.enable_all_interrupts(false);
     distributor.enable_group1_non_secure(true);
     Ok(())
 }
@@ -94,6 +97,8 @@ pub(crate) unsafe fn join(gic: &Gic, mpidr: u64) -> Result<(), GicError> {
         mine.enable_interrupt(LOOK, true)?;
         mine.wait_for_pending_write();
     }
+    // EOImode 0: the end of an interrupt also deactivates it.
+    sysreg::write!("S3_0_C12_C12_4", 0); // ICC_CTLR_EL1
     GicCpuInterface::set_priority_mask(0xff);
     GicCpuInterface::enable_group1(true);
     barrier::isb(barrier::SY);

@@ -6,6 +6,7 @@
 //! | HCR_EL2 | stage 2 on, AArch64; interrupts and SErrors to EL2; traps: SMC, ID registers, implementation-defined registers, set/way, ACTLR, error records, LORegions; barriers and TLB maintenance of the guest reach all CPUs (BSU, FB); pointer authentication allowed; FWB as the tables are encoded |
 //! | CPTR_EL2 | FP and SIMD allowed; SVE, SME, trace and activity monitors trapped |
 //! | MDCR_EL2 | debug, OS lock, PMU, SPE and trace trapped |
+//! | MPAM2_EL2, MPAMHCR_EL2 | memory partitioning trapped, where it exists |
 //! | HCRX_EL2, HFG*_EL2, HDFG*_EL2 | 0: nothing that they could enable, and what is not known is trapped |
 //! | CNTHCTL_EL2, CNTVOFF_EL2 | counters and timers readable; virtual time is physical time |
 //! | ICH_HCR_EL2, ICC_SRE_EL2 | there is no interrupt controller for guests: its registers trap |
@@ -59,8 +60,7 @@ pub(super) fn load(vm: &Vm, vcpu: usize) {
             + HCR_EL2::FWB.val(u64::from(vm.space.encoding().fwb)),
     );
     CPTR_EL2.set(CPTR);
-    // HPMN: all counters belong to the lower levels, where their use is trapped.
-    sysreg::write!("mdcr_el2", MDCR | (sysreg::read!("pmcr_el0") >> 11 & 0x1f));
+    sysreg::write!("mdcr_el2", MDCR | event_counters());
     sysreg::write!("hstr_el2", 0);
     CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCEN::SET + CNTHCTL_EL2::EL1PCTEN::SET);
     CNTVOFF_EL2.set(0);
@@ -72,8 +72,38 @@ pub(super) fn load(vm: &Vm, vcpu: usize) {
     barrier::isb(barrier::SY);
 }
 
+/// `MDCR_EL2.HPMN`: all event counters, which then belong to the lower levels, where their use is trapped.
+fn event_counters() -> u64 {
+    // PMCR_EL0 exists where PMUVer is neither 0 nor 0xf.
+    match sysreg::read!("id_aa64dfr0_el1") >> 8 & 0xf {
+        0 | 0xf => 0,
+        _ => sysreg::read!("pmcr_el0") >> 11 & 0x1f,
+    }
+}
+
+/// Memory partitioning is hidden from guests, and trapped: MPAM2_EL2 keeps what firmware left otherwise.
+///
+/// Firmware must let EL2 have these registers (MPAM3_EL3.TRAPLOWER 0), as the boot protocol asks.
+fn partitioning() {
+    let major = sysreg::read!("id_aa64pfr0_el1") >> 40 & 0xf;
+    let minor = sysreg::read!("id_aa64pfr1_el1") >> 16 & 0xf;
+    if major == 0 && minor == 0 {
+        return;
+    }
+    // TRAPMPAM0EL1 and TRAPMPAM1EL1; EL2's own partition is the default one.
+    let traps = 1 << 49 | 1 << 48;
+    let id = sysreg::read!("S3_0_C10_C4_4"); // MPAMIDR_EL1
+    let (has_hcr, has_tidr) = (id >> 17 & 1 != 0, id >> 58 & 1 != 0);
+    let tidr = if has_tidr { 1 << 58 } else { 0 };
+    sysreg::write!("S3_4_C10_C5_0", traps | tidr); // MPAM2_EL2
+    if has_hcr {
+        sysreg::write!("S3_4_C10_C4_0", 1 << 31); // MPAMHCR_EL2.TRAP_MPAMIDR_EL1
+    }
+}
+
 /// The controls that only newer CPUs have.
 fn optional() {
+    partitioning();
     let mmfr0 = sysreg::read!("id_aa64mmfr0_el1");
     let mmfr1 = sysreg::read!("id_aa64mmfr1_el1");
     if mmfr1 >> 40 & 0xf != 0 {
@@ -96,7 +126,7 @@ fn optional() {
     }
 }
 
-/// EL1's registers of a vCPU that is switched on, and its translations from an earlier life. After
+/// The registers of a vCPU that is switched on, but x0-x30, and its translations from an earlier life. After
 /// [`load`].
 pub(super) fn reset_el1() {
     macro_rules! zero {
@@ -108,6 +138,22 @@ pub(super) fn reset_el1() {
         "elr_el1" "esr_el1" "far_el1" "mair_el1" "mdscr_el1" "par_el1" "spsr_el1" "tcr_el1"
         "tpidr_el0" "tpidr_el1" "tpidrro_el0" "ttbr0_el1" "ttbr1_el1" "vbar_el1"
         "sp_el0" "sp_el1" "cntkctl_el1" "cntv_ctl_el0" "cntp_ctl_el0"
+        "cntv_cval_el0" "cntp_cval_el0"
+        "S3_3_C4_C4_0" "S3_3_C4_C4_1" // FPCR, FPSR
+    }
+    // Firmware's last computation is nobody's business.
+    // SAFETY: (1) EL2 is compiled without FP and SIMD, and CPTR_EL2 lets it use them.
+    unsafe {
+        asm!(
+            ".arch_extension simd",
+            ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+            "movi v\\n\\().2d, #0",
+            ".endr",
+            ".irp n, 16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+            "movi v\\n\\().2d, #0",
+            ".endr",
+            options(nomem, nostack, preserves_flags)
+        );
     }
     barrier::isb(barrier::SY);
     // SAFETY: (1) local invalidations of EL1's regime under the VM's VMID, which `load` has set: what

@@ -47,7 +47,7 @@ pub(crate) mod vcpu;
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use aarch64_cpu::asm;
+use aarch64_cpu::asm::{self, barrier};
 use hyp_abi::MAX_VCPUS;
 use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
@@ -142,7 +142,8 @@ impl Policy {
 pub(crate) fn start(machine: Machine) -> Result<Infallible, Refusal> {
     let vm = create::create(machine)?;
     let vm = VM.call_once(|| vm);
-    // The others look at `VM` after the event.
+    // The others look at `VM` after the event, which is not ordered after earlier stores by itself.
+    barrier::dsb(barrier::ISHST);
     asm::sev();
     run::run(vm, crate::cpu::current())
 }

@@ -151,9 +151,12 @@ fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step {
             vcpu.context.advance();
             Step::Resume
         }
-        Class::FpSimd | Class::Sve | Class::Sme | Class::PointerAuth => {
-            trap::hidden_feature(env, vcpu)
-        }
+        Class::FpSimd
+        | Class::Sve
+        | Class::Sme
+        | Class::PointerAuth
+        | Class::OtherInstruction
+        | Class::SystemRegister128 => trap::hidden_feature(env, vcpu),
         _ => unexpected(vcpu, Exit::Sync),
     }
 }
@@ -166,9 +169,8 @@ fn unexpected(vcpu: &Vcpu, exit: Exit) -> Step {
         Exit::Fiq => {
             diagnosis.with_hint("an FIQ reached EL2: group 0 interrupts belong to firmware")
         }
-        Exit::AArch32 => {
-            diagnosis.with_hint("the guest ran AArch32 code, which HCR_EL2.RW excludes")
-        }
+        Exit::AArch32 => diagnosis
+            .with_hint("the guest ran AArch32 code at EL0, which its ID registers do not offer"),
         Exit::Sync | Exit::Irq | Exit::SError => diagnosis,
     };
     Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))

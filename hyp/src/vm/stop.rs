@@ -61,7 +61,6 @@ impl Stop {
     /// Stays here until the power goes. The caller holds no lock and no guard.
     pub(crate) fn park(&self) -> ! {
         self.parked.fetch_add(1, Ordering::Release);
-        asm::sev();
         loop {
             asm::wfi();
         }

@@ -55,8 +55,8 @@ struct Repeat {
     count: u32,
 }
 
-/// Faults at one instruction and page that change nothing, in a row, before the VM is stopped: a slot in
-/// transition becomes stable within microseconds, and a translation in place does not fault.
+/// Faults at one instruction and page that change nothing, with none elsewhere between them, before the
+/// VM is stopped: a slot in transition becomes stable within microseconds, and a translation in place does not fault.
 const PATIENCE: u32 = 100_000;
 
 /// A virtual CPU, on the stack of its CPU.
@@ -78,12 +78,13 @@ impl Vcpu {
     /// The registers of a CPU that was just switched on.
     pub(crate) fn switch_on(&mut self, entry: Entry) {
         self.context = Context::new();
+        self.repeat = Repeat::default();
         self.context.pc = entry.pc;
         self.context.pstate = START_STATE;
         self.context.set_x(0, entry.argument);
     }
 
-    /// Notes a fault about which nothing was done; `false` when it has happened too often in a row.
+    /// Notes a fault about which nothing was done; `false` when it has happened too often.
     #[cold]
     pub(crate) fn may_repeat(&mut self, page: u64) -> bool {
         let pc = self.context.pc;
