@@ -43,6 +43,7 @@ register_bitfields! {u32,
 }
 
 register_structs! {
+    // The registers have the names of the PL011's manual.
     #[allow(non_snake_case)]
     Pl011 {
         (0x00 => DR: ReadWrite<u32>),
