@@ -27,7 +27,8 @@
 use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use crate::sync::{AtomicBool, AtomicU64, Ordering, array, const_fn, fence};
 
 /// The counters of up to `CPUS` CPUs.
 #[derive(Debug)]
@@ -45,8 +46,10 @@ pub(crate) struct Counter {
 }
 
 impl Counter {
-    const fn new() -> Self {
-        Self { epoch: AtomicU64::new(0), joined: AtomicBool::new(false) }
+    const_fn! {
+        const fn new() -> Self {
+            Self { epoch: AtomicU64::new(0), joined: AtomicBool::new(false) }
+        }
     }
 }
 
@@ -86,10 +89,12 @@ impl fmt::Display for InsideGuard {
 impl core::error::Error for InsideGuard {}
 
 impl<const CPUS: usize> Epochs<CPUS> {
-    /// All CPUs quiescent, none joined.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { cpus: [const { Counter::new() }; CPUS] }
+    const_fn! {
+        /// All CPUs quiescent, none joined.
+        #[must_use]
+        pub const fn new() -> Self {
+            Self { cpus: array![Counter::new(); CPUS] }
+        }
     }
 
     /// The right of CPU `index` to open guards; `None` beyond `CPUS`, or while somebody holds it.

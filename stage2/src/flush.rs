@@ -22,8 +22,8 @@
 //! would otherwise fill a TLB under the wrong VMID. A completed flush returns a [`Flushed`], against
 //! which memory may be given back.
 
-use crate::addr::{Ipa, IpaRange};
-use crate::arch::{Arch, Dsb};
+use crate::addr::{Ipa, IpaRange, Vmid};
+use crate::arch::{Arch, Dsb, Observation};
 use crate::features::Caps;
 use crate::tlbi::{LeafLevel, PageOperand, Tlbi, by_ipa};
 
@@ -43,14 +43,15 @@ const MAX_BY_IPA: usize = 512;
 #[derive(Debug)]
 pub struct Stage2Tlb<'a, A> {
     arch: &'a A,
+    vmid: Vmid,
     vttbr: u64,
     caps: Caps,
 }
 
 impl<'a, A: Arch> Stage2Tlb<'a, A> {
-    /// For the VM whose VTTBR_EL2 value is `vttbr`, on a machine with `caps`.
-    pub(crate) const fn new(arch: &'a A, vttbr: u64, caps: Caps) -> Self {
-        Self { arch, vttbr, caps }
+    /// For the VM with `vmid`, whose VTTBR_EL2 value is `vttbr`, on a machine with `caps`.
+    pub(crate) const fn new(arch: &'a A, vmid: Vmid, vttbr: u64, caps: Caps) -> Self {
+        Self { arch, vmid, vttbr, caps }
     }
 
     /// After an unmap, or a change that takes permission away, of leaves in `range`.
@@ -66,7 +67,8 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
             arch.dsb(Dsb::Ish);
             arch.tlbi(Tlbi::Vmalle1Is);
             arch.dsb(Dsb::Ish);
-        })
+        });
+        self.flushed(Some(range))
     }
 
     /// After a table that covered `range` was unlinked or replaced: any level, whole span.
@@ -80,8 +82,8 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     ///
     /// Other PEs may still hold the old entry and take one more fault, which finds nothing to do.
     pub fn relax_local(&self, ipa: Ipa, level: LeafLevel) {
-        // A local flush is no ground to give memory back: the token ends here.
-        let _local = self.under_vmid(|arch| {
+        // A local flush is no ground to give memory back: there is no token.
+        self.under_vmid(|arch| {
             arch.tlbi(Tlbi::Ipas2e1(PageOperand::new(ipa, level, self.caps)));
             arch.dsb(Dsb::Nsh);
             arch.tlbi(Tlbi::Vmalle1);
@@ -94,11 +96,17 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
         self.under_vmid(|arch| {
             arch.tlbi(Tlbi::Vmalls12e1Is);
             arch.dsb(Dsb::Ish);
-        })
+        });
+        self.flushed(None)
+    }
+
+    fn flushed(&self, range: Option<IpaRange>) -> Flushed {
+        self.arch.observe(Observation::Flushed { vmid: self.vmid, range });
+        Flushed::DONE
     }
 
     /// Makes the descriptor writes visible, then runs `flush` while VTTBR_EL2 holds the VM's VMID.
-    fn under_vmid(&self, flush: impl FnOnce(&A)) -> Flushed {
+    fn under_vmid(&self, flush: impl FnOnce(&A)) {
         let before = self.arch.vttbr();
         if before == self.vttbr {
             self.arch.dsb(Dsb::IshSt);
@@ -115,7 +123,6 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
         // For the issuing PE a TLBI is complete after DSB and context synchronization [RBLDZX]; it
         // also puts the restored VMID in force.
         self.arch.isb();
-        Flushed::DONE
     }
 }
 
@@ -134,6 +141,7 @@ mod tests {
     use crate::arch;
     use crate::arch::host::{Event, Host};
 
+    const VMID: Vmid = Vmid::new(7, 8).unwrap();
     const VTTBR: u64 = 7 << 48 | 0x8000_0000;
 
     fn run(before: u64, caps: Caps, flush: impl FnOnce(&Stage2Tlb<'_, Host>)) -> Vec<Event> {
@@ -141,9 +149,13 @@ mod tests {
         // SAFETY: (1, 2) no guest runs on the host.
         unsafe { arch::Arch::set_vttbr(&host, before) };
         let _ = host.take_log();
-        flush(&Stage2Tlb::new(&host, VTTBR, caps));
+        flush(&Stage2Tlb::new(&host, VMID, VTTBR, caps));
         assert_eq!(arch::Arch::vttbr(&host), before, "VTTBR_EL2 is as it was");
         host.take_log()
+    }
+
+    fn told(range: Option<IpaRange>) -> Event {
+        Event::Observe(Observation::Flushed { vmid: VMID, range })
     }
 
     fn page() -> IpaRange {
@@ -163,6 +175,7 @@ mod tests {
                 Event::Tlbi(Tlbi::Vmalle1Is, VTTBR),
                 Event::Dsb(Dsb::Ish),
                 Event::Isb,
+                told(Some(page())),
             ]
         );
     }
@@ -176,14 +189,15 @@ mod tests {
         assert_eq!(log[1], Event::Tlbi(expected[0], VTTBR));
         assert_eq!(expected.len(), 1);
         assert_eq!(
-            (log[0], log[2], log[3], log[4], log[5], log.len()),
+            (log[0], log[2], log[3], log[4], log[5], log[6], log.len()),
             (
                 Event::Dsb(Dsb::IshSt),
                 Event::Dsb(Dsb::Ish),
                 Event::Tlbi(Tlbi::Vmalle1Is, VTTBR),
                 Event::Dsb(Dsb::Ish),
                 Event::Isb,
-                6
+                told(Some(span)),
+                7
             )
         );
     }
@@ -194,7 +208,10 @@ mod tests {
         let pages = |n: u64| IpaRange::new(Ipa::new(0), n << 12).unwrap();
         let log = |n| run(VTTBR, Caps::empty(), |tlb| _ = tlb.reduce(pages(n), LeafLevel::L3));
         assert!(!log(512).contains(&vmalls));
-        assert_eq!(log(513), [Event::Dsb(Dsb::IshSt), vmalls, Event::Dsb(Dsb::Ish), Event::Isb]);
+        assert_eq!(
+            log(513),
+            [Event::Dsb(Dsb::IshSt), vmalls, Event::Dsb(Dsb::Ish), Event::Isb, told(None)]
+        );
     }
 
     #[test]
@@ -212,6 +229,7 @@ mod tests {
                     Event::Dsb(Dsb::Ish),
                     Event::SetVttbr(other),
                     Event::Isb,
+                    told(None),
                 ]
             );
         }

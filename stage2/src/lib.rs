@@ -51,10 +51,11 @@ pub mod memory;
 pub mod region;
 pub mod slot;
 pub mod space;
+mod sync;
 pub mod tlbi;
 
 pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};
-pub use arch::Arch;
+pub use arch::{Arch, Observation};
 pub use attr::{Attributes, Encoding, MemType, Prot, Write};
 pub use descriptor::{Descriptor, Leaf, LeafTemplate, Note, Owner, View};
 pub use epoch::{Domain, Epochs, Guard};

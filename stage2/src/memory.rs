@@ -3,17 +3,24 @@
 use crate::addr::{Pa, SLOTS};
 use crate::descriptor::Descriptor;
 use crate::slot::Slot;
+use crate::sync::{array, const_fn};
+
+/// Slots of a [`Table`] as walks see it: all of them, but a few where a model checker pays for each.
+/// Its models keep to addresses whose indices are below that.
+const ARITY: usize = if cfg!(any(loom, shuttle)) { 4 } else { SLOTS };
 
 /// One table page: 512 slots, 4 KiB, aligned to its size.
 #[derive(Debug)]
 #[repr(C, align(4096))]
-pub struct Table([Slot; SLOTS]);
+pub struct Table<const N: usize = ARITY>([Slot; N]);
 
-impl Table {
-    /// A page of Empty slots: for memory that the program provides itself.
-    #[must_use]
-    pub const fn empty() -> Self {
-        Self([const { Slot::new(Descriptor::EMPTY) }; SLOTS])
+impl<const N: usize> Table<N> {
+    const_fn! {
+        /// A page of Empty slots: for memory that the program provides itself.
+        #[must_use]
+        pub const fn empty() -> Self {
+            Self(array![Slot::new(Descriptor::EMPTY); N])
+        }
     }
 
     /// The slot at `index`, which [`Level::index`](crate::Level::index) keeps below 512.
@@ -21,12 +28,12 @@ impl Table {
     #[must_use]
     pub fn slot(&self, index: usize) -> &Slot {
         // The mask shows the compiler that no bound can be missed.
-        &self.0[index % SLOTS]
+        &self.0[index % N]
     }
 
     /// All slots in order of address.
     #[must_use]
-    pub fn slots(&self) -> &[Slot; SLOTS] {
+    pub fn slots(&self) -> &[Slot; N] {
         &self.0
     }
 }

@@ -38,12 +38,12 @@
 
 use core::fmt;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::Descriptor;
 use crate::epoch::Guard;
 use crate::flush::Flushed;
+use crate::sync::{AtomicU64, Ordering, const_fn};
 
 /// One 64-bit descriptor in memory.
 #[derive(Debug, Default)]
@@ -81,10 +81,12 @@ pub struct Drained<'t> {
 }
 
 impl Slot {
-    /// A slot in memory that holds `descriptor`: for building tables that nobody walks yet.
-    #[must_use]
-    pub const fn new(descriptor: Descriptor) -> Self {
-        Self(AtomicU64::new(descriptor.bits()))
+    const_fn! {
+        /// A slot in memory that holds `descriptor`: for building tables that nobody walks yet.
+        #[must_use]
+        pub const fn new(descriptor: Descriptor) -> Self {
+            Self(AtomicU64::new(descriptor.bits()))
+        }
     }
 
     /// Reads the slot. What a table descriptor points to may be read after this (acquire).
@@ -225,7 +227,7 @@ pub mod native {
     /// # Safety
     /// 1. As of [`Arch::swap`](crate::Arch::swap).
     /// 2. Every PE that may run this has FEAT_LSE.
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", not(any(loom, shuttle))))]
     #[inline]
     pub unsafe fn swap_lse(slot: &Slot, bits: u64) -> u64 {
         let seen: u64;
@@ -249,7 +251,7 @@ pub mod native {
     /// # Safety
     /// 1. As of [`Arch::compare_exchange`](crate::Arch::compare_exchange).
     /// 2. Every PE that may run this has FEAT_LSE.
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", not(any(loom, shuttle))))]
     #[inline]
     pub unsafe fn compare_exchange_lse(slot: &Slot, old: u64, new: u64) -> Result<u64, u64> {
         let seen: u64;

@@ -169,7 +169,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     /// Flushes of this VM's translations.
     #[must_use]
     pub const fn tlb(&self) -> Stage2Tlb<'_, A> {
-        Stage2Tlb::new(&self.arch, self.vttbr(), self.geometry.features().caps)
+        Stage2Tlb::new(&self.arch, self.vmid, self.vttbr(), self.geometry.features().caps)
     }
 
     /// A kind of leaf for [`install`](Self::install): made once, used for many.

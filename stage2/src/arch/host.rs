@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 
-use super::{Arch, Dsb};
+use super::{Arch, Dsb, Observation};
 use crate::slot::{Slot, native};
 use crate::tlbi::Tlbi;
 
@@ -28,6 +28,8 @@ pub(crate) enum Event {
     Swap(u64),
     /// A compare-exchange, and whether it won.
     CompareExchange(bool),
+    /// A protocol has got somewhere.
+    Observe(Observation),
 }
 
 /// A machine with atomics, whose maintenance is only logged.
@@ -104,6 +106,10 @@ unsafe impl Arch for Host {
     unsafe fn set_vttbr(&self, value: u64) {
         self.vttbr.store(value, Ordering::Relaxed);
         self.log(Event::SetVttbr(value));
+    }
+
+    fn observe(&self, what: Observation) {
+        self.log(Event::Observe(what));
     }
 }
 

@@ -5,10 +5,11 @@
 //! primitives, so the same code runs on AArch64, in a test on the host, and under a model of the
 //! architecture that judges every step.
 
+use crate::addr::{IpaRange, Vmid};
 use crate::slot::Slot;
 use crate::tlbi::Tlbi;
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(any(loom, shuttle))))]
 pub mod aarch64;
 #[cfg(test)]
 pub(crate) mod host;
@@ -22,6 +23,19 @@ pub enum Dsb {
     Ish,
     /// Loads and stores, this PE: completes a local TLBI.
     Nsh,
+}
+
+/// What a protocol has reached, for whoever watches it: see [`Arch::observe`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// A flush has completed, and its [`Flushed`](crate::Flushed) is about to be handed out: the
+    /// caller goes on as if no PE translated `range` by what slots held before the flush began.
+    Flushed {
+        /// The VM.
+        vmid: Vmid,
+        /// Its IPAs; `None` is all of them.
+        range: Option<IpaRange>,
+    },
 }
 
 /// One PE's atomics, barriers and TLB maintenance.
@@ -85,4 +99,8 @@ pub unsafe trait Arch: Sync {
     ///    after the exception to EL2 \[RLFHQG\], have ended \[IQVPYJ\] and cannot fill a TLB under the
     ///    new value.
     unsafe fn set_vttbr(&self, value: u64);
+
+    /// Hears what a protocol has reached. Models and traces listen; hardware has nothing to do.
+    #[inline]
+    fn observe(&self, _what: Observation) {}
 }
