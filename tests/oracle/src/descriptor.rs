@@ -1,9 +1,11 @@
-//! A stage-2 descriptor as hardware reads it. Deliberately not shared with the code under test.
+//! A stage-2 descriptor as hardware reads it \[D8.3\]: 4 KiB granule, 48-bit addresses.
+//!
+//! Deliberately not shared with the code under test: written from the text once more.
 
 /// Log2 of the granule.
-pub(crate) const GRANULE: u32 = 12;
+pub const GRANULE: u32 = 12;
 /// The last level.
-pub(crate) const LEAF_LEVEL: u8 = 3;
+pub const LEAF_LEVEL: u8 = 3;
 
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 const AF: u64 = 1 << 10;
@@ -13,14 +15,15 @@ const CONTIGUOUS: u64 = 1 << 52;
 /// MemAttr, SH and FnXS: what RWHZWS calls memory type, Shareability and Cacheability.
 const MEMORY: u64 = 0b1111 << 2 | 0b11 << 8;
 
-/// log2 of the bytes that a slot of `level` translates.
-pub(crate) const fn shift(level: u8) -> u32 {
+/// Log2 of the bytes that a slot of `level` translates.
+#[must_use]
+pub const fn shift(level: u8) -> u32 {
     GRANULE + 9 * (LEAF_LEVEL - level) as u32
 }
 
 /// What hardware makes of 64 bits in a slot of a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// A translation fault, never cached \[RXCLRD\].
     Fault,
     /// The next table is at this address.
@@ -29,7 +32,9 @@ pub(crate) enum Kind {
     Leaf(u64),
 }
 
-pub(crate) const fn kind(bits: u64, level: u8) -> Kind {
+/// What hardware makes of `bits` in a slot of `level`.
+#[must_use]
+pub const fn kind(bits: u64, level: u8) -> Kind {
     let address = bits & ADDRESS;
     match (bits & 0b11, level) {
         (0b11, LEAF_LEVEL) => Kind::Leaf(address),
@@ -40,19 +45,25 @@ pub(crate) const fn kind(bits: u64, level: u8) -> Kind {
 }
 
 /// A leaf whose access flag is clear faults and is never cached, unless hardware sets it first.
-pub(crate) const fn accessed(bits: u64) -> bool {
+#[must_use]
+pub const fn accessed(bits: u64) -> bool {
     bits & AF != 0
 }
 
 /// Whether hardware has recorded a write.
-pub(crate) const fn dirty(bits: u64) -> bool {
+#[must_use]
+pub const fn dirty(bits: u64) -> bool {
     bits & (S2AP_WRITE | DBM) == S2AP_WRITE | DBM
 }
 
-pub(crate) const fn memory(bits: u64) -> u64 {
+/// The fields that RWHZWS calls memory type, Shareability and Cacheability.
+#[must_use]
+pub const fn memory(bits: u64) -> u64 {
     bits & MEMORY
 }
 
-pub(crate) const fn contiguous(bits: u64) -> bool {
+/// Whether the descriptor is one of 16 that may be cached as one.
+#[must_use]
+pub const fn contiguous(bits: u64) -> bool {
     bits & CONTIGUOUS != 0
 }

@@ -25,7 +25,9 @@ pub enum Dsb {
     Ish,
     /// `DSB NSHST`: completes stores as far as this PE's own walks see them.
     NshSt,
-    /// `DSB NSH`: likewise, and local TLBIs.
+    /// `DSB NSHLD`: completes this PE's loads. Completes neither stores nor TLBIs.
+    NshLd,
+    /// `DSB NSH`: what NSHST completes, and local TLBIs.
     Nsh,
 }
 
@@ -57,6 +59,15 @@ pub enum Aim {
     Vm,
     /// `ALLE1*`: everything.
     All,
+}
+
+/// IPAs side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// The first.
+    pub ipa: u64,
+    /// How many bytes.
+    pub bytes: u64,
 }
 
 /// One step.
@@ -166,10 +177,9 @@ pub enum Event {
         pe: Pe,
         /// The VM.
         vmid: u16,
-        /// First IPA.
-        ipa: u64,
-        /// Bytes.
-        bytes: u64,
+        /// Which IPAs; all of the VM's, if it names none.
+        #[serde(default)]
+        span: Option<Span>,
     },
     /// Software goes on as if VMID had never been used.
     ReuseVmid {

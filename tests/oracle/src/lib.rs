@@ -8,7 +8,7 @@
 //! Feed [`Event`]s to a [`Model`]; read its [`Verdict`]s. [`shape`] has a short language for traces, in
 //! which the crate's own tests are written. Rule names are those of the Arm ARM, DDI 0487 M.a.a.
 
-mod descriptor;
+pub mod descriptor;
 pub mod event;
 pub mod machine;
 mod memory;

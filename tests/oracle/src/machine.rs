@@ -1,32 +1,31 @@
 //! A machine for crate `stage2` whose every step the model judges.
 //!
 //! [`OracleMachine`] has table pages in host memory and implements the crate's two traits, so the real
-//! code runs on it unchanged. Each atomic access, barrier and invalidation becomes an [`Event`]; the
-//! access and its event happen under one lock, so the trace is in the order in which things took
-//! effect. Which PE executes is a property of the thread: see [`OracleMachine::on_pe`].
+//! code runs on it unchanged. Each atomic access, barrier and invalidation becomes an [`Event`], and
+//! the trace is in the order in which the accesses took effect: see `machine/order.rs` for how,
+//! on real threads and under two model checkers. Which PE executes is a property of the thread: see
+//! [`OracleMachine::on_pe`].
+//!
+//! Failures are made to order: [`OracleMachine::limit_allocations`] for memory that runs out,
+//! [`OracleMachine::race_at`] for a compare-exchange that loses.
 
-use std::cell::Cell;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod order;
+mod traits;
 
-use stage2::arch::Dsb as ArchDsb;
-use stage2::slot::native;
-use stage2::tlbi::Tlbi;
-use stage2::{Arch, Memory, PAGE_SIZE, Pa, Slot, Table};
+use std::sync::PoisonError;
 
-use crate::event::{Aim, Dsb, Event, Pe, Scope};
+use order::{Guard, Mutex};
+use stage2::{PAGE_SIZE, Pa, Slot, Table};
+
+use crate::event::{Event, Pe};
 use crate::model::{Machine, Model};
 use crate::verdict::Verdict;
-
-thread_local! {
-    static PE: Cell<Pe> = const { Cell::new(0) };
-}
 
 /// Physical address of the first table page: anything but 0, which VTTBR_EL2 reads as "no root".
 const BASE: u64 = 0x10_0000;
 
 struct State {
     model: Model,
-    trace: Vec<Event>,
     vttbr: Vec<u64>,
     next: usize,
     free: Vec<Pa>,
@@ -34,10 +33,19 @@ struct State {
     budget: usize,
 }
 
+/// Another PE's work, to run at a given moment.
+struct Race {
+    /// Compare-exchanges until then, this one included.
+    left: usize,
+    work: Box<dyn FnOnce() + Send>,
+}
+
 /// The machine.
 pub struct OracleMachine {
     arena: Box<[Table]>,
     state: Mutex<State>,
+    /// Of the standard library in every build: it is never held while anything else is called.
+    race: std::sync::Mutex<Option<Race>>,
 }
 
 impl core::fmt::Debug for OracleMachine {
@@ -47,28 +55,32 @@ impl core::fmt::Debug for OracleMachine {
 }
 
 impl OracleMachine {
-    /// A machine with `pages` pages for tables.
+    /// A machine with `pages` pages for tables. Under loom and shuttle: to be made inside the model.
     #[must_use]
     pub fn new(machine: Machine, pages: usize) -> Self {
         Self {
             arena: (0..pages).map(|_| Table::empty()).collect(),
             state: Mutex::new(State {
                 model: Model::new(machine),
-                trace: Vec::new(),
                 vttbr: vec![0; machine.pes],
                 next: 0,
                 free: Vec::new(),
                 budget: usize::MAX,
             }),
+            race: std::sync::Mutex::new(None),
         }
     }
 
     /// Runs `work` as PE `pe`.
     pub fn on_pe<T>(&self, pe: Pe, work: impl FnOnce() -> T) -> T {
-        let before = PE.replace(pe);
-        let result = work();
-        PE.set(before);
-        result
+        struct Restore(Pe);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                order::become_pe(self.0);
+            }
+        }
+        let _before = Restore(order::become_pe(pe));
+        work()
     }
 
     /// Lets `count` more allocations succeed.
@@ -76,9 +88,44 @@ impl OracleMachine {
         self.state().budget = count;
     }
 
+    /// Runs `work`; before the `n`th compare-exchange that it comes to, counted from 1, runs `race`: what
+    /// a competing PE does just there. Returns what `work` returned, and whether it came that far.
+    ///
+    /// To try every place, count `n` up until it did not. Accesses of `race` itself are not counted.
+    ///
+    /// # Panics
+    /// If `n` is 0, or inside the `work` of another `race_at` of this machine.
+    pub fn race_at<T>(
+        &self,
+        n: usize,
+        race: impl FnOnce() + Send,
+        work: impl FnOnce() -> T,
+    ) -> (T, bool) {
+        struct Disarm<'m>(&'m OracleMachine);
+        impl Drop for Disarm<'_> {
+            fn drop(&mut self) {
+                drop(self.0.take_race(|_| true));
+            }
+        }
+        assert_ne!(n, 0, "compare-exchanges are counted from 1");
+        let race: Box<dyn FnOnce() + Send + '_> = Box::new(race);
+        // SAFETY: (1) only the lifetime changes. (2) The closure is called or dropped before this
+        // function returns, or unwinds, by `disarm` at the latest.
+        let race: Box<dyn FnOnce() + Send> = unsafe { core::mem::transmute(race) };
+        let armed = Race { left: n, work: race };
+        let before = self.race().replace(armed);
+        let disarm = Disarm(self);
+        assert!(before.is_none(), "one race at a time");
+        let result = work();
+        let ran = self.race().is_none();
+        drop(disarm);
+        (result, ran)
+    }
+
     /// Adds an event of the executing PE that no trait method stands for.
     pub fn note(&self, event: impl FnOnce(Pe) -> Event) {
-        self.state().apply(event(PE.get()));
+        let event = event(order::pe());
+        self.state().model.apply(&event);
     }
 
     /// What was wrong so far.
@@ -90,158 +137,59 @@ impl OracleMachine {
     /// What happened so far.
     #[must_use]
     pub fn trace(&self) -> Vec<Event> {
-        self.state().trace.clone()
+        self.state().model.trace().to_vec()
     }
 
-    /// The table page at `pa`: [`Memory::table`] without a borrow of a temporary.
+    /// Runs `look` on the model as it is now. It must not use the machine, nor, under loom, loom.
+    pub fn with_model<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
+        look(&self.state().model)
+    }
+
+    /// The table page at `pa`: [`stage2::Memory::table`] without a borrow of a temporary.
     ///
     /// # Safety
-    /// 1. As of [`Memory::table`].
+    /// 1. As of [`stage2::Memory::table`].
     #[must_use]
     pub unsafe fn table_at(&self, pa: Pa) -> &Table {
         self.page(pa)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> Guard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The address that a slot of the arena stands for.
+    fn race(&self) -> std::sync::MutexGuard<'_, Option<Race>> {
+        self.race.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the race out if `due` says so.
+    fn take_race(&self, due: impl FnOnce(&mut Race) -> bool) -> Option<Race> {
+        let mut race = self.race();
+        if race.as_mut().is_some_and(due) { race.take() } else { None }
+    }
+
+    /// An access and its event, at one place of the trace: see `order.rs`.
+    fn access<T>(&self, work: impl FnOnce() -> T, event: impl FnOnce(&T) -> Option<Event>) -> T {
+        #[cfg(not(loom))]
+        let mut state = self.state();
+        let result = work();
+        #[cfg(loom)]
+        let mut state = self.state();
+        if let Some(event) = event(&result) {
+            state.model.apply(&event);
+        }
+        result
+    }
+
+    /// The physical address that a slot of the arena stands for. Under the model checkers a slot is
+    /// larger than a descriptor and a table has fewer of them: counted, not measured.
     fn address(&self, slot: &Slot) -> u64 {
         let offset = core::ptr::from_ref(slot) as usize - self.arena.as_ptr() as usize;
-        BASE + offset as u64
+        let (page, inside) = (offset / size_of::<Table>(), offset % size_of::<Table>());
+        BASE + page as u64 * PAGE_SIZE + (inside / size_of::<Slot>()) as u64 * 8
     }
 
     fn page(&self, pa: Pa) -> &Table {
         &self.arena[((pa.get() - BASE) / PAGE_SIZE) as usize]
-    }
-
-    fn write(&self, slot: &Slot, atomic: bool, work: impl FnOnce() -> u64) -> u64 {
-        let mut state = self.state();
-        let old = work();
-        let event = Event::Write {
-            pe: PE.get(),
-            slot: self.address(slot),
-            new: native::load(slot),
-            atomic,
-            relaxed: false,
-        };
-        state.apply(event);
-        old
-    }
-}
-
-impl State {
-    fn apply(&mut self, event: Event) {
-        self.model.apply(&event);
-        self.trace.push(event);
-    }
-}
-
-// SAFETY: (1) each page is Empty and in one pair of hands: new, or given back and cleared. (2) The
-// arena does not move. (3) A page given back is reused by a later call only.
-unsafe impl Memory for &OracleMachine {
-    fn alloc_table(&self, pages: usize) -> Option<Pa> {
-        let mut state = self.state();
-        state.budget = state.budget.checked_sub(1)?;
-        let pa = match state.free.pop().filter(|_| pages == 1) {
-            Some(pa) => pa,
-            None => {
-                let start = state.next.next_multiple_of(pages);
-                if start + pages > self.arena.len() {
-                    return None;
-                }
-                state.next = start + pages;
-                Pa::new(BASE + start as u64 * PAGE_SIZE)
-            }
-        };
-        for page in 0..pages as u64 {
-            let table = pa.get() + page * PAGE_SIZE;
-            state.apply(Event::AllocTable { pe: PE.get(), table });
-        }
-        Some(pa)
-    }
-
-    unsafe fn free_table(&self, pa: Pa, pages: usize) {
-        let mut state = self.state();
-        for page in 0..pages as u64 {
-            let table = pa.get() + page * PAGE_SIZE;
-            state.apply(Event::FreeTable { pe: PE.get(), table });
-            let dirty =
-                self.page(Pa::new(table)).slots().iter().any(|slot| native::load(slot) != 0);
-            assert!(!dirty, "clause 3 of free_table: every slot is zero");
-            state.free.push(Pa::new(table));
-        }
-    }
-
-    unsafe fn table(&self, pa: Pa) -> &Table {
-        self.page(pa)
-    }
-}
-
-// SAFETY: the atomics are the host's; maintenance is an event for the model.
-unsafe impl Arch for &OracleMachine {
-    fn load(&self, slot: &Slot) -> u64 {
-        native::load(slot)
-    }
-
-    unsafe fn store(&self, slot: &Slot, bits: u64) {
-        self.write(slot, false, || {
-            // SAFETY: the caller's clauses.
-            unsafe { native::store(slot, bits) };
-            bits
-        });
-    }
-
-    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
-        // SAFETY: the caller's clauses.
-        self.write(slot, true, || unsafe { native::swap(slot, bits) })
-    }
-
-    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        let mut state = self.state();
-        // SAFETY: the caller's clause.
-        let result = unsafe { native::compare_exchange(slot, old, new) };
-        if result.is_ok() {
-            let slot = self.address(slot);
-            state.apply(Event::Write { pe: PE.get(), slot, new, atomic: true, relaxed: false });
-        }
-        Some(result)
-    }
-
-    fn dsb(&self, kind: ArchDsb) {
-        let kind = match kind {
-            ArchDsb::IshSt => Dsb::IshSt,
-            ArchDsb::Ish => Dsb::Ish,
-            ArchDsb::Nsh => Dsb::Nsh,
-        };
-        self.note(|pe| Event::Dsb { pe, kind });
-    }
-
-    fn isb(&self) {
-        self.note(|pe| Event::Isb { pe });
-    }
-
-    fn tlbi(&self, op: Tlbi) {
-        let (scope, aim) = match op {
-            Tlbi::Ipas2e1Is(operand) => (Scope::Is, Aim::Ipa(operand.bits())),
-            Tlbi::Ripas2e1Is(operand) => (Scope::Is, Aim::IpaRange(operand.bits())),
-            Tlbi::Ipas2e1(operand) => (Scope::Local, Aim::Ipa(operand.bits())),
-            Tlbi::Vmalle1Is => (Scope::Is, Aim::VmStage1),
-            Tlbi::Vmalle1 => (Scope::Local, Aim::VmStage1),
-            Tlbi::Vmalls12e1Is => (Scope::Is, Aim::Vm),
-            Tlbi::Alle1Is => (Scope::Is, Aim::All),
-        };
-        self.note(|pe| Event::Tlbi { pe, scope, aim });
-    }
-
-    fn vttbr(&self) -> u64 {
-        self.state().vttbr[PE.get()]
-    }
-
-    unsafe fn set_vttbr(&self, value: u64) {
-        let mut state = self.state();
-        state.vttbr[PE.get()] = value;
-        state.apply(Event::SetVttbr { pe: PE.get(), value });
     }
 }

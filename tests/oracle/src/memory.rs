@@ -28,6 +28,8 @@ pub(crate) struct Memory {
     slots: BTreeMap<u64, u64>,
     /// Values that incomplete stores overwrote, oldest first.
     old: BTreeMap<u64, Vec<Overwritten>>,
+    /// Every value that was overwritten, and at which event.
+    log: BTreeMap<u64, Vec<(usize, u64)>>,
 }
 
 impl Memory {
@@ -45,14 +47,21 @@ impl Memory {
         let range = table..table + 0x1000;
         self.slots.retain(|slot, _| !range.contains(slot));
         self.old.retain(|slot, _| !range.contains(slot));
+        self.log.retain(|slot, _| !range.contains(slot));
+    }
+
+    /// Whether every slot of the page holds 0.
+    pub(crate) fn is_blank(&self, table: u64) -> bool {
+        self.slots.range(table..table + 0x1000).all(|(_, bits)| *bits == 0)
     }
 
     pub(crate) fn current(&self, slot: u64) -> u64 {
         self.slots.get(&slot).copied().unwrap_or(0)
     }
 
-    pub(crate) fn write(&mut self, by: Pe, slot: u64, new: u64) {
+    pub(crate) fn write(&mut self, at: usize, by: Pe, slot: u64, new: u64) {
         let bits = self.slots.insert(slot, new).unwrap_or(0);
+        self.log.entry(slot).or_default().push((at, bits));
         self.old.entry(slot).or_default().push(Overwritten { bits, by, own_done: false });
     }
 
@@ -66,6 +75,14 @@ impl Memory {
         let old = self.old.get(&slot).map_or(&[][..], Vec::as_slice);
         let seen = old.iter().filter(move |o| !(o.own_done && o.by == pe)).map(|o| o.bits);
         core::iter::once(self.current(slot)).chain(seen)
+    }
+
+    /// Every value that the descriptor has held since event `since`, before and after what happened
+    /// there.
+    pub(crate) fn since(&self, since: usize, slot: u64) -> impl Iterator<Item = u64> {
+        let log = self.log.get(&slot).map_or(&[][..], Vec::as_slice);
+        let from = log.partition_point(|(at, _)| *at < since);
+        core::iter::once(self.current(slot)).chain(log[from..].iter().map(|(_, bits)| *bits))
     }
 
     /// Whether a store to this descriptor is still under way: another PE's, or with `own` anybody's.
@@ -84,7 +101,7 @@ impl Memory {
     /// the same descriptor.
     pub(crate) fn barrier(&mut self, by: Pe, kind: Dsb) {
         match kind {
-            Dsb::IshLd => {}
+            Dsb::IshLd | Dsb::NshLd => {}
             Dsb::IshSt | Dsb::Ish => self.old.retain(|_, old| {
                 if let Some(last) = old.iter().rposition(|o| o.by == by) {
                     old.drain(..=last);

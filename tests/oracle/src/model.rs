@@ -13,6 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::descriptor::{self, Kind, LEAF_LEVEL, accessed, kind, shift};
 use crate::event::{Aim, Dsb, Event, Pe, Scope};
 use crate::memory::{Memory, page};
@@ -29,7 +31,8 @@ const DIRTY: u64 = 1 << 7;
 const DBM: u64 = 1 << 51;
 
 /// The machine that is modelled, and what it must know of the software's conventions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Machine {
     /// PEs, all in one Inner Shareable domain; 64 at the most.
     pub pes: usize,
@@ -113,6 +116,8 @@ struct PeState {
     walking: bool,
     pending: Vec<Pending>,
     locks: Vec<u64>,
+    /// Event at which the maintenance began that the PE has done since it last did anything else.
+    maintains: Option<usize>,
     places: BTreeSet<Place>,
 }
 
@@ -127,7 +132,7 @@ pub struct Model {
     unrecorded: BTreeSet<(Pe, u64)>,
     /// The value of VTTBR_EL2 last used for each VMID.
     roots: BTreeMap<u16, u64>,
-    events: usize,
+    trace: Vec<Event>,
     verdicts: Vec<Verdict>,
 }
 
@@ -142,7 +147,7 @@ impl Model {
             pes: vec![PeState::default(); machine.pes],
             unrecorded: BTreeSet::new(),
             roots: BTreeMap::new(),
-            events: 0,
+            trace: Vec::new(),
             verdicts: Vec::new(),
         }
     }
@@ -153,16 +158,37 @@ impl Model {
         &self.verdicts
     }
 
+    /// What was applied so far.
+    #[must_use]
+    pub fn trace(&self) -> &[Event] {
+        &self.trace
+    }
+
+    /// Whether every slot of a table page holds 0.
+    #[must_use]
+    pub fn is_blank(&self, table: u64) -> bool {
+        self.memory.is_blank(table)
+    }
+
     /// Applies one event, and records what is wrong with it. An event of a PE that the machine does not
     /// have is ignored.
     pub fn apply(&mut self, event: &Event) {
         if event.pe() < self.pes.len() {
             self.step(event);
         }
-        self.events += 1;
+        self.trace.push(event.clone());
     }
 
     fn step(&mut self, event: &Event) {
+        let at = self.trace.len();
+        let maintains = &mut self.pes[event.pe()].maintains;
+        match event {
+            Event::Dsb { .. } | Event::Tlbi { .. } | Event::SetVttbr { .. } | Event::Isb { .. } => {
+                maintains.get_or_insert(at);
+            }
+            Event::Flushed { .. } => {}
+            _ => *maintains = None,
+        }
         match *event {
             Event::SetVttbr { pe, value } => {
                 let current = self.pes[pe].vttbr.last().copied().unwrap_or(0);
@@ -210,7 +236,10 @@ impl Model {
                 self.check_table_gone(table, Defect::TableScribbled);
             }
             Event::FreeFrame { frame, bytes, .. } => self.check_frame_gone(frame, bytes),
-            Event::Flushed { vmid, ipa, bytes, .. } => self.check_flushed(vmid, ipa, bytes),
+            Event::Flushed { pe, vmid, span } => {
+                let since = self.pes[pe].maintains.take().unwrap_or(at);
+                self.check_flushed(vmid, span, since);
+            }
             Event::ReuseVmid { vmid, .. } => self.check_vmid_gone(vmid),
             Event::Lock { pe, table } => self.lock(pe, table),
             Event::Unlock { pe, table } => self.unlock(pe, table),
@@ -218,7 +247,7 @@ impl Model {
     }
 
     fn blame(&mut self, defect: Defect, what: String) {
-        self.verdicts.push(Verdict { defect, at: self.events, what });
+        self.verdicts.push(Verdict { defect, at: self.trace.len(), what });
     }
 
     /// Every place that `pe` may walk: from its roots by what it may read, and from intermediate
@@ -290,7 +319,7 @@ impl Model {
         }
         let old = self.memory.current(slot);
         self.check_write(pe, slot, old, new, atomic);
-        self.memory.write(pe, slot, new);
+        self.memory.write(self.trace.len(), pe, slot, new);
         let links = |bits| {
             self.places_of(page(slot)).any(|p| matches!(kind(bits, p.level), Kind::Table(_)))
         };
@@ -336,7 +365,7 @@ impl Model {
         let completes = |pending: &Pending| match kind {
             Dsb::Ish => true,
             Dsb::Nsh => pending.local,
-            Dsb::IshSt | Dsb::IshLd | Dsb::NshSt => false,
+            Dsb::IshSt | Dsb::IshLd | Dsb::NshSt | Dsb::NshLd => false,
         };
         let (done, waiting): (Vec<_>, Vec<_>) = self.pes[pe].pending.drain(..).partition(completes);
         self.pes[pe].pending = waiting;

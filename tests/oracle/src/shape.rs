@@ -11,13 +11,13 @@
 //! 0 hw L3[5] = page 0x80000 dirty      a walk of PE 0 updates it
 //! 0 store L3[5]                        PE 0's guest stores through that leaf
 //! 0 harvested L3[5]                    PE 0 takes the dirty state it read for complete
-//! 0 dsb ish                            ishst, ishld, ish, nshst, nsh
+//! 0 dsb ish                            ishst, ishld, ish, nshst, nshld, nsh
 //! 0 tlbi ipas2e1is 0x5000 ttl=3        also: ripas2e1is 0x5000 pages=2, vmalle1is, vmalls12e1is,
 //!                                      alle1is; without "is": local; ipas2le1is: last level
 //! 0 vttbr 2                            PE 0 switches to VMID 2 (same root)
 //! 0 isb
 //! 0 alloc M3      0 free L3      0 scribble L3      0 lock L3      0 unlock L3
-//! 0 free-frame 0x80000 0x1000          0 flushed 0x5000 0x1000      0 reuse 1
+//! 0 free-frame 0x80000 0x1000          0 flushed 0x5000 0x1000      0 flushed all      0 reuse 1
 //! ```
 //!
 //! A descriptor is `0`, `drain`, `dead`, `table M3`, or `page` / `block` with an address and words: `rw`,
@@ -25,7 +25,7 @@
 
 use serde::Deserialize;
 
-use crate::event::{Aim, Dsb, Event, Pe, Scope};
+use crate::event::{Aim, Dsb, Event, Pe, Scope, Span};
 use crate::model::{Machine, Model};
 use crate::verdict::{Defect, Verdict};
 
@@ -193,6 +193,7 @@ pub fn parse(line: &str) -> Result<Event, ShapeError> {
                 "ishld" => Dsb::IshLd,
                 "ish" => Dsb::Ish,
                 "nshst" => Dsb::NshSt,
+                "nshld" => Dsb::NshLd,
                 "nsh" => Dsb::Nsh,
                 _ => return Err(words.bad("a kind of DSB")),
             },
@@ -218,8 +219,11 @@ pub fn parse(line: &str) -> Result<Event, ShapeError> {
         "flushed" => Event::Flushed {
             pe,
             vmid: 1,
-            ipa: words.number("an IPA")?,
-            bytes: words.number("a size")?,
+            span: if words.words.clone().next() == Some("all") {
+                None
+            } else {
+                Some(Span { ipa: words.number("an IPA")?, bytes: words.number("a size")? })
+            },
         },
         "reuse" => Event::ReuseVmid { pe, vmid: words.number("a VMID")? as u16 },
         _ => return Err(words.bad("a verb")),

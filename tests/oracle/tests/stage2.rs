@@ -111,7 +111,6 @@ fn populate_and_unmap(caps: Caps, pages: u64, level: LeafLevel, other_vmid: bool
             })
             .collect();
         let flushed = space.tlb().reduce(range, level);
-        machine.note(|pe| Event::Flushed { pe, vmid: 3, ipa: 0, bytes: range.bytes() });
         for (slot, frame) in drained.into_iter().zip(installed) {
             // SAFETY: (1) flushed above, the whole range.
             unsafe { slot.release(&&machine, &flushed) };
@@ -141,7 +140,8 @@ fn no_step_of_the_flush_can_be_left_out() {
     let machine = populate_and_unmap(Caps::TLBI_RANGE, 3, LeafLevel::Unknown, true);
     let trace = machine.trace();
     let first_clear = trace.iter().position(|e| matches!(e, Event::Write { new: 2, .. })).unwrap();
-    let last = trace.iter().position(|e| matches!(e, Event::Flushed { .. })).unwrap();
+    let flushed = |e: &Event| matches!(e, Event::Flushed { .. });
+    let last = first_clear + trace[first_clear..].iter().position(flushed).unwrap();
     let setup = Machine { pes: CPUS, root_pages: 2, ..Machine::default() };
     let defect_without = |left_out: usize| {
         let mut model = Model::new(setup);

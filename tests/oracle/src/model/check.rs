@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{ACCESSED, DBM, DIRTY, Model, Place};
 use crate::descriptor::{self, Kind, LEAF_LEVEL, kind, memory, shift};
-use crate::event::Pe;
+use crate::event::{Pe, Span};
 use crate::memory::page;
 use crate::tlb::Entry;
 use crate::verdict::Defect;
@@ -130,12 +130,15 @@ impl Model {
         }
     }
 
-    pub(super) fn check_flushed(&mut self, vmid: u16, ipa: u64, bytes: u64) {
-        let current = self.current_places(vmid);
+    /// No PE may translate a span by what its slots held before event `since`, when the flush began.
+    /// What others change meanwhile they flush themselves.
+    pub(super) fn check_flushed(&mut self, vmid: u16, span: Option<Span>, since: usize) {
+        let Span { ipa, bytes } = span.unwrap_or(Span { ipa: 0, bytes: 1 << 52 });
+        let linked = self.linked(vmid, since);
         let stale = self
             .tlb
             .overlapping(vmid, ipa, ipa + bytes)
-            .find(|(entry, _)| !self.is_current(entry, &current, ipa, ipa + bytes));
+            .find(|(entry, _)| !self.is_current(entry, &linked, since, ipa, ipa + bytes));
         if let Some((entry, mask)) = stale {
             let what = format!(
                 "IPA {:#x}: PEs {mask:#b} may still use {:#x}, {:?}",
@@ -145,30 +148,38 @@ impl Model {
         }
     }
 
-    /// The tables of a VM as they are linked now, whoever runs it.
-    fn current_places(&self, vmid: u16) -> BTreeSet<Place> {
+    /// The tables of a VM as they have been linked at any time since event `since`, whoever runs it.
+    fn linked(&self, vmid: u16, since: usize) -> BTreeSet<Place> {
         let mut todo = self.roots.get(&vmid).map_or(Vec::new(), |root| self.root_places(*root));
         let mut places = BTreeSet::new();
         while let Some(place) = todo.pop() {
             if place.level > LEAF_LEVEL || !places.insert(place) {
                 continue;
             }
-            let slots = self.memory.slots_of(place.table);
-            todo.extend(
-                slots
-                    .into_iter()
-                    .filter_map(|slot| place.below(&place.entry(slot, self.memory.current(slot)))),
-            );
+            for slot in self.memory.slots_of(place.table) {
+                let values = self.memory.since(since, slot);
+                todo.extend(values.filter_map(|bits| place.below(&place.entry(slot, bits))));
+            }
         }
         places
     }
 
-    /// Whether an entry says of `[start, end)` what the tables say now, but for what hardware sets.
-    fn is_current(&self, entry: &Entry, current: &BTreeSet<Place>, start: u64, end: u64) -> bool {
+    /// Whether an entry says of `[start, end)` what the tables say, or said since event `since`, but for
+    /// what hardware sets.
+    fn is_current(
+        &self,
+        entry: &Entry,
+        linked: &BTreeSet<Place>,
+        since: usize,
+        start: u64,
+        end: u64,
+    ) -> bool {
         let hardware = if self.machine.hw_dirty { ACCESSED | DIRTY } else { ACCESSED };
         let index = (entry.slot & 0xfff) / 8;
-        let linked = current.contains(&Place::of(entry));
-        let same = |slot, bits| (self.memory.current(slot) ^ bits) & !hardware == 0;
+        let linked = linked.contains(&Place::of(entry));
+        let same = |slot, bits: u64| {
+            self.memory.since(since, slot).any(|held| (held ^ bits) & !hardware == 0)
+        };
         // A member of a contiguous run speaks for its neighbours too: they must say the same.
         let step = 1 << shift(entry.level);
         let (from, to) = (entry.extent().0.max(start), entry.extent().1.min(end));

@@ -1,0 +1,131 @@
+//! The machine's two traits: each method is the host's access, and an event.
+
+use stage2::arch::{Dsb as ArchDsb, Observation};
+use stage2::slot::native;
+use stage2::tlbi::Tlbi;
+use stage2::{Arch, Memory, PAGE_SIZE, Pa, Slot, Table};
+
+use super::{BASE, OracleMachine, order};
+use crate::event::{Aim, Dsb, Event, Scope, Span};
+
+// SAFETY: (1) each page is Empty and in one pair of hands: new, or given back and cleared. (2) The
+// arena does not move. (3) A page given back is reused by a later call only.
+unsafe impl Memory for &OracleMachine {
+    fn alloc_table(&self, pages: usize) -> Option<Pa> {
+        let mut state = self.state();
+        state.budget = state.budget.checked_sub(1)?;
+        let pa = match state.free.pop().filter(|_| pages == 1) {
+            Some(pa) => pa,
+            None => {
+                let start = state.next.next_multiple_of(pages);
+                if start + pages > self.arena.len() {
+                    return None;
+                }
+                state.next = start + pages;
+                Pa::new(BASE + start as u64 * PAGE_SIZE)
+            }
+        };
+        for page in 0..pages as u64 {
+            let table = pa.get() + page * PAGE_SIZE;
+            state.model.apply(&Event::AllocTable { pe: order::pe(), table });
+        }
+        Some(pa)
+    }
+
+    unsafe fn free_table(&self, pa: Pa, pages: usize) {
+        let mut state = self.state();
+        for page in 0..pages as u64 {
+            let table = pa.get() + page * PAGE_SIZE;
+            assert!(state.model.is_blank(table), "clause 3 of free_table: every slot is zero");
+            state.model.apply(&Event::FreeTable { pe: order::pe(), table });
+            state.free.push(Pa::new(table));
+        }
+    }
+
+    unsafe fn table(&self, pa: Pa) -> &Table {
+        self.page(pa)
+    }
+}
+
+// SAFETY: the atomics are the host's; maintenance is an event for the model.
+unsafe impl Arch for &OracleMachine {
+    fn load(&self, slot: &Slot) -> u64 {
+        native::load(slot)
+    }
+
+    unsafe fn store(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        let store = || unsafe { native::store(slot, bits) };
+        self.access(store, |()| Some(self.written(slot, bits, false)));
+    }
+
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        // SAFETY: the caller's clauses.
+        let swap = || unsafe { native::swap(slot, bits) };
+        self.access(swap, |_| Some(self.written(slot, bits, true)))
+    }
+
+    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        let due = |race: &mut super::Race| {
+            race.left -= 1;
+            race.left == 0
+        };
+        if let Some(race) = self.take_race(due) {
+            (race.work)();
+        }
+        // SAFETY: the caller's clause.
+        let exchange = || unsafe { native::compare_exchange(slot, old, new) };
+        Some(self.access(exchange, |result| result.ok().map(|_| self.written(slot, new, true))))
+    }
+
+    fn dsb(&self, kind: ArchDsb) {
+        let kind = match kind {
+            ArchDsb::IshSt => Dsb::IshSt,
+            ArchDsb::Ish => Dsb::Ish,
+            ArchDsb::Nsh => Dsb::Nsh,
+        };
+        order::fence(kind);
+        self.note(|pe| Event::Dsb { pe, kind });
+    }
+
+    fn isb(&self) {
+        self.note(|pe| Event::Isb { pe });
+    }
+
+    fn tlbi(&self, op: Tlbi) {
+        let (scope, aim) = match op {
+            Tlbi::Ipas2e1Is(operand) => (Scope::Is, Aim::Ipa(operand.bits())),
+            Tlbi::Ripas2e1Is(operand) => (Scope::Is, Aim::IpaRange(operand.bits())),
+            Tlbi::Ipas2e1(operand) => (Scope::Local, Aim::Ipa(operand.bits())),
+            Tlbi::Vmalle1Is => (Scope::Is, Aim::VmStage1),
+            Tlbi::Vmalle1 => (Scope::Local, Aim::VmStage1),
+            Tlbi::Vmalls12e1Is => (Scope::Is, Aim::Vm),
+            Tlbi::Alle1Is => (Scope::Is, Aim::All),
+        };
+        self.note(|pe| Event::Tlbi { pe, scope, aim });
+    }
+
+    fn vttbr(&self) -> u64 {
+        self.state().vttbr[order::pe()]
+    }
+
+    unsafe fn set_vttbr(&self, value: u64) {
+        let mut state = self.state();
+        state.vttbr[order::pe()] = value;
+        state.model.apply(&Event::SetVttbr { pe: order::pe(), value });
+    }
+
+    fn observe(&self, what: Observation) {
+        let Observation::Flushed { vmid, range } = what;
+        let span = range.map(|range| Span { ipa: range.start().get(), bytes: range.bytes() });
+        self.note(|pe| Event::Flushed { pe, vmid: vmid.get(), span });
+    }
+}
+
+impl OracleMachine {
+    /// The event of a write that was done.
+    fn written(&self, slot: &Slot, new: u64, atomic: bool) -> Event {
+        let slot = self.address(slot);
+        Event::Write { pe: order::pe(), slot, new, atomic, relaxed: false }
+    }
+}
