@@ -24,7 +24,7 @@
 //! | --- | --- | --- |
 //! | 0 | 7:0 | kind |
 //! |   | 15:8 | CPU |
-//! |   | 23:16 | which barrier, which invalidation, or 1 for an atomic write |
+//! |   | 23:16 | which barrier, which invalidation; 1 for an atomic write, or a flush of a range |
 //! |   | 31:24 | 0 |
 //! |   | 63:32 | number + 1 |
 //! | 1-3 | | operands |
@@ -160,10 +160,8 @@ pub enum What {
     Flushed {
         /// The VM.
         vmid: u16,
-        /// The first address.
-        ipa: u64,
-        /// Bytes.
-        bytes: u64,
+        /// The first address and how many bytes; `None` is all of the VM's.
+        range: Option<(u64, u64)>,
     },
 }
 
@@ -187,7 +185,10 @@ impl Record {
             What::AllocTable { table } => (6, 0, [table, 0, 0]),
             What::FreeTable { table } => (7, 0, [table, 0, 0]),
             What::FreeFrame { frame, bytes } => (8, 0, [frame, bytes, 0]),
-            What::Flushed { vmid, ipa, bytes } => (9, 0, [u64::from(vmid), ipa, bytes]),
+            What::Flushed { vmid, range: None } => (9, 0, [u64::from(vmid), 0, 0]),
+            What::Flushed { vmid, range: Some((ipa, bytes)) } => {
+                (9, 1, [u64::from(vmid), ipa, bytes])
+            }
         };
         let [a, b, c] = operands;
         let number = number.wrapping_add(1);
@@ -214,9 +215,9 @@ impl Record {
             (6, 0) => What::AllocTable { table: a },
             (7, 0) => What::FreeTable { table: a },
             (8, 0) => What::FreeFrame { frame: a, bytes: b },
-            (9, 0) => {
+            (9, 0 | 1) => {
                 let vmid = u16::try_from(a).map_err(|_| unknown)?;
-                What::Flushed { vmid, ipa: b, bytes: c }
+                What::Flushed { vmid, range: (sub == 1).then_some((b, c)) }
             }
             _ => return Err(unknown),
         };

@@ -40,7 +40,8 @@ fn every_kind() -> Vec<What> {
         What::AllocTable { table: 0x9000 },
         What::FreeTable { table: 0x9000 },
         What::FreeFrame { frame: 0xa000, bytes: 0x1000 },
-        What::Flushed { vmid: u16::MAX, ipa: 0x4000_0000, bytes: 1 << 48 },
+        What::Flushed { vmid: u16::MAX, range: Some((0x4000_0000, 1 << 20)) },
+        What::Flushed { vmid: 1, range: None },
     ];
     all.extend(Barrier::ALL.map(What::Dsb));
     all.extend(Invalidation::ALL.map(|invalidation| What::Tlbi(invalidation, 0x1234)));
