@@ -13,6 +13,7 @@ pub mod event;
 pub mod machine;
 mod memory;
 pub mod model;
+pub mod recorded;
 pub mod shape;
 mod tlb;
 pub mod verdict;
