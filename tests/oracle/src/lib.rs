@@ -10,6 +10,8 @@
 
 pub mod descriptor;
 pub mod event;
+mod event_text;
+mod invalidate;
 pub mod machine;
 mod memory;
 pub mod model;
