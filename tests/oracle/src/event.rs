@@ -109,6 +109,10 @@ pub enum Event {
         slot: u64,
         /// What it holds now.
         new: u64,
+        /// Nobody saw it happen: it is known from what a later access found. Then the PE is any, and the
+        /// store behind it was not seen either.
+        #[serde(default)]
+        inferred: bool,
     },
     /// A guest's store went through this leaf, or through a cached copy of it. If the leaf was
     /// writable-clean, a [`HwUpdate`](Self::HwUpdate) of it follows at some time: observers may see

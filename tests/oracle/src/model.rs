@@ -200,7 +200,9 @@ impl Model {
             Event::Write { pe, slot, new, atomic, relaxed } => {
                 self.write(pe, slot, new, atomic, relaxed);
             }
-            Event::HwUpdate { pe, slot, new } => self.hw_update(pe, slot, new),
+            Event::HwUpdate { pe, slot, new, inferred } => {
+                self.hw_update(pe, slot, new, inferred);
+            }
             Event::GuestStore { pe, slot } => self.guest_store(pe, slot),
             Event::Harvested { slot, count, .. } => self.harvested(slot, count),
             Event::Dsb { pe, kind } => self.barrier(pe, kind),

@@ -312,15 +312,22 @@ fn check(event: &Event, machine: &Machine) -> Result<(), String> {
         Event::Write { slot, .. }
         | Event::HwUpdate { slot, .. }
         | Event::GuestStore { slot, .. }
-        | Event::Harvested { slot, .. } => aligned("a descriptor at", slot, 8),
+        | Event::Start { slot, .. }
+        | Event::Commit { slot, .. } => aligned("a descriptor at", slot, 8),
+        Event::Harvested { count, .. } if count > 512 => {
+            Err(format!("{count} descriptors, a table has 512"))
+        }
+        Event::Harvested { slot, .. } => aligned("a descriptor at", slot, 8),
         Event::AllocTable { table, .. }
         | Event::FreeTable { table, .. }
+        | Event::ListTable { table, .. }
         | Event::Scribble { table, .. }
         | Event::Lock { table, .. }
         | Event::Unlock { table, .. } => aligned("a table at", table, PAGE),
         Event::FreeFrame { frame, bytes, .. } => inside("a frame at", frame, bytes),
         Event::Flushed { span: Some(span), .. } => inside("IPAs from", span.ipa, span.bytes),
         Event::Flushed { span: None, .. }
+        | Event::Published { .. }
         | Event::Isb { .. }
         | Event::Dsb { .. }
         | Event::Tlbi { .. }

@@ -186,7 +186,7 @@ pub fn parse(line: &str) -> Result<Event, ShapeError> {
         }
         "hw" => {
             let slot = slot(&mut words)?;
-            Event::HwUpdate { pe, slot, new: descriptor(&mut words)? }
+            Event::HwUpdate { pe, slot, new: descriptor(&mut words)?, inferred: false }
         }
         "dsb" => Event::Dsb {
             pe,

@@ -128,19 +128,19 @@ impl Model {
         self.dirty.stores.insert((pe, slot), record);
     }
 
-    pub(super) fn hw_update(&mut self, pe: Pe, slot: u64, new: u64) {
+    pub(super) fn hw_update(&mut self, pe: Pe, slot: u64, new: u64, inferred: bool) {
         let old = self.memory.current(slot);
         let changed = old ^ new;
         let access = if self.machine.hw_access { ACCESSED } else { 0 };
         let record = if self.machine.tracks_dirty() && old & DBM != 0 { DIRTY } else { 0 };
         let walks = self.places_of(page(slot)).any(|(_, mask)| mask >> pe & 1 != 0);
-        let possible = walks
-            && self.is_leaf(slot, old)
+        let possible = (inferred || walks && self.is_leaf(slot, old))
+            && old & 1 != 0
             && changed & !(access | record) == 0
             && new & changed == changed
             && (changed & DIRTY == 0 || new & ACCESSED != 0);
         let made = changed & DIRTY != 0;
-        let stored = self.dirty.stores.contains_key(&(pe, slot));
+        let stored = inferred || self.dirty.stores.contains_key(&(pe, slot));
         let what = format!("{slot:#x} from {old:#x} to {new:#x} by PE {pe}");
         if !possible {
             self.blame(Defect::ImpossibleUpdate, what, &[About::Slot(slot)]);

@@ -186,7 +186,7 @@ fn missing_update(
             let dirty = if machine.hw_dirty && known & DBM != 0 { S2AP_WRITE } else { 0 };
             let hardware = if machine.hw_access { AF | dirty } else { dirty };
             if known & VALID != 0 && changed & !hardware == 0 && found & changed == changed {
-                return Ok(Some(Event::HwUpdate { pe, slot, new: found }));
+                return Ok(Some(Event::HwUpdate { pe, slot, new: found, inferred: true }));
             }
             let why = format!(
                 "the write to {slot:#x} found {found:#x}, and the lines before leave {known:#x} there: a \

@@ -387,9 +387,9 @@ fn random(dice: &mut Dice, pes: u64) -> Event {
         2..=4 => {
             Event::Write { pe, slot, new, atomic: dice.roll(2) == 0, relaxed: dice.roll(2) == 0 }
         }
-        5 => Event::HwUpdate { pe, slot, new },
+        5 => Event::HwUpdate { pe, slot, new, inferred: true },
         6 => Event::GuestStore { pe, slot },
-        7 => Event::Harvested { pe, slot },
+        7 => Event::Harvested { pe, slot, count: 1 },
         8 => Event::Dsb { pe, kind: dsbs[dice.roll(5) as usize] },
         9 => {
             let scope = if dice.roll(2) == 0 { Scope::Is } else { Scope::Local };
