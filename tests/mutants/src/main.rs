@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use mutants::build::{BuildError, build};
 use mutants::registry::{Killer, Mutant, Registry};
+use mutants::report;
 use mutants::run::{Limits, Outcome, RunError, Trial, baseline, hunt, trials};
 use mutants::stop::Stop;
 use mutants::workspace::Workspace;
-use mutants::report;
 
 /// Seeds defects, one at a time, and shows which test notices each.
 ///
@@ -92,7 +92,9 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
     let hunted = match &arguments.hunt {
         Some(name) => Some((
             name,
-            registry.number(name).ok_or_else(|| Failure::Registry(format!("no mutant `{name}`")))?,
+            registry
+                .number(name)
+                .ok_or_else(|| Failure::Registry(format!("no mutant `{name}`")))?,
         )),
         None => None,
     };

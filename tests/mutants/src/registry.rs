@@ -190,7 +190,8 @@ impl Registry {
                 return Err(RegistryError::Entry { name, what });
             }
             if mutant.says.len() < SHORTEST_TEXT {
-                let what = format!("`says` needs {SHORTEST_TEXT} letters, or it could mean anything");
+                let what =
+                    format!("`says` needs {SHORTEST_TEXT} letters, or it could mean anything");
                 return Err(RegistryError::Entry { name, what });
             }
             idle.remove(&mutant.killed_by);

@@ -140,8 +140,7 @@ pub fn hunt(name: &str, hunts: &[Hunt]) -> String {
         let _ = writeln!(text, "{} {word}, {:.2} s", hunt.test, hunt.time.as_secs_f64());
         let _ = writeln!(text, "    {}", hunt.says);
     }
-    let reached =
-        hunts.iter().filter(|h| h.outcome == Outcome::Survived { reached: true }).count();
+    let reached = hunts.iter().filter(|h| h.outcome == Outcome::Survived { reached: true }).count();
     let _ = writeln!(
         text,
         "{name}: {} tests; {} fail; {reached} pass though they execute it",

@@ -330,6 +330,11 @@ pub fn hunt(
     each(&tests, limits.jobs, |(program, place, test)| {
         let ended = execute(program, test, Some(number), limits.time, stop)?;
         let says = ended.panics().lines().skip(1).take(3).collect::<Vec<_>>().join(" ");
-        Ok(Hunt { test: format!("{place}: {test}"), outcome: ended.outcome(""), says, time: ended.time })
+        Ok(Hunt {
+            test: format!("{place}: {test}"),
+            outcome: ended.outcome(""),
+            says,
+            time: ended.time,
+        })
     })
 }

@@ -127,8 +127,15 @@ impl<'ast> Visit<'ast> for Functions {
     }
 
     fn visit_stmt(&mut self, statement: &'ast syn::Stmt) {
-        // A `let` cannot be put into a branch.
-        if matches!(statement, syn::Stmt::Expr(..) | syn::Stmt::Macro(_)) {
+        // A `let` cannot be put into a branch, unless nothing is named by it.
+        let nameless =
+            |local: &syn::Local| matches!(local.pat, syn::Pat::Wild(_)) && local.init.is_some();
+        let replaceable = match statement {
+            syn::Stmt::Expr(..) | syn::Stmt::Macro(_) => true,
+            syn::Stmt::Local(local) => nameless(local),
+            syn::Stmt::Item(_) => false,
+        };
+        if replaceable {
             self.nodes.push((statement.span().byte_range(), Node::Statement));
         }
         visit::visit_stmt(self, statement);
@@ -180,6 +187,9 @@ fn find(source: &str, functions: &Functions, seed: &Seed) -> Result<Place, Sourc
     if places.is_empty() {
         return Err(wrong("neither one expression nor one statement: name the whole of it".into()));
     }
+    if seed.with.trim().is_empty() && places.iter().any(|place| place.node == Node::Expression) {
+        return Err(wrong("an expression needs something in its place".into()));
+    }
     match (seed.nth, places.len()) {
         (None, 1) => Ok(places.remove(0)),
         (None, count) => Err(wrong(format!("found {count} times: say which by `nth`"))),
@@ -199,24 +209,25 @@ struct Edit<'s> {
 /// The text of a file with all of its `seeds`, each with its number. Line numbers stay.
 ///
 /// # Errors
-/// [`SourceError`], with the name of the mutant whose place is not what the registry says.
-pub fn seeded(file: &str, source: &str, seeds: &[(usize, &Seed)]) -> Result<String, SourceError> {
+/// A [`SourceError`] for each mutant whose place is not what the registry says.
+pub fn seeded(
+    file: &str,
+    source: &str,
+    seeds: &[(usize, &Seed)],
+) -> Result<String, Vec<SourceError>> {
     let parsed = syn::parse_file(source)
-        .map_err(|error| SourceError::Parse { file: file.into(), what: error.to_string() })?;
+        .map_err(|error| vec![SourceError::Parse { file: file.into(), what: error.to_string() }])?;
     let mut functions = Functions::default();
     functions.visit_file(&parsed);
-    let mut edits: Vec<Edit<'_>> = Vec::new();
+    let (mut edits, mut errors): (Vec<Edit<'_>>, _) = (Vec::new(), Vec::new());
     for (number, seed) in seeds {
-        let place = find(source, &functions, seed)?;
-        if place.node == Node::Expression && seed.with.trim().is_empty() {
-            return Err(SourceError::Place {
-                name: seed.name.clone(),
-                file: file.into(),
-                function: seed.function.clone(),
-                find: seed.find.clone(),
-                what: "an expression needs something in its place".into(),
-            });
-        }
+        let place = match find(source, &functions, seed) {
+            Ok(place) => place,
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
+        };
         match edits.iter_mut().find(|edit| edit.range == place.range) {
             Some(edit) => edit.mutants.push((*number, seed)),
             None => edits.push(Edit {
@@ -225,6 +236,9 @@ pub fn seeded(file: &str, source: &str, seeds: &[(usize, &Seed)]) -> Result<Stri
                 mutants: vec![(*number, seed)],
             }),
         }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
     }
     // Outer before inner, left before right.
     edits.sort_by_key(|edit| (edit.range.start, usize::MAX - edit.range.end));
@@ -289,7 +303,9 @@ mod tests { fn f() { step(1) } }
 
     fn apply(seeds: &[Seed]) -> Result<String, String> {
         let numbered: Vec<_> = seeds.iter().enumerate().map(|(at, seed)| (at + 1, seed)).collect();
-        seeded("s.rs", SOURCE, &numbered).map_err(|error| error.to_string())
+        seeded("s.rs", SOURCE, &numbered).map_err(|errors| {
+            errors.iter().map(|error| error.to_string()).collect::<Vec<_>>().join("\n")
+        })
     }
 
     fn one(function: &str, find: &str, with: &str, nth: Option<usize>) -> Result<String, String> {
@@ -329,7 +345,9 @@ mod tests { fn f() { step(1) } }
     fn a_wrong_place_is_an_error_that_names_it() {
         let error = |function, find, with, nth| one(function, find, with, nth).unwrap_err();
         let gone = error("S::f", "step(c);", "", None);
-        assert!(gone.starts_with("mutant `m`: s.rs, function `S::f`, fragment `step(c);`: not found"));
+        assert!(
+            gone.starts_with("mutant `m`: s.rs, function `S::f`, fragment `step(c);`: not found")
+        );
         assert!(error("f", "b", "0", None).contains("no such function; there are S::drop, S::f"));
         assert!(error("S::f", "step(a);", "", None).contains("found 2 times"));
         assert!(error("S::f", "step(a);", "", Some(3)).contains("`nth` is 3"));
@@ -342,7 +360,14 @@ mod tests { fn f() { step(1) } }
 
     #[test]
     fn what_is_no_rust_is_refused() {
-        let error = seeded("s.rs", "fn {", &[]).unwrap_err().to_string();
-        assert!(error.starts_with("s.rs: "), "{error}");
+        let errors = seeded("s.rs", "fn {", &[]).unwrap_err();
+        assert!(errors[0].to_string().starts_with("s.rs: "), "{errors:?}");
+    }
+
+    #[test]
+    fn all_wrong_places_are_named_at_once() {
+        let errors = apply(&[seed("a", "S::f", "no", "1", None), seed("b", "no", "b", "1", None)])
+            .unwrap_err();
+        assert!(errors.contains("mutant `a`") && errors.contains("\nmutant `b`"), "{errors}");
     }
 }

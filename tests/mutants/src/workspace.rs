@@ -57,9 +57,9 @@ pub enum WorkspaceError {
     /// The root's Cargo.toml is not what cargo accepted.
     #[error("Cargo.toml: {0}")]
     Manifest(String),
-    /// A mutant's place is wrong.
-    #[error(transparent)]
-    Source(#[from] SourceError),
+    /// Places of mutants are wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Source(Vec<SourceError>),
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> WorkspaceError {
@@ -226,10 +226,17 @@ impl Workspace {
         for folder in &folders {
             collect(folder, &mut files)?;
         }
+        let mut errors = Vec::new();
         for (path, seeds) in &seeds {
             let text = fs::read_to_string(path).map_err(io_error(path))?;
             let name = path.strip_prefix(self.root()).unwrap_or(path).display().to_string();
-            files.insert(path.clone(), seeded(&name, &text, seeds)?.into_bytes());
+            match seeded(&name, &text, seeds) {
+                Ok(text) => _ = files.insert(path.clone(), text.into_bytes()),
+                Err(wrong) => errors.extend(wrong),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(WorkspaceError::Source(errors));
         }
         for (root, module) in roots {
             if let Some(text) = files.get_mut(&root) {
@@ -253,14 +260,11 @@ impl Workspace {
     }
 
     /// The root's Cargo.toml with only the copied packages as members.
-    fn manifest(
-        &self,
-        path: &Path,
-        folders: &BTreeSet<PathBuf>,
-    ) -> Result<String, WorkspaceError> {
+    fn manifest(&self, path: &Path, folders: &BTreeSet<PathBuf>) -> Result<String, WorkspaceError> {
         let text = fs::read_to_string(path).map_err(io_error(path))?;
-        let mut manifest: toml::Table =
-            text.parse().map_err(|bad: toml::de::Error| WorkspaceError::Manifest(bad.to_string()))?;
+        let mut manifest: toml::Table = text
+            .parse()
+            .map_err(|bad: toml::de::Error| WorkspaceError::Manifest(bad.to_string()))?;
         let workspace = manifest
             .get_mut("workspace")
             .and_then(toml::Value::as_table_mut)
