@@ -240,6 +240,7 @@ fn a_replaced_page_was_broken_first_and_is_published() {
     let flushed = vm.tlb().reduce(range(0x4000_0000, 4096), LeafLevel::L3);
     // SAFETY: (1) flushed above. (2) No guest runs.
     unsafe { drained.replace(&&rig.machine, &flushed, moved) };
+    rig.machine.note(|pe| Event::Published { pe });
     rig.free_frame(old, 4096);
     let pa = rig.translate(1, 0x4000_0000).map(|found| found.pa);
     assert_eq!(pa, Some(old + 0x1000), "the replaced page is where it was sent");
