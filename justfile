@@ -119,7 +119,7 @@ rustdoc: hypctl
 [group('stages')]
 [no-exit-message]
 test-host *args: setup
-    cargo test -p stage2 -p hyp-abi -p hyp-core -p hypctl -p mmu-oracle "$@"
+    cargo test -p stage2 -p hyp-abi -p hyp-core -p hypctl -p mmu-oracle -p programs "$@"
 
 # The set-up on machines that lack something
 [group('stages')]

@@ -1,7 +1,5 @@
-//! What happened: in numbers, and in builds for that, step by step.
+//! What happened, in numbers.
 
 pub(crate) mod counters;
 #[cfg(feature = "measure")]
 pub(crate) mod measure;
-#[cfg_attr(not(feature = "trace"), path = "no_trace.rs")]
-pub(crate) mod trace;

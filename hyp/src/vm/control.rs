@@ -23,7 +23,6 @@ use aarch64_cpu::registers::{
 };
 
 use super::Vm;
-use crate::event::trace;
 use crate::sysreg;
 
 /// `CPTR_EL2`: the bits that are RES1 without SVE and SME, which are their traps; TTA, TAM; TFP 0.
@@ -39,7 +38,6 @@ const SCTLR_EL1: u64 = 0x30d0_0800;
 pub(super) fn load(vm: &Vm, vcpu: usize) {
     VTCR_EL2.set(vm.space.geometry().vtcr());
     VTTBR_EL2.set(vm.space.vttbr());
-    trace::vttbr(vm.space.vttbr());
     HCR_EL2.write(
         HCR_EL2::VM::SET
             + HCR_EL2::SWIO::SET
@@ -72,7 +70,6 @@ pub(super) fn load(vm: &Vm, vcpu: usize) {
     sysreg::write!("vmpidr_el2", 1 << 31 | vcpu as u64);
     optional();
     barrier::isb(barrier::SY);
-    trace::synchronized();
 }
 
 /// `MDCR_EL2.HPMN`: all event counters, which then belong to the lower levels, where their use is trapped.
@@ -164,5 +161,4 @@ pub(super) fn reset_el1() {
     unsafe {
         asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags));
     }
-    trace::reset_el1();
 }

@@ -1,0 +1,217 @@
+//! What a program is: the one definition that property tests and the fuzzer share.
+//!
+//! Numbers are taken modulo what there is, so that every value is a program and a smaller value is a simpler one.
+//! Addresses are few, so that they meet; they differ in each level of the tree.
+
+use arbitrary::Arbitrary;
+use stage2::{
+    Attributes, Bbm, Caps, Features, Geometry, HwUpdate, Ipa, Level, MemType, Owner, Prot,
+};
+
+/// PEs of the machine.
+pub const PES: usize = 3;
+
+/// A machine, and what is done on it.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The machine and its VMs.
+    pub setup: Setup,
+    /// What is done, in order.
+    pub ops: Vec<Op>,
+}
+
+/// The machine and its VMs.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub struct Setup {
+    /// IPA size: 25 to 48 bits, and with it the start level and the number of root pages.
+    pub ipa_size: u8,
+    /// What the machine can do: one bit each, see [`Setup::features`].
+    pub caps: u8,
+    /// 1 to 3 VMs.
+    pub vms: u8,
+}
+
+impl Setup {
+    /// Bits of IPA.
+    #[must_use]
+    pub fn ipa_bits(&self) -> u32 {
+        25 + u32::from(self.ipa_size % 24)
+    }
+
+    /// Number of VMs.
+    #[must_use]
+    pub fn vm_count(&self) -> usize {
+        1 + usize::from(self.vms % 3)
+    }
+
+    /// What the machine can do.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        let all = [Caps::TTL, Caps::TLBI_RANGE, Caps::FWB, Caps::XNX, Caps::VMID16];
+        let chosen = all.into_iter().enumerate().filter(|(n, _)| self.caps >> n & 1 != 0);
+        let caps = chosen.fold(Caps::GRANULE_4K, |caps, (_, cap)| caps | cap);
+        Features { caps, bbm: Bbm::Level0, pa_bits: 48 }
+    }
+
+    /// The shape of every VM's tables.
+    ///
+    /// # Panics
+    /// Never: every choice is a shape.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        Geometry::new(self.ipa_bits(), &self.features(), HwUpdate::Off).expect("a legal shape")
+    }
+}
+
+/// An address: one bit in each part that selects something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Arbitrary)]
+pub struct Place(pub u8);
+
+impl Place {
+    /// Beyond the IPA size.
+    pub const BEYOND: Self = Self(0xff);
+
+    /// The address under an IPA size: page, 2 MiB, 1 GiB, 512 GiB, and the last root page.
+    #[must_use]
+    pub fn ipa(self, ipa_bits: u32) -> Ipa {
+        let bits = |low: u32, count: u32| u64::from(self.0) >> low & ((1 << count) - 1);
+        if self == Self::BEYOND {
+            return Ipa::new(1 << ipa_bits);
+        }
+        let spread = bits(0, 2) << 12
+            | bits(2, 2) << 21
+            | bits(4, 1) << 30
+            | bits(5, 1) << 39
+            | bits(6, 1) << (ipa_bits - 1)
+            | bits(7, 1) << 20;
+        Ipa::new(spread & ((1 << ipa_bits) - 1))
+    }
+}
+
+/// Size of a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Arbitrary)]
+pub enum Size {
+    /// 4 KiB.
+    Page,
+    /// 2 MiB.
+    Block2M,
+    /// 1 GiB.
+    Block1G,
+}
+
+impl Size {
+    /// Level of the leaf.
+    #[must_use]
+    pub const fn level(self) -> Level {
+        match self {
+            Self::Page => Level::L3,
+            Self::Block2M => Level::L2,
+            Self::Block1G => Level::L1,
+        }
+    }
+}
+
+/// What a leaf allows, how its memory behaves, and whose it is.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub struct Kind(pub u8);
+
+impl Kind {
+    /// Permissions and memory type.
+    #[must_use]
+    pub fn attributes(self) -> Attributes {
+        let prot = [Prot::RWX, Prot::RO, Prot::RX, Prot::RW][usize::from(self.0 % 4)];
+        let mem = [MemType::Normal, MemType::NonCacheable, MemType::Device];
+        Attributes::new(prot, mem[usize::from(self.0 >> 2) % 3])
+    }
+
+    /// Whose the memory is.
+    #[must_use]
+    pub const fn owner(self) -> Owner {
+        if self.0 >> 7 == 0 { Owner::Vm } else { Owner::Other }
+    }
+}
+
+/// Who does it, to which VM.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub struct Who {
+    /// The PE.
+    pub pe: u8,
+    /// The VM.
+    pub vm: u8,
+}
+
+impl Who {
+    /// The PE.
+    #[must_use]
+    pub const fn pe(self) -> usize {
+        self.pe as usize % PES
+    }
+}
+
+/// What is flushed.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub enum Flush {
+    /// The whole VM.
+    Vm,
+    /// Some pages.
+    Pages(u8),
+    /// What a table of pages spans.
+    Table,
+    /// Everything of every VM.
+    All,
+}
+
+/// One operation.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub enum Op {
+    /// A fault handler populates.
+    Install { who: Who, at: Place, size: Size, kind: Kind },
+    /// A lockless look.
+    Lookup { who: Who, at: Place },
+    /// Live to Drain: the flush is owed by this PE.
+    Clear { who: Who, at: Place },
+    /// The PE pays what it owes: one flush, with a level hint if there is one to give, then Empty.
+    Finish { who: Who, hint: bool },
+    /// All leaves of a range: Drain, one flush, Empty.
+    Unmap { who: Who, at: Place, pages: u8, hint: bool },
+    /// Another frame behind an address: Drain, flush, live.
+    Replace { who: Who, at: Place, kind: Kind, hint: bool },
+    /// Stores are allowed where they were not, without a break.
+    Relax { who: Who, at: Place, hint: bool },
+    /// A flush for its own sake.
+    Flush { who: Who, at: Place, what: Flush },
+    /// The PE leaves its guest and enters this one.
+    Run { who: Who },
+    /// The PE leaves its guest.
+    Leave { pe: u8 },
+    /// An empty table is given back: its slots to Dead, its link to Drain, flush, grace period.
+    Unlink { who: Who, at: Place, level: u8 },
+    /// A live slot to Busy.
+    Hold { who: Who, at: Place, level: u8 },
+    /// What the PE made Busy is live again.
+    Thaw { who: Who },
+    /// An Empty slot to a note.
+    Annotate { who: Who, at: Place, payload: u32 },
+    /// A note to Empty.
+    Forget { who: Who, at: Place },
+    /// The VM ends, and another one begins under its VMID.
+    Rebuild { who: Who },
+}
+
+/// The one thing that goes wrong in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Arbitrary)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// The allocation with this number, from 0, finds nothing: tables and frames count alike.
+    Allocation(u16),
+    /// Another PE installs at the address of operation `op`, just before its `n`th compare-exchange, from 1.
+    Race {
+        /// Which operation, from 0.
+        op: u16,
+        /// Which of its compare-exchanges.
+        n: u16,
+        /// What the other PE installs.
+        size: Size,
+    },
+}

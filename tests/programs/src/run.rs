@@ -1,0 +1,262 @@
+//! The interpreter: runs a program on the real code, beside the reference, with the oracle underneath.
+//!
+//! ```text
+//!             ┌─ stage2 ──▶ OracleMachine ──▶ verdicts: none
+//!  operation ─┤                 tables  ──▶ an independent walk ─┐
+//!             └─ Reference ───────────────────────────────────── = ──▶ both say the same
+//! ```
+//!
+//! After each operation: what it answered is what the reference expects, and there is no verdict. After the
+//! program: what was begun is finished, the tables say what the reference says at every slot, every table page and
+//! every frame is where it should be. Then every VM is taken down, and nothing is left.
+
+mod begin;
+mod compare;
+mod install;
+mod leaves;
+mod slots;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mmu_oracle::{Machine, OracleMachine};
+use stage2::slot::Drained;
+use stage2::{Arch, Epochs, Level, Space, Vmid, arch};
+
+use crate::format;
+use crate::memory::{Count, Store};
+use crate::program::{Fault, Op, PES, Program, Size, Who};
+use crate::reference::{Leaf, Reference};
+use crate::walk::Tables;
+
+/// Table pages of the machine: enough for any program, so that only made failures happen.
+const PAGES: usize = 320;
+/// Tables that a program gives back at the most: each costs a thousand events.
+const UNLINKS: usize = 2;
+/// What stands in the slots of a table that goes away: Dead.
+const DEAD: u64 = 0b0110;
+
+type VmSpace<'m> = Space<'m, &'m Store<'m>, &'m OracleMachine>;
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Allocations of tables and frames.
+    pub allocations: usize,
+    /// Whether the race came to pass.
+    pub raced: bool,
+    /// Installs that mapped something, the other PE's included.
+    pub installed: usize,
+    /// Races that were lost, of frames and of tables.
+    pub lost: usize,
+}
+
+/// A slot in Drain that a PE owes a flush for.
+struct Owed<'m> {
+    pe: usize,
+    start: u64,
+    leaf: Leaf,
+    drained: Drained<'m>,
+}
+
+/// A slot that a PE made Busy.
+struct Held {
+    pe: usize,
+    start: u64,
+    level: usize,
+    bits: u64,
+}
+
+/// A VM and what is expected of it.
+struct Vm<'m> {
+    space: Arc<VmSpace<'m>>,
+    tables: Tables<'m>,
+    reference: Reference,
+    owed: Vec<Owed<'m>>,
+    held: Vec<Held>,
+}
+
+/// The race of an operation: what the other PE does, before which compare-exchange.
+#[derive(Clone, Copy)]
+struct Rival {
+    n: usize,
+    size: Size,
+}
+
+/// What all PEs share.
+#[derive(Clone, Copy)]
+struct Ground<'m> {
+    machine: &'m OracleMachine,
+    store: &'m Store<'m>,
+    epochs: &'m Epochs<PES>,
+}
+
+/// Everything.
+struct World<'m> {
+    setup: crate::program::Setup,
+    ground: Ground<'m>,
+    vms: BTreeMap<usize, Vm<'m>>,
+    /// Which VM each PE runs.
+    running: [Option<usize>; PES],
+    rival: Option<Rival>,
+    unlinked: usize,
+    report: Report,
+}
+
+/// Runs a program with one fault.
+///
+/// # Panics
+/// On any finding.
+pub fn run(program: &Program, fault: Fault) -> Report {
+    let geometry = program.setup.geometry();
+    let machine = OracleMachine::new(
+        Machine {
+            pes: PES,
+            start_level: geometry.start() as u8,
+            root_pages: geometry.root_tables() as u64,
+            dead: Some(DEAD),
+            ..Machine::default()
+        },
+        PAGES,
+    );
+    let fails = match fault {
+        Fault::Allocation(number) => Some(usize::from(number)),
+        _ => None,
+    };
+    let store = Store::new(&machine, fails);
+    let epochs = Epochs::new();
+    let mut world = World {
+        setup: program.setup,
+        ground: Ground { machine: &machine, store: &store, epochs: &epochs },
+        vms: BTreeMap::new(),
+        running: [None; PES],
+        rival: None,
+        unlinked: 0,
+        report: Report { allocations: 0, raced: false, installed: 0, lost: 0 },
+    };
+    for vm in 0..program.setup.vm_count() {
+        world.begin(vm % PES, vm);
+    }
+    for (number, op) in program.ops.iter().enumerate() {
+        world.rival = match fault {
+            Fault::Race { op, n, size } if usize::from(op) == number => {
+                Some(Rival { n: usize::from(n).max(1), size })
+            }
+            _ => None,
+        };
+        world.step(*op);
+        world.no_verdict(&(number, op));
+    }
+    world.rival = None;
+    world.settle();
+    world.compare();
+    world.end();
+    let Count { tables, frames, asked, .. } = store.count();
+    assert_eq!((tables, frames), (0, 0), "tables and frames that are left over");
+    world.report.allocations = asked;
+    world.report
+}
+
+/// Runs a program with nothing wrong, with each allocation failing, and with a race at each compare-exchange.
+/// Returns the number of runs, of lost races, and of failed allocations.
+///
+/// # Panics
+/// On any finding.
+pub fn exhaust(program: &Program) -> (usize, usize, usize) {
+    let plain = run(program, Fault::None);
+    let (mut runs, mut lost) = (1, 0);
+    for number in 0..plain.allocations as u16 {
+        run(program, Fault::Allocation(number));
+        runs += 1;
+    }
+    for (op, what) in (0..).zip(&program.ops) {
+        // Giving back a table tries 512 slots, the one at the address first; the last step is past them.
+        let sweeps = matches!(what, Op::Unlink { .. });
+        for n in 1.. {
+            let n = if sweeps && n == 4 { 512 } else { n };
+            let size = [Size::Page, Size::Block2M, Size::Block1G][usize::from(op + n) % 3];
+            let report = run(program, Fault::Race { op, n, size });
+            runs += 1;
+            lost += report.lost;
+            if !report.raced || n == 512 {
+                break;
+            }
+        }
+    }
+    (runs, lost, plain.allocations)
+}
+
+impl<'m> World<'m> {
+    fn step(&mut self, op: Op) {
+        match op {
+            Op::Install { who, at, size, kind } => self.install(who, at, size, kind),
+            Op::Lookup { who, at } => self.lookup(who, at),
+            Op::Clear { who, at } => self.clear(who, at),
+            Op::Finish { who, hint } => self.finish(who, hint),
+            Op::Unmap { who, at, pages, hint } => self.unmap(who, at, pages, hint),
+            Op::Replace { who, at, kind, hint } => self.replace(who, at, kind, hint),
+            Op::Relax { who, at, hint } => self.relax(who, at, hint),
+            Op::Flush { who, at, what } => self.flush(who, at, what),
+            Op::Run { who } => self.enter(who.pe(), Some(usize::from(who.vm))),
+            Op::Leave { pe } => self.enter(usize::from(pe) % PES, None),
+            Op::Unlink { who, at, level } => self.unlink(who, at, usize::from(level % 3)),
+            Op::Hold { who, at, level } => self.hold(who, at, usize::from(level % 4)),
+            Op::Thaw { who } => self.thaw(who),
+            Op::Annotate { who, at, payload } => self.annotate(who, at, payload),
+            Op::Forget { who, at } => self.forget(who, at),
+            Op::Rebuild { who } => self.rebuild(who),
+        }
+    }
+
+    fn no_verdict(&self, when: &dyn core::fmt::Debug) {
+        let verdicts = self.ground.machine.verdicts();
+        if let Some(first) = verdicts.first() {
+            panic!("after {when:?}: {first}\n{verdicts:#?}");
+        }
+    }
+
+    /// The number of the VM that an operation is about, if it could be created.
+    fn vm(&self, who: Who) -> Option<usize> {
+        let vm = usize::from(who.vm) % self.setup.vm_count();
+        self.vms.contains_key(&vm).then_some(vm)
+    }
+
+    fn ipa(&self, at: crate::program::Place) -> u64 {
+        at.ipa(self.setup.ipa_bits()).get()
+    }
+
+    fn start_level(&self) -> usize {
+        self.setup.geometry().start() as usize
+    }
+
+    fn encoding(&self) -> format::Machine {
+        let features = self.setup.features();
+        format::Machine {
+            fwb: features.has(stage2::Caps::FWB),
+            xnx: features.has(stage2::Caps::XNX),
+        }
+    }
+
+    /// The PE leaves its guest and enters another: a DSB ends the walks of the old one.
+    fn enter(&mut self, pe: usize, vm: Option<usize>) {
+        let vm = vm.map(|vm| vm % self.setup.vm_count()).filter(|vm| self.vms.contains_key(vm));
+        let value = vm.map_or(0, |vm| self.vms[&vm].space.vttbr());
+        self.ground.machine.on_pe(pe, || {
+            self.ground.machine.dsb(arch::Dsb::Ish);
+            // SAFETY: (1) the value is that of the VM that runs, or 0 for none; (2) the DSB above.
+            unsafe { (&self.ground.machine).set_vttbr(value) };
+            self.ground.machine.isb();
+        });
+        self.running[pe] = vm;
+    }
+}
+
+/// The VMID of a VM.
+fn vmid(vm: usize) -> Vmid {
+    Vmid::new(vm as u16 + 1, 8).expect("small and not zero")
+}
+
+/// The level as `stage2` has it.
+fn level(number: usize) -> Level {
+    [Level::L0, Level::L1, Level::L2, Level::L3][number]
+}

@@ -1,0 +1,109 @@
+//! Random programs, shrinking: every program with everything that can go wrong in it.
+
+use programs::program::{Fault, Flush, Kind, Op, Place, Program, Setup, Size, Who};
+use programs::run::{exhaust, run};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+fn who() -> impl Strategy<Value = Who> {
+    (0u8..3, 0u8..3).prop_map(|(pe, vm)| Who { pe, vm })
+}
+
+/// Mostly few addresses, so that operations meet.
+fn place() -> impl Strategy<Value = Place> {
+    prop_oneof![
+        6 => (0u8..16).prop_map(Place),
+        3 => any::<u8>().prop_map(Place),
+        1 => Just(Place::BEYOND),
+    ]
+}
+
+fn size() -> impl Strategy<Value = Size> {
+    prop_oneof![5 => Just(Size::Page), 2 => Just(Size::Block2M), 1 => Just(Size::Block1G)]
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    any::<u8>().prop_map(Kind)
+}
+
+fn what() -> impl Strategy<Value = Flush> {
+    prop_oneof![
+        Just(Flush::Vm),
+        any::<u8>().prop_map(Flush::Pages),
+        Just(Flush::Table),
+        Just(Flush::All)
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let install = (who(), place(), size(), kind()).prop_map(|(who, at, size, kind)| Op::Install {
+        who,
+        at,
+        size,
+        kind,
+    });
+    let replace = (who(), place(), kind(), any::<bool>())
+        .prop_map(|(who, at, kind, hint)| Op::Replace { who, at, kind, hint });
+    let unmap = (who(), place(), any::<u8>(), any::<bool>())
+        .prop_map(|(who, at, pages, hint)| Op::Unmap { who, at, pages, hint });
+    let relax =
+        (who(), place(), any::<bool>()).prop_map(|(who, at, hint)| Op::Relax { who, at, hint });
+    prop_oneof![
+        10 => install,
+        2 => (who(), place()).prop_map(|(who, at)| Op::Lookup { who, at }),
+        3 => (who(), place()).prop_map(|(who, at)| Op::Clear { who, at }),
+        2 => (who(), any::<bool>()).prop_map(|(who, hint)| Op::Finish { who, hint }),
+        3 => unmap,
+        3 => replace,
+        2 => relax,
+        2 => (who(), place(), what()).prop_map(|(who, at, what)| Op::Flush { who, at, what }),
+        4 => who().prop_map(|who| Op::Run { who }),
+        1 => (0u8..3).prop_map(|pe| Op::Leave { pe }),
+        2 => (who(), place(), 0u8..3).prop_map(|(who, at, level)| Op::Unlink { who, at, level }),
+        2 => (who(), place(), 0u8..4).prop_map(|(who, at, level)| Op::Hold { who, at, level }),
+        2 => who().prop_map(|who| Op::Thaw { who }),
+        2 => (who(), place(), any::<u32>())
+            .prop_map(|(who, at, payload)| Op::Annotate { who, at, payload }),
+        1 => (who(), place()).prop_map(|(who, at)| Op::Forget { who, at }),
+        1 => who().prop_map(|who| Op::Rebuild { who }),
+    ]
+}
+
+fn setup() -> impl Strategy<Value = Setup> {
+    (0u8..24, any::<u8>(), 0u8..3).prop_map(|(ipa_size, caps, vms)| Setup { ipa_size, caps, vms })
+}
+
+fn program(most: usize) -> impl Strategy<Value = Program> {
+    (setup(), vec(op(), 1..most)).prop_map(|(setup, ops)| Program { setup, ops })
+}
+
+/// `HYP_SOAK` is a factor: how many times as many cases as usual.
+fn cases(usual: u32) -> ProptestConfig {
+    let factor = std::env::var("HYP_SOAK").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1);
+    ProptestConfig {
+        cases: usual.saturating_mul(factor),
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(300))]
+
+    /// Long programs, nothing made to go wrong.
+    #[test]
+    fn a_program_does_what_its_reference_does(program in program(60)) {
+        run(&program, Fault::None);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(40))]
+
+    /// Short programs, with each allocation failing once and each compare-exchange raced once.
+    #[test]
+    fn a_program_survives_everything_that_can_go_wrong_in_it(program in program(10)) {
+        exhaust(&program);
+    }
+}
