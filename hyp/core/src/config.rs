@@ -8,6 +8,8 @@
 //! | `mem=SIZE` | guest RAM with suffix `K`, `M` or `G`; whole pages, 8 MiB or more | half of what is free, at most 1 GiB |
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
 //! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
+//! | `trace=ORDER` | record every step of table maintenance in memory, in the order `total` or `per-pe` (needs a build with the feature `trace`, and `report=`) | off |
+//! | `trace-max=N` | record at most so many | as the buffer holds |
 //!
 //! Reading has two steps because the numbers have bounds that only the running machine knows:
 //! [`Request::parse`] says what was asked for, [`Request::resolve`] what that comes to. An unknown word
@@ -22,6 +24,7 @@ use core::fmt;
 use hyp_abi::MAX_VCPUS;
 
 use crate::range::{Bytes, PAGE_SIZE, align_down};
+use crate::trace::Order;
 
 /// The longest command line that is read, in bytes.
 pub const MAX_LINE: usize = 2048;
@@ -41,7 +44,8 @@ pub enum ConfigError {
     TooLong(usize),
     /// A word that is not one of ours.
     #[error(
-        "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE report=NONCE measure"
+        "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE report=NONCE measure \
+         trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -98,6 +102,15 @@ pub enum ConfigError {
     /// `measure` in a build that cannot.
     #[error("\"measure\" needs a hypervisor built with the feature \"measure\"")]
     CannotMeasure,
+    /// `trace` in a build that cannot.
+    #[error("\"trace\" needs a hypervisor built with the feature \"trace\"")]
+    CannotTrace,
+    /// `trace` without a report: nobody could tell whose trace it is.
+    #[error("\"trace\" needs \"report=NONCE\": it marks the trace too")]
+    TraceWithoutReport,
+    /// `trace-max` alone.
+    #[error("\"trace-max\" without \"trace\"")]
+    NothingToBound,
 }
 
 /// Marks the machine-readable report, so that a guest that prints one of its own is not believed.
@@ -150,6 +163,10 @@ pub struct Request {
     pub report: Option<Nonce>,
     /// `measure`
     pub measure: bool,
+    /// `trace=ORDER`
+    pub trace: Option<Order>,
+    /// `trace-max=N`
+    pub trace_max: Option<u64>,
 }
 
 /// What the running machine allows.
@@ -163,6 +180,8 @@ pub struct Bounds {
     pub overhead: u64,
     /// Whether this build can measure.
     pub can_measure: bool,
+    /// Whether this build can trace.
+    pub can_trace: bool,
 }
 
 /// What will be done.
@@ -176,6 +195,17 @@ pub struct Config {
     pub report: Option<Nonce>,
     /// Whether populate faults are timed.
     pub measure: bool,
+    /// How steps are recorded, if they are.
+    pub trace: Option<Trace>,
+}
+
+/// A trace that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// What the numbers of its records say.
+    pub order: Order,
+    /// Records at the most.
+    pub most: Option<u64>,
 }
 
 impl Request {
@@ -199,6 +229,10 @@ impl Request {
                 ("report", Some(value)) => once(&mut request.report, "report", nonce(value)?)?,
                 ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
                 ("measure", None) => request.measure = true,
+                ("trace", Some(value)) => once(&mut request.trace, "trace", order(value)?)?,
+                ("trace-max", Some(value)) => {
+                    once(&mut request.trace_max, "trace-max", count(value)?)?;
+                }
                 _ => return Err(ConfigError::UnknownWord(shown(word))),
             }
         }
@@ -218,8 +252,16 @@ impl Request {
         if self.measure && !machine.can_measure {
             return Err(ConfigError::CannotMeasure);
         }
+        let most = self.trace_max;
+        let trace = self.trace.map(|order| Trace { order, most });
+        match trace {
+            Some(_) if !machine.can_trace => return Err(ConfigError::CannotTrace),
+            Some(_) if self.report.is_none() => return Err(ConfigError::TraceWithoutReport),
+            None if most.is_some() => return Err(ConfigError::NothingToBound),
+            _ => {}
+        }
         let mem = self.memory(machine)?;
-        Ok(Config { vcpus, mem, report: self.report, measure: self.measure })
+        Ok(Config { vcpus, mem, report: self.report, measure: self.measure, trace })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {
@@ -271,6 +313,26 @@ fn nonce(value: &str) -> Result<Nonce, ConfigError> {
         word: "report",
         value: shown(value),
         wanted: "16 to 64 of the digits 0-9a-f",
+    })
+}
+
+fn order(value: &str) -> Result<Order, ConfigError> {
+    match value {
+        "total" => Ok(Order::Total),
+        "per-pe" => Ok(Order::PerCpu),
+        _ => Err(ConfigError::Value {
+            word: "trace",
+            value: shown(value),
+            wanted: "total or per-pe",
+        }),
+    }
+}
+
+fn count(value: &str) -> Result<u64, ConfigError> {
+    decimal(value).ok_or_else(|| ConfigError::Value {
+        word: "trace-max",
+        value: shown(value),
+        wanted: "a number of records",
     })
 }
 

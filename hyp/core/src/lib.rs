@@ -4,7 +4,8 @@
 //! the host: what the machine looks like ([`fdt`]), what of its memory is free ([`layout`]), what the
 //! user asked for ([`config`]), where a guest goes ([`image`]) and what it is told ([`guest_dtb`]), how
 //! its exits read ([`syndrome`], [`mmio`]), what its calls and registers answer ([`psci`], [`idreg`],
-//! [`pl011`]), and how the run is told to a person and to a program ([`diagnosis`], [`report`]).
+//! [`pl011`]), how the run is told to a person and to a program ([`diagnosis`], [`report`]),
+//! and how its steps are recorded ([`trace`]).
 //!
 //! Input comes from people, from QEMU and from guests, and none of it is trusted: it is bounded, it is
 //! answered with a typed error that has the numbers in it, and it never panics. The lints below hold the
@@ -41,5 +42,6 @@ pub mod psci;
 pub mod range;
 pub mod report;
 pub mod syndrome;
+pub mod trace;
 
 pub use range::{IpaRange, PaRange};

@@ -23,6 +23,7 @@ use aarch64_cpu::registers::{
 };
 
 use super::Vm;
+use crate::event::trace;
 use crate::sysreg;
 
 /// `CPTR_EL2`: the bits that are RES1 without SVE and SME, which are their traps; TTA, TAM; TFP 0.
@@ -38,6 +39,7 @@ const SCTLR_EL1: u64 = 0x30d0_0800;
 pub(super) fn load(vm: &Vm, vcpu: usize) {
     VTCR_EL2.set(vm.space.geometry().vtcr());
     VTTBR_EL2.set(vm.space.vttbr());
+    trace::vttbr(vm.space.vttbr());
     HCR_EL2.write(
         HCR_EL2::VM::SET
             + HCR_EL2::SWIO::SET
@@ -70,6 +72,7 @@ pub(super) fn load(vm: &Vm, vcpu: usize) {
     sysreg::write!("vmpidr_el2", 1 << 31 | vcpu as u64);
     optional();
     barrier::isb(barrier::SY);
+    trace::synchronized();
 }
 
 /// `MDCR_EL2.HPMN`: all event counters, which then belong to the lower levels, where their use is trapped.
@@ -161,4 +164,5 @@ pub(super) fn reset_el1() {
     unsafe {
         asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags));
     }
+    trace::reset_el1();
 }

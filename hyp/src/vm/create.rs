@@ -14,7 +14,6 @@ use hyp_core::mmio::{Devices, Window};
 use hyp_core::psci::Psci;
 use hyp_core::range::{Bytes, Count};
 use hyp_core::{PaRange, image};
-use stage2::arch::aarch64::Aarch64;
 use stage2::geometry::{Geometry, HwUpdate};
 use stage2::{
     Attributes, Backing, Features, Ipa, IpaRange, Level, MemType, Owner, Prot, Region, RegionMap,
@@ -23,13 +22,11 @@ use stage2::{
 
 use super::idregs::IdRegisters;
 use super::payload::Payload;
-use super::pe::Counted;
 use super::stop::Stop;
 use super::vcpu::Mailbox;
-use super::{EPOCHS, Policy, Stage2, Vm};
+use super::{EPOCHS, Policy, Stage2, Vm, pe};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
-use crate::mem::tables::Tables;
 use crate::mem::{PAGE, cache, frames};
 use crate::{cpu, say};
 
@@ -85,14 +82,18 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
         .find(|bits| end <= 1 << bits)
         .ok_or_else(|| alloc::format!("guest RAM up to {end:#x} is beyond 48 bits"))?;
     let geometry = Geometry::new(ipa_bits, &features, HwUpdate::Off)?;
+    #[cfg(feature = "trace")]
+    if let (Some(wanted), Some(nonce)) = (config.trace, &config.report) {
+        crate::event::trace::start(wanted, nonce, cpus, &geometry);
+    }
     // SAFETY: (1) this is EL2; (2) `features` are those of all CPUs; (3) TGE is never set.
-    let arch = Counted(unsafe { Aarch64::new(&features) });
+    let (arch, pages) = unsafe { pe::new(&features) };
     let vmid = Vmid::new(1, features.vmid_bits()).ok_or("no VMID")?;
     // TLBs may hold anything of EL1's regime since power came on.
     let _ = flush::all(&arch);
     // A root of one page comes from the stock.
     cpu::current().stock.refill();
-    let space = Space::new(geometry, vmid, EPOCHS.domain(), Tables, arch)?;
+    let space = Space::new(geometry, vmid, EPOCHS.domain(), pages, arch)?;
     let policy = policy(&space, placed.ram)?;
     let vm = Vm {
         vcpus: config.vcpus,
@@ -142,7 +143,8 @@ fn bounds(cpus: usize) -> Bounds {
     let free = frames::free();
     let stocks = (cpus * cache::FULL) as u64 * PAGE;
     let overhead = (free / 256 + stocks + SLACK).next_multiple_of(SLACK);
-    Bounds { cpus, free, overhead, can_measure: cfg!(feature = "measure") }
+    let (can_measure, can_trace) = (cfg!(feature = "measure"), cfg!(feature = "trace"));
+    Bounds { cpus, free, overhead, can_measure, can_trace }
 }
 
 /// What every CPU has.

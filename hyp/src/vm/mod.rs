@@ -41,6 +41,8 @@ pub(crate) mod payload;
 mod pe;
 pub(crate) mod run;
 pub(crate) mod stop;
+#[cfg(feature = "trace")]
+mod traced;
 mod trap;
 pub(crate) mod vcpu;
 
@@ -53,7 +55,7 @@ use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
 use idregs::IdRegisters;
 use payload::Payload;
-use pe::Counted;
+use pe::{Pages, Pe};
 use spin::Once;
 use stage2::{Epochs, Features, Guard, IpaRange, Mapping, Region, RegionMap, Space};
 use stop::Stop;
@@ -62,7 +64,6 @@ use vcpu::Mailbox;
 use crate::boot::{Machine, Refusal};
 use crate::cpu::PerCpu;
 use crate::lock::Lock;
-use crate::mem::tables::Tables;
 
 /// The number of the only VM.
 pub(crate) const NUMBER: u32 = 0;
@@ -71,7 +72,7 @@ pub(crate) const NUMBER: u32 = 0;
 pub(crate) type Regions = RegionMap<[Region; create::REGIONS]>;
 
 /// Stage-2 tables of a VM here.
-pub(crate) type Stage2 = Space<'static, Tables, Counted>;
+pub(crate) type Stage2 = Space<'static, Pages, Pe>;
 
 /// The guards of all CPUs.
 pub(crate) static EPOCHS: Epochs<MAX_VCPUS> = Epochs::new();

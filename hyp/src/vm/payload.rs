@@ -11,6 +11,7 @@
 use hyp_core::{IpaRange, PaRange};
 use stage2::{Frames, Pa};
 
+use crate::event::trace;
 use crate::mem::cache::{Stock, wipe};
 use crate::mem::{PAGE, clean};
 
@@ -134,6 +135,7 @@ unsafe impl Frames for Source<'_> {
             // SAFETY: (1) never mapped: it lost its race.
             unsafe { wipe(frame.get(), PAGE) };
         }
+        trace::frame_given_back(frame.get(), PAGE);
         self.stock.put_back(frame.get());
     }
 }

@@ -1,5 +1,7 @@
-//! The executing CPU as crate `stage2` uses it, with what it does counted.
+//! The executing CPU as crate `stage2` uses it, with what it does counted, and in builds for that
+//! recorded (`traced`).
 
+use stage2::Features;
 use stage2::arch::aarch64::Aarch64;
 use stage2::arch::{Arch, Dsb};
 use stage2::slot::Slot;
@@ -7,10 +9,37 @@ use stage2::tlbi::Tlbi;
 
 use crate::cpu;
 use crate::event::counters::Own;
+use crate::mem::tables::Tables;
+
+/// The CPU of the VM's tables.
+#[cfg(not(feature = "trace"))]
+pub(crate) type Pe = Counted;
+/// The CPU of the VM's tables.
+#[cfg(feature = "trace")]
+pub(crate) type Pe = super::traced::Traced<Counted>;
+
+/// The pages of the VM's tables.
+#[cfg(not(feature = "trace"))]
+pub(crate) type Pages = Tables;
+/// The pages of the VM's tables.
+#[cfg(feature = "trace")]
+pub(crate) type Pages = super::traced::Traced<Tables>;
+
+/// The executing CPU, whichever that is, and its table pages.
+///
+/// # Safety
+/// 1. As of [`Aarch64::new`].
+pub(crate) unsafe fn new(features: &Features) -> (Pe, Pages) {
+    // SAFETY: (1) the caller's clause.
+    let (pe, pages) = (Counted(unsafe { Aarch64::new(features) }), Tables);
+    #[cfg(feature = "trace")]
+    let (pe, pages) = (super::traced::Traced(pe), super::traced::Traced(pages));
+    (pe, pages)
+}
 
 /// [`Aarch64`], counting barriers and invalidations in the executing CPU's counters.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Counted(pub(crate) Aarch64);
+pub(crate) struct Counted(Aarch64);
 
 // SAFETY: every method is that of `Aarch64`.
 unsafe impl Arch for Counted {

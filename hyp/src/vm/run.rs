@@ -16,6 +16,7 @@ use super::stop::{self, Reason};
 use super::vcpu::{Entry, Vcpu};
 use super::{EPOCHS, NUMBER, Vm, control, fault, trap};
 use crate::cpu::PerCpu;
+use crate::event::trace;
 use crate::exception::vectors::{Exit, guest_enter};
 use crate::hypercall;
 use crate::platform::{gic, power};
@@ -100,9 +101,12 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> Option<Reason> {
         }
         #[cfg(feature = "measure")]
         cpu.timing.leaving(&vcpu.context);
+        // The return to the guest, and its next exit, are context synchronizations.
+        trace::synchronized();
         // SAFETY: (1) `control` has set this CPU up for this vCPU and nobody else runs here. (2) `pstate`
         // starts as EL1 and then comes from SPSR_EL2 or `inject`.
         let exit = Exit::from_raw(unsafe { guest_enter(&raw mut vcpu.context) });
+        trace::synchronized();
         #[cfg(feature = "measure")]
         cpu.timing.entered_again(&mut vcpu.context);
         let step = match exit {

@@ -12,6 +12,8 @@ const AF: u64 = 1 << 10;
 const S2AP_WRITE: u64 = 1 << 7;
 const DBM: u64 = 1 << 51;
 const CONTIGUOUS: u64 = 1 << 52;
+/// nT, in blocks only \[IPJZBK\].
+const NO_TRANSLATION: u64 = 1 << 16;
 /// MemAttr, SH and FnXS: what RWHZWS calls memory type, Shareability and Cacheability.
 const MEMORY: u64 = 0b1111 << 2 | 0b11 << 8;
 
@@ -66,4 +68,11 @@ pub const fn memory(bits: u64) -> u64 {
 #[must_use]
 pub const fn contiguous(bits: u64) -> bool {
     bits & CONTIGUOUS != 0
+}
+
+/// Whether a block may fault instead of being cached, so that its size can be changed in place
+/// (FEAT_BBM level 1).
+#[must_use]
+pub const fn no_translation(bits: u64, level: u8) -> bool {
+    matches!(kind(bits, level), Kind::Leaf(_)) && level < LEAF_LEVEL && bits & NO_TRANSLATION != 0
 }

@@ -109,21 +109,30 @@ pub enum Event {
         slot: u64,
         /// What it holds now.
         new: u64,
+        /// Nobody saw it happen: it is known from what a later access found. Then the PE is any, and the
+        /// store behind it was not seen either.
+        #[serde(default)]
+        inferred: bool,
     },
-    /// A guest's store went through this leaf. If the leaf was writable-clean, a [`HwUpdate`](Self::HwUpdate)
-    /// of it follows at some time: the two are not ordered \[RZYCN\].
+    /// A guest's store went through this leaf, or through a cached copy of it. If the leaf was
+    /// writable-clean, a [`HwUpdate`](Self::HwUpdate) of it follows at some time: observers may see
+    /// the two in either order \[RZYCN\], a trace has the store first.
     GuestStore {
         /// Whose guest.
         pe: Pe,
         /// Address of the descriptor.
         slot: u64,
     },
-    /// Software goes on as if the dirty state that it read covered every store so far.
+    /// Software goes on as if the dirty state that it read covered every store so far, and as if none
+    /// that comes later could go unrecorded.
     Harvested {
         /// Who.
         pe: Pe,
-        /// Address of the descriptor.
+        /// Address of the descriptor, or of the first of several.
         slot: u64,
+        /// How many descriptors side by side: those of a contiguous run speak for each other.
+        #[serde(default = "one")]
+        count: u64,
     },
     /// A barrier.
     Dsb {
@@ -155,6 +164,13 @@ pub enum Event {
         /// Its address.
         table: u64,
     },
+    /// A table page was put in a list of pages that others may take from.
+    ListTable {
+        /// Who.
+        pe: Pe,
+        /// Its address.
+        table: u64,
+    },
     /// Something that is no descriptor was written into a table page: a list link, a poison.
     Scribble {
         /// Who.
@@ -170,6 +186,11 @@ pub enum Event {
         frame: u64,
         /// Bytes.
         bytes: u64,
+    },
+    /// Software goes on as if every PE's walks read what this PE has written.
+    Published {
+        /// Who.
+        pe: Pe,
     },
     /// Software goes on as if no PE translated these IPAs by anything but the tables as they are.
     Flushed {
@@ -202,6 +223,24 @@ pub enum Event {
         /// The table page that the lock guards.
         table: u64,
     },
+    /// A change of a descriptor in several steps begins.
+    Start {
+        /// Who.
+        pe: Pe,
+        /// Address of the descriptor.
+        slot: u64,
+    },
+    /// It is over.
+    Commit {
+        /// Who.
+        pe: Pe,
+        /// Address of the descriptor.
+        slot: u64,
+    },
+}
+
+const fn one() -> u64 {
+    1
 }
 
 impl Event {
@@ -219,12 +258,16 @@ impl Event {
             | Self::Tlbi { pe, .. }
             | Self::AllocTable { pe, .. }
             | Self::FreeTable { pe, .. }
+            | Self::ListTable { pe, .. }
             | Self::Scribble { pe, .. }
             | Self::FreeFrame { pe, .. }
+            | Self::Published { pe }
             | Self::Flushed { pe, .. }
             | Self::ReuseVmid { pe, .. }
             | Self::Lock { pe, .. }
-            | Self::Unlock { pe, .. } => pe,
+            | Self::Unlock { pe, .. }
+            | Self::Start { pe, .. }
+            | Self::Commit { pe, .. } => pe,
         }
     }
 }

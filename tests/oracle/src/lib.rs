@@ -10,9 +10,12 @@
 
 pub mod descriptor;
 pub mod event;
+mod event_text;
+mod invalidate;
 pub mod machine;
 mod memory;
 pub mod model;
+pub mod recorded;
 pub mod shape;
 mod tlb;
 pub mod verdict;

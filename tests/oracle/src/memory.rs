@@ -43,11 +43,16 @@ impl Memory {
 
     /// The page is no table any more; its content is forgotten.
     pub(crate) fn remove_table(&mut self, table: u64) {
+        fn forget<T>(map: &mut BTreeMap<u64, T>, table: u64) {
+            let slots: Vec<u64> = map.range(table..table + 0x1000).map(|(slot, _)| *slot).collect();
+            for slot in slots {
+                map.remove(&slot);
+            }
+        }
         self.tables.remove(&table);
-        let range = table..table + 0x1000;
-        self.slots.retain(|slot, _| !range.contains(slot));
-        self.old.retain(|slot, _| !range.contains(slot));
-        self.log.retain(|slot, _| !range.contains(slot));
+        forget(&mut self.slots, table);
+        forget(&mut self.old, table);
+        forget(&mut self.log, table);
     }
 
     /// Whether every slot of the page holds 0.
@@ -88,6 +93,11 @@ impl Memory {
     /// Whether a store to this descriptor is still under way: another PE's, or with `own` anybody's.
     pub(crate) fn store_pending(&self, pe: Pe, own: bool, slot: u64) -> bool {
         self.old.get(&slot).is_some_and(|old| old.iter().any(|o| own || o.by != pe))
+    }
+
+    /// A descriptor to which a store of `pe` is still under way.
+    pub(crate) fn stored_by(&self, pe: Pe) -> Option<u64> {
+        self.old.iter().find(|(_, old)| old.iter().any(|o| o.by == pe)).map(|(slot, _)| *slot)
     }
 
     /// Descriptors of a table that a walk may read as something other than 0.

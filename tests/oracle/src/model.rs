@@ -7,28 +7,30 @@
 //!                              verdicts ◀─────────── TLB (which entries may be held)
 //! ```
 //!
-//! A *place* is a table page as one PE may walk it: under a VMID, at a level, for a range of IPAs. A PE
-//! may walk from the root that its VTTBR_EL2 names, and on from any intermediate entry that it may
-//! hold, even one whose table is no longer linked.
+//! A *place* is a table page as a PE may walk it. A PE may walk from the root that its VTTBR_EL2 names,
+//! and on from any intermediate entry that it may hold, even one whose table is no longer linked.
+//! Whatever it may read there it may hold. Two facts are kept true by every step, so that no step has
+//! to walk everything again:
+//!
+//! * a place is open to a PE exactly if it is a root of that PE, or an intermediate entry that the
+//!   PE may hold leads there;
+//! * of an open place, every readable descriptor that a TLB keeps at all is held.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::descriptor::{self, Kind, LEAF_LEVEL, accessed, kind, shift};
-use crate::event::{Aim, Dsb, Event, Pe, Scope};
+use crate::event::{Event, Pe};
 use crate::memory::{Memory, page};
-use crate::tlb::{Entry, Form, Pending, Tlb, hits};
+use crate::tlb::{Entry, Mask, Place, Tlb};
 use crate::verdict::{Defect, Verdict};
 
 mod check;
-
-/// The access flag.
-const ACCESSED: u64 = 1 << 10;
-/// S2AP\[1\]: with DBM, the dirty state.
-const DIRTY: u64 = 1 << 7;
-/// Dirty bit modifier.
-const DBM: u64 = 1 << 51;
+mod dirty;
+mod evidence;
+mod maintain;
+mod owner;
+mod walk;
 
 /// The machine that is modelled, and what it must know of the software's conventions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +46,7 @@ pub struct Machine {
     pub bbm: u8,
     /// VTCR_EL2.HA.
     pub hw_access: bool,
-    /// VTCR_EL2.HD.
+    /// VTCR_EL2.HD, which counts only where HA is set, too.
     pub hw_dirty: bool,
     /// What software writes into slots of a table that is going away.
     pub dead: Option<u64>,
@@ -65,46 +67,11 @@ impl Default for Machine {
     }
 }
 
-/// A table page as a PE may walk it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    vmid: u16,
-    table: u64,
-    level: u8,
-    ipa: u64,
-}
-
-impl Place {
-    fn entry(&self, slot: u64, bits: u64) -> Entry {
-        let index = (slot & 0xfff) / 8;
-        Entry {
-            vmid: self.vmid,
-            ipa: self.ipa + (index << shift(self.level)),
-            level: self.level,
-            form: Form::Stage2,
-            slot,
-            bits,
-        }
-    }
-
-    /// Where an entry was read.
-    fn of(entry: &Entry) -> Self {
-        let index = (entry.slot & 0xfff) / 8;
-        Self {
-            vmid: entry.vmid,
-            table: page(entry.slot),
-            level: entry.level,
-            ipa: entry.ipa - (index << shift(entry.level)),
-        }
-    }
-
-    fn below(&self, entry: &Entry) -> Option<Self> {
-        match entry.kind() {
-            Kind::Table(table) => {
-                Some(Self { vmid: self.vmid, table, level: self.level + 1, ipa: entry.ipa })
-            }
-            _ => None,
-        }
+impl Machine {
+    /// Whether hardware manages the dirty state: HD behaves as 0 where HA is 0 (VTCR_EL2.HD).
+    #[must_use]
+    pub const fn tracks_dirty(&self) -> bool {
+        self.hw_access && self.hw_dirty
     }
 }
 
@@ -114,11 +81,14 @@ struct PeState {
     vttbr: Vec<u64>,
     /// Walks for the value in force may be going on: no DSB since it came into force.
     walking: bool,
-    pending: Vec<Pending>,
+    /// TLBIs that were executed and are not complete.
+    pending: Vec<maintain::Pending>,
+    /// What completed invalidations took away from this PE by its own TLBIs, with no context
+    /// synchronization since.
+    unsynchronized: Vec<Entry>,
     locks: Vec<u64>,
     /// Event at which the maintenance began that the PE has done since it last did anything else.
     maintains: Option<usize>,
-    places: BTreeSet<Place>,
 }
 
 /// The state of the machine.
@@ -127,9 +97,11 @@ pub struct Model {
     machine: Machine,
     memory: Memory,
     tlb: Tlb,
+    /// Tables that may be walked, and by whom.
+    places: BTreeMap<Place, Mask>,
     pes: Vec<PeState>,
-    /// Stores of guests whose record in a descriptor may be on its way.
-    unrecorded: BTreeSet<(Pe, u64)>,
+    dirty: dirty::Dirty,
+    owners: owner::Owners,
     /// The value of VTTBR_EL2 last used for each VMID.
     roots: BTreeMap<u16, u64>,
     trace: Vec<Event>,
@@ -138,14 +110,20 @@ pub struct Model {
 
 impl Model {
     /// No tables, no translations, no VMID in force anywhere.
+    ///
+    /// # Panics
+    /// If the machine has more than 64 PEs.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
+        assert!(machine.pes <= 64, "{} PEs, 64 at the most", machine.pes);
         Self {
             machine,
             memory: Memory::default(),
             tlb: Tlb::default(),
+            places: BTreeMap::new(),
             pes: vec![PeState::default(); machine.pes],
-            unrecorded: BTreeSet::new(),
+            dirty: dirty::Dirty::default(),
+            owners: owner::Owners::default(),
             roots: BTreeMap::new(),
             trace: Vec::new(),
             verdicts: Vec::new(),
@@ -164,6 +142,18 @@ impl Model {
         &self.trace
     }
 
+    /// The machine.
+    #[must_use]
+    pub const fn machine(&self) -> Machine {
+        self.machine
+    }
+
+    /// What a descriptor holds.
+    #[must_use]
+    pub fn current(&self, slot: u64) -> u64 {
+        self.memory.current(slot)
+    }
+
     /// Whether every slot of a table page holds 0.
     #[must_use]
     pub fn is_blank(&self, table: u64) -> bool {
@@ -173,264 +163,91 @@ impl Model {
     /// Applies one event, and records what is wrong with it. An event of a PE that the machine does not
     /// have is ignored.
     pub fn apply(&mut self, event: &Event) {
+        self.trace.push(event.clone());
         if event.pe() < self.pes.len() {
+            self.maintains(event);
             self.step(event);
         }
-        self.trace.push(event.clone());
+    }
+
+    /// The trace is over: nothing may be left open.
+    pub fn finish(&mut self) {
+        self.check_all_closed();
+    }
+
+    /// Number of the event that is being applied.
+    fn now(&self) -> usize {
+        self.trace.len().saturating_sub(1)
+    }
+
+    /// Keeps the moment at which a PE's current run of maintenance began.
+    fn maintains(&mut self, event: &Event) {
+        let now = self.now();
+        let began = &mut self.pes[event.pe()].maintains;
+        match event {
+            Event::Dsb { .. } | Event::Tlbi { .. } | Event::SetVttbr { .. } | Event::Isb { .. } => {
+                began.get_or_insert(now);
+            }
+            Event::Flushed { .. } => {}
+            _ => *began = None,
+        }
     }
 
     fn step(&mut self, event: &Event) {
-        let at = self.trace.len();
-        let maintains = &mut self.pes[event.pe()].maintains;
-        match event {
-            Event::Dsb { .. } | Event::Tlbi { .. } | Event::SetVttbr { .. } | Event::Isb { .. } => {
-                maintains.get_or_insert(at);
-            }
-            Event::Flushed { .. } => {}
-            _ => *maintains = None,
-        }
         match *event {
-            Event::SetVttbr { pe, value } => {
-                let current = self.pes[pe].vttbr.last().copied().unwrap_or(0);
-                if self.pes[pe].walking && current != value && current != 0 {
-                    let what = format!("PE {pe} from {current:#x} to {value:#x}");
-                    self.blame(Defect::WalkAcrossSwitch, what);
-                }
-                self.pes[pe].vttbr.push(value);
-                self.roots.insert((value >> 48) as u16, value);
-                self.walk_all(pe);
-            }
-            Event::Isb { pe } => {
-                let vttbr = &mut self.pes[pe].vttbr;
-                vttbr.drain(..vttbr.len().saturating_sub(1));
-                self.pes[pe].walking = true;
-                self.find_places(pe);
-            }
+            Event::SetVttbr { pe, value } => self.set_vttbr(pe, value),
+            Event::Isb { pe } => self.synchronize(pe),
             Event::Write { pe, slot, new, atomic, relaxed } => {
                 self.write(pe, slot, new, atomic, relaxed);
             }
-            Event::HwUpdate { slot, new, .. } => self.hw_update(slot, new),
-            Event::GuestStore { pe, slot } => {
-                let bits = self.memory.current(slot);
-                if self.machine.hw_dirty && bits & DBM != 0 && !descriptor::dirty(bits) {
-                    self.unrecorded.insert((pe, slot));
-                }
+            Event::HwUpdate { pe, slot, new, inferred } => {
+                self.hw_update(pe, slot, new, inferred);
             }
-            Event::Harvested { slot, .. } => {
-                if let Some((pe, _)) = self.unrecorded.iter().find(|(_, stored)| *stored == slot) {
-                    let what = format!("{slot:#x}: a store of PE {pe} is not recorded yet");
-                    self.blame(Defect::LostDirty, what);
-                }
-            }
+            Event::GuestStore { pe, slot } => self.guest_store(pe, slot),
+            Event::Harvested { slot, count, .. } => self.harvested(slot, count),
             Event::Dsb { pe, kind } => self.barrier(pe, kind),
-            Event::Tlbi { pe, scope, aim } => {
-                let pending = self.invalidate(pe, scope, aim);
-                self.pes[pe].pending.push(pending);
+            Event::Tlbi { pe, scope, aim } => self.invalidate(pe, scope, aim),
+            Event::AllocTable { table, .. } => {
+                let table = page(table);
+                self.check_table_gone(table, Defect::TableReused);
+                self.memory.remove_table(table);
+                self.memory.add_table(table);
             }
-            Event::AllocTable { table, .. } => self.memory.add_table(table),
             Event::FreeTable { table, .. } => {
+                let table = page(table);
                 self.check_table_gone(table, Defect::TableStillWalked);
                 self.memory.remove_table(table);
             }
+            Event::ListTable { table, .. } => {
+                self.check_table_gone(page(table), Defect::TableListed);
+            }
             Event::Scribble { table, .. } => {
-                self.check_table_gone(table, Defect::TableScribbled);
+                self.check_table_gone(page(table), Defect::TableScribbled);
             }
             Event::FreeFrame { frame, bytes, .. } => self.check_frame_gone(frame, bytes),
+            Event::Published { pe } => self.check_published(pe),
             Event::Flushed { pe, vmid, span } => {
-                let since = self.pes[pe].maintains.take().unwrap_or(at);
+                let since = self.pes[pe].maintains.take().unwrap_or(self.now());
                 self.check_flushed(vmid, span, since);
             }
             Event::ReuseVmid { vmid, .. } => self.check_vmid_gone(vmid),
-            Event::Lock { pe, table } => self.lock(pe, table),
-            Event::Unlock { pe, table } => self.unlock(pe, table),
+            Event::Lock { pe, table } => self.lock(pe, page(table)),
+            Event::Unlock { pe, table } => self.unlock(pe, page(table)),
+            Event::Start { pe, slot } => self.start(pe, slot),
+            Event::Commit { pe, slot } => self.commit(pe, slot),
         }
     }
 
-    fn blame(&mut self, defect: Defect, what: String) {
-        self.verdicts.push(Verdict { defect, at: self.trace.len(), what });
-    }
-
-    /// Every place that `pe` may walk: from its roots by what it may read, and from intermediate
-    /// entries that it may hold and `without` does not exclude.
-    fn places(&self, pe: Pe, without: impl Fn(&Entry) -> bool) -> BTreeSet<Place> {
-        let mut todo: Vec<Place> = Vec::new();
-        for vttbr in &self.pes[pe].vttbr {
-            todo.extend(self.root_places(*vttbr));
-        }
-        for entry in self.tlb.of(pe).filter(|entry| entry.form == Form::Stage2 && !without(entry)) {
-            let place = Place { vmid: entry.vmid, table: 0, level: entry.level, ipa: 0 };
-            todo.extend(place.below(entry));
-        }
-        let mut places = BTreeSet::new();
-        while let Some(place) = todo.pop() {
-            if place.level > LEAF_LEVEL || !places.insert(place) {
-                continue;
-            }
-            for slot in self.memory.slots_of(place.table) {
-                for bits in self.memory.readable(pe, slot) {
-                    todo.extend(place.below(&place.entry(slot, bits)));
-                }
-            }
-        }
-        places
-    }
-
-    /// The pages of a root, by the value of VTTBR_EL2. 0 is no root.
-    fn root_places(&self, vttbr: u64) -> Vec<Place> {
-        let (vmid, root) = ((vttbr >> 48) as u16, vttbr & 0x0000_ffff_ffff_fffe);
-        let level = self.machine.start_level;
-        let page =
-            |n| Place { vmid, table: root + n * 0x1000, level, ipa: n << (shift(level) + 9) };
-        (0..if root == 0 { 0 } else { self.machine.root_pages }).map(page).collect()
-    }
-
-    fn find_places(&mut self, pe: Pe) {
-        self.pes[pe].places = self.places(pe, |_| false);
-    }
-
-    /// Everything that `pe` may read by walks, it may hold.
-    fn walk_all(&mut self, pe: Pe) {
-        self.find_places(pe);
-        for place in self.pes[pe].places.clone() {
-            for slot in self.memory.slots_of(place.table) {
-                let values: Vec<u64> = self.memory.readable(pe, slot).collect();
-                for bits in values {
-                    self.hold(pe, place.entry(slot, bits));
-                }
-            }
-        }
-    }
-
-    /// `pe` may hold the entry, if it is one that a TLB holds at all.
-    fn hold(&mut self, pe: Pe, entry: Entry) {
-        let cacheable = match entry.kind() {
-            Kind::Fault => false,
-            Kind::Table(_) => true,
-            Kind::Leaf(_) => accessed(entry.bits) || self.machine.hw_access,
-        };
-        if cacheable && self.tlb.insert(pe, entry) && entry.is_leaf() {
-            self.check_conflicts(pe, &entry);
-        }
-    }
-
+    /// Software writes a descriptor.
     fn write(&mut self, pe: Pe, slot: u64, new: u64, atomic: bool, relaxed: bool) {
         if !self.memory.is_table(slot) {
-            return self.blame(Defect::WriteToNoTable, format!("{new:#x} to {slot:#x}"));
+            let what = format!("{new:#x} to {slot:#x}");
+            return self.blame(Defect::WriteToNoTable, what, &[evidence::About::Table(page(slot))]);
         }
         let old = self.memory.current(slot);
-        self.check_write(pe, slot, old, new, atomic);
-        self.memory.write(self.trace.len(), pe, slot, new);
-        let links = |bits| {
-            self.places_of(page(slot)).any(|p| matches!(kind(bits, p.level), Kind::Table(_)))
-        };
-        if links(new) || links(old) {
-            self.check_published(pe, slot, new, relaxed);
-            (0..self.pes.len()).for_each(|pe| self.walk_all(pe));
-        } else {
-            for pe in 0..self.pes.len() {
-                let here = |p: &&Place| p.table == page(slot);
-                let places: Vec<Place> = self.pes[pe].places.iter().filter(here).copied().collect();
-                places.iter().for_each(|place| self.hold(pe, place.entry(slot, new)));
-            }
-        }
-    }
-
-    fn hw_update(&mut self, slot: u64, new: u64) {
-        let old = self.memory.current(slot);
-        let changed = old ^ new;
-        let allowed = ACCESSED | if old & DBM != 0 && self.machine.hw_dirty { DIRTY } else { 0 };
-        if old & 1 == 0 || changed & !allowed != 0 || new & changed != changed {
-            self.blame(Defect::ImpossibleUpdate, format!("{slot:#x} from {old:#x} to {new:#x}"));
-        }
-        if descriptor::dirty(new) {
-            self.unrecorded.retain(|(_, stored)| *stored != slot);
-        }
-        self.memory.update(slot, new);
-        (0..self.pes.len()).for_each(|pe| self.walk_all(pe));
-    }
-
-    fn barrier(&mut self, pe: Pe, kind: Dsb) {
-        self.memory.barrier(pe, kind);
-        if matches!(kind, Dsb::Ish | Dsb::Nsh) {
-            self.pes[pe].walking = false;
-        }
-        if kind == Dsb::Ish && self.unrecorded.iter().any(|(by, _)| *by == pe) {
-            // Hardware made these updates before the DSB was over: the trace should say so.
-            let stores: Vec<u64> =
-                self.unrecorded.iter().filter(|(by, _)| *by == pe).map(|(_, slot)| *slot).collect();
-            for slot in stores {
-                self.hw_update(slot, self.memory.current(slot) | DIRTY | ACCESSED);
-            }
-        }
-        let completes = |pending: &Pending| match kind {
-            Dsb::Ish => true,
-            Dsb::Nsh => pending.local,
-            Dsb::IshSt | Dsb::IshLd | Dsb::NshSt | Dsb::NshLd => false,
-        };
-        let (done, waiting): (Vec<_>, Vec<_>) = self.pes[pe].pending.drain(..).partition(completes);
-        self.pes[pe].pending = waiting;
-        for pending in done {
-            self.complete(&pending);
-        }
-    }
-
-    /// Notes what a TLBI will have removed once it completes.
-    fn invalidate(&self, pe: Pe, scope: Scope, aim: Aim) -> Pending {
-        let vmids: BTreeSet<u16> =
-            self.pes[pe].vttbr.iter().map(|vttbr| (vttbr >> 48) as u16).collect();
-        // Between a write of VTTBR_EL2 and its synchronization, either VMID may be the one that is used:
-        // neither is required to be.
-        let of_vm = |entry: &Entry| {
-            matches!(aim, Aim::All) || (vmids.len() == 1 && vmids.contains(&entry.vmid))
-        };
-        let mut doomed = BTreeSet::new();
-        for target in 0..self.pes.len() {
-            if scope == Scope::Local && target != pe {
-                continue;
-            }
-            let hit = |entry: &Entry| of_vm(entry) && hits(aim, entry);
-            let again = self.refetchable(target, hit);
-            doomed.extend(
-                self.tlb.of(target).filter(|e| hit(e) && !again(e)).map(|entry| (target, *entry)),
-            );
-        }
-        Pending { local: scope == Scope::Local, doomed }
-    }
-
-    /// Which entries `pe` could hold again at once if those that `gone` names were removed.
-    fn refetchable<'s>(
-        &'s self,
-        pe: Pe,
-        gone: impl Fn(&Entry) -> bool + 's,
-    ) -> impl Fn(&Entry) -> bool + 's {
-        let places = self.places(pe, &gone);
-        let by_walk = move |entry: &Entry| {
-            places.contains(&Place::of(entry))
-                && self.memory.readable(pe, entry.slot).any(|b| b == entry.bits)
-        };
-        move |entry: &Entry| {
-            let stage2 = Entry { form: Form::Stage2, ..*entry };
-            let from_stage2 =
-                entry.form == Form::Combined && !gone(&stage2) && self.tlb.holds(pe, &stage2);
-            from_stage2 || by_walk(&stage2)
-        }
-    }
-
-    fn complete(&mut self, pending: &Pending) {
-        for pe in 0..self.pes.len() {
-            let gone = |entry: &Entry| pending.doomed.contains(&(pe, *entry));
-            let again = self.refetchable(pe, gone);
-            let removed: Vec<Entry> = pending
-                .doomed
-                .iter()
-                .filter(|(target, entry)| *target == pe && !again(entry))
-                .map(|(_, entry)| *entry)
-                .collect();
-            drop(again);
-            for entry in &removed {
-                self.tlb.remove(pe, entry);
-            }
-            self.find_places(pe);
-        }
+        self.check_write(pe, slot, old, new);
+        self.overwrite(pe, slot, old, new, atomic);
+        self.memory.write(self.now(), pe, slot, new);
+        self.read_again(slot, new, Some(walk::Publisher { pe, relaxed }));
     }
 }

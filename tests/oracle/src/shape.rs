@@ -10,18 +10,19 @@
 //!                                      for a store without release order
 //! 0 hw L3[5] = page 0x80000 dirty      a walk of PE 0 updates it
 //! 0 store L3[5]                        PE 0's guest stores through that leaf
-//! 0 harvested L3[5]                    PE 0 takes the dirty state it read for complete
+//! 0 harvested L3[5]                    PE 0 takes the dirty state it read for complete; count=16: of a run
 //! 0 dsb ish                            ishst, ishld, ish, nshst, nshld, nsh
 //! 0 tlbi ipas2e1is 0x5000 ttl=3        also: ripas2e1is 0x5000 pages=2, vmalle1is, vmalls12e1is,
 //!                                      alle1is; without "is": local; ipas2le1is: last level
 //! 0 vttbr 2                            PE 0 switches to VMID 2 (same root)
 //! 0 isb
-//! 0 alloc M3      0 free L3      0 scribble L3      0 lock L3      0 unlock L3
+//! 0 alloc M3      0 free L3      0 list L3      0 scribble L3      0 lock L3      0 unlock L3
+//! 0 published     0 start L3[5]  0 commit L3[5]
 //! 0 free-frame 0x80000 0x1000          0 flushed 0x5000 0x1000      0 flushed all      0 reuse 1
 //! ```
 //!
 //! A descriptor is `0`, `drain`, `dead`, `table M3`, or `page` / `block` with an address and words: `rw`,
-//! `ro`, `clean` (DBM, not yet dirty), `dirty` (DBM, dirty), `noaf`, `contig`, `device`.
+//! `ro`, `clean` (DBM, not yet dirty), `dirty` (DBM, dirty), `noaf`, `contig`, `nt`, `device`.
 
 use serde::Deserialize;
 
@@ -50,9 +51,9 @@ pub struct Shape {
     /// FEAT_BBM.
     #[serde(default)]
     pub bbm: u8,
-    /// VTCR_EL2.HA.
+    /// VTCR_EL2.HA; as HD, if not given.
     #[serde(default)]
-    pub hw_access: bool,
+    pub hw_access: Option<bool>,
     /// VTCR_EL2.HD.
     #[serde(default)]
     pub hw_dirty: bool,
@@ -106,7 +107,7 @@ impl Shape {
     pub fn run(&self) -> Result<Vec<Verdict>, ShapeError> {
         let mut model = Model::new(Machine {
             bbm: self.bbm,
-            hw_access: self.hw_access || self.hw_dirty,
+            hw_access: self.hw_access.unwrap_or(self.hw_dirty),
             hw_dirty: self.hw_dirty,
             dead: Some(DEAD),
             ..Machine::default()
@@ -118,6 +119,7 @@ impl Shape {
                 model.apply(&parse(line)?);
             }
         }
+        model.finish();
         Ok(model.verdicts().to_vec())
     }
 }
@@ -178,13 +180,13 @@ pub fn parse(line: &str) -> Result<Event, ShapeError> {
     Ok(match words.word("a verb")? {
         "write" => {
             let slot = slot(&mut words)?;
-            let new = descriptor(&mut words, slot)?;
+            let new = descriptor(&mut words)?;
             let says = |wanted| words.words.clone().any(|word| word == wanted);
             Event::Write { pe, slot, new, atomic: says("atomic"), relaxed: says("relaxed") }
         }
         "hw" => {
             let slot = slot(&mut words)?;
-            Event::HwUpdate { pe, slot, new: descriptor(&mut words, slot)? }
+            Event::HwUpdate { pe, slot, new: descriptor(&mut words)?, inferred: false }
         }
         "dsb" => Event::Dsb {
             pe,
@@ -205,7 +207,14 @@ pub fn parse(line: &str) -> Result<Event, ShapeError> {
         }
         "isb" => Event::Isb { pe },
         "store" => Event::GuestStore { pe, slot: place(&mut words)? },
-        "harvested" => Event::Harvested { pe, slot: place(&mut words)? },
+        "harvested" => {
+            let slot = place(&mut words)?;
+            Event::Harvested { pe, slot, count: words.option("count")?.unwrap_or(1) }
+        }
+        "published" => Event::Published { pe },
+        "start" => Event::Start { pe, slot: place(&mut words)? },
+        "commit" => Event::Commit { pe, slot: place(&mut words)? },
+        "list" => Event::ListTable { pe, table: words.table()? },
         "alloc" => Event::AllocTable { pe, table: words.table()? },
         "free" => Event::FreeTable { pe, table: words.table()? },
         "scribble" => Event::Scribble { pe, table: words.table()? },
@@ -250,7 +259,7 @@ fn place(words: &mut Words<'_>) -> Result<u64, ShapeError> {
     Ok(table + index * 8)
 }
 
-fn descriptor(words: &mut Words<'_>, _slot: u64) -> Result<u64, ShapeError> {
+fn descriptor(words: &mut Words<'_>) -> Result<u64, ShapeError> {
     let kind = match words.word("a descriptor")? {
         "0" => return Ok(0),
         "drain" => return Ok(DRAIN),
@@ -270,8 +279,9 @@ fn descriptor(words: &mut Words<'_>, _slot: u64) -> Result<u64, ShapeError> {
             "dirty" => bits |= 1 << 51 | 1 << 7,
             "noaf" => bits &= !(1 << 10),
             "contig" => bits |= 1 << 52,
+            "nt" => bits |= 1 << 16,
             "device" => memory = 0b0001 << 2,
-            _ => return Err(words.bad("rw, ro, clean, dirty, noaf, contig, device or atomic")),
+            _ => return Err(words.bad("rw, ro, clean, dirty, noaf, contig, nt, device or atomic")),
         }
     }
     bits |= memory;
@@ -287,7 +297,12 @@ fn tlbi(pe: Pe, words: &mut Words<'_>) -> Result<Event, ShapeError> {
     let aim = match name {
         "ipas2e1" | "ipas2le1" => {
             let page = words.number("an IPA")? >> 12;
-            let ttl = words.option("ttl")?.map_or(0, |level| 0b0100 | level);
+            // A level, of the 4 KiB granule; or all four bits.
+            let ttl = match words.option("ttl")? {
+                Some(level) if level < 4 => 0b0100 | level,
+                Some(bits) => bits,
+                None => 0,
+            };
             let operand = ttl << 44 | page;
             if name == "ipas2e1" { Aim::Ipa(operand) } else { Aim::IpaLast(operand) }
         }

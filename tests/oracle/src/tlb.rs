@@ -2,23 +2,21 @@
 //!
 //! An [`Entry`] is one descriptor as some walk may have read it, tagged with VMID and IPA. A PE may hold
 //! it as a stage-2 entry (a leaf, or an intermediate one), and a leaf also as a combined
-//! stage-1-and-2 entry, which is made from the stage-2 one whenever the PE likes \[RRVJDB\]. Nothing
-//! but a completed invalidation takes an entry out.
+//! stage-1-and-2 entry, which is made from the stage-2 one whenever the PE likes \[RTVTYQ, RVZZVZ\].
+//! Nothing but a completed invalidation takes an entry out.
 //!
-//! An invalidation removes only what the architecture *requires* it to remove. In particular
-//! * not an entry that a walk may fetch again, because the old descriptor is still readable: its store
-//!   had not completed when the TLBI was executed, or the descriptor still stands;
-//! * not a combined entry whose stage-2 entry the PE may still hold;
-//! * nothing at all if the level hint or the granule is wrong, or the base of a hinted range is
-//!   unaligned \[C5.5\].
+//! Entries are found by IPA, by the descriptor that they were read from, and by the memory that they
+//! reach; the *orphans*, combined entries whose stage-2 entry is gone from the same PE, by themselves:
+//! they are all that `VMALLE1` can be required to remove.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::descriptor::{self, Kind, LEAF_LEVEL, kind, shift};
-use crate::event::{Aim, Pe};
+use crate::event::Pe;
+use crate::memory::page;
 
 /// How an entry is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// From stage 2 alone.
     Stage2,
@@ -26,14 +24,13 @@ pub(crate) enum Form {
     Combined,
 }
 
-/// One descriptor as a walk may have read it.
+/// One descriptor as a walk may have read it. The order makes entries of one level neighbours by IPA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Entry {
     pub(crate) vmid: u16,
+    pub(crate) level: u8,
     /// First IPA of the slot's span.
     pub(crate) ipa: u64,
-    pub(crate) level: u8,
-    pub(crate) form: Form,
     /// Address of the descriptor.
     pub(crate) slot: u64,
     pub(crate) bits: u64,
@@ -50,13 +47,13 @@ impl Entry {
     }
 
     /// IPAs that the entry may translate: a member of a contiguous run may stand for the whole
-    /// run \[IPGVGZ, RJQQTC\].
+    /// run \[D8.7.1, RJQQTC\].
     pub(crate) fn extent(&self) -> (u64, u64) {
         let (start, end) = self.span();
-        if !descriptor::contiguous(self.bits) {
+        if !self.is_leaf() || !descriptor::contiguous(self.bits) {
             return (start, end);
         }
-        let run = (end - start) * 16;
+        let run = (end - start) * RUN;
         let start = start & !(run - 1);
         (start, start + run)
     }
@@ -73,54 +70,184 @@ impl Entry {
         matches!(self.kind(), Kind::Leaf(_))
     }
 
-    fn as_form(self, form: Form) -> Self {
-        Self { form, ..self }
+    /// Where it was read.
+    pub(crate) fn place(&self) -> Place {
+        let index = (self.slot & 0xfff) / 8;
+        Place {
+            table: page(self.slot),
+            vmid: self.vmid,
+            level: self.level,
+            ipa: self.ipa - (index << shift(self.level)),
+        }
+    }
+
+    /// Where it leads, if it is an intermediate entry.
+    pub(crate) fn below(&self) -> Option<Place> {
+        match self.kind() {
+            Kind::Table(table) => {
+                Some(Place { table, vmid: self.vmid, level: self.level + 1, ipa: self.ipa })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Members of a contiguous run, with the 4 KiB granule.
+pub(crate) const RUN: u64 = 16;
+
+/// A table page as a PE may walk it: under a VMID, at a level, for a range of IPAs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) table: u64,
+    pub(crate) vmid: u16,
+    pub(crate) level: u8,
+    pub(crate) ipa: u64,
+}
+
+impl Place {
+    pub(crate) fn entry(&self, slot: u64, bits: u64) -> Entry {
+        let index = (slot & 0xfff) / 8;
+        Entry {
+            vmid: self.vmid,
+            level: self.level,
+            ipa: self.ipa + (index << shift(self.level)),
+            slot,
+            bits,
+        }
     }
 }
 
 /// Which PEs, one bit each.
 pub(crate) type Mask = u64;
 
+/// Who may hold an entry, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) stage2: Mask,
+    pub(crate) combined: Mask,
+}
+
+impl Held {
+    pub(crate) fn any(&self) -> Mask {
+        self.stage2 | self.combined
+    }
+
+    fn orphan(&self) -> bool {
+        self.combined & !self.stage2 != 0
+    }
+}
+
 /// All that may be held.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tlb {
-    held: BTreeMap<Entry, Mask>,
+    held: BTreeMap<Entry, Held>,
+    by_slot: BTreeSet<(u64, Entry)>,
+    by_output: BTreeSet<(u8, u64, Entry)>,
+    orphans: BTreeSet<Entry>,
 }
 
 impl Tlb {
-    /// `pe` may hold the entry, and a leaf in both forms. Returns what is new.
-    pub(crate) fn insert(&mut self, pe: Pe, entry: Entry) -> bool {
-        let stage2 = self.held.entry(entry.as_form(Form::Stage2)).or_default();
-        let new = *stage2 & 1 << pe == 0;
-        *stage2 |= 1 << pe;
-        if entry.is_leaf() {
-            *self.held.entry(entry.as_form(Form::Combined)).or_default() |= 1 << pe;
+    /// The PEs of `mask` may hold the entry, and a leaf in both forms. Returns those for which the
+    /// stage-2 form is new.
+    pub(crate) fn insert(&mut self, mask: Mask, entry: Entry) -> Mask {
+        let held = self.held.entry(entry).or_default();
+        let fresh = mask & !held.stage2;
+        if fresh == 0 {
+            return 0;
         }
-        new
+        let (known, was_orphan) = (held.any() != 0, held.orphan());
+        held.stage2 |= mask;
+        if entry.is_leaf() {
+            held.combined |= mask;
+        }
+        if was_orphan && !held.orphan() {
+            self.orphans.remove(&entry);
+        }
+        if !known {
+            self.by_slot.insert((entry.slot, entry));
+            if let Kind::Leaf(pa) = entry.kind() {
+                self.by_output.insert((entry.level, pa, entry));
+            }
+        }
+        fresh
     }
 
-    /// Takes an entry away from `pe`.
-    pub(crate) fn remove(&mut self, pe: Pe, entry: &Entry) {
-        if let Some(mask) = self.held.get_mut(entry) {
-            *mask &= !(1 << pe);
-            if *mask == 0 {
-                self.held.remove(entry);
+    /// Takes an entry away from the PEs of two masks, one for each form.
+    pub(crate) fn remove(&mut self, entry: &Entry, stage2: Mask, combined: Mask) {
+        let Some(held) = self.held.get_mut(entry) else { return };
+        held.stage2 &= !stage2;
+        held.combined &= !combined;
+        if held.orphan() {
+            self.orphans.insert(*entry);
+        } else {
+            self.orphans.remove(entry);
+        }
+        if held.any() == 0 {
+            self.held.remove(entry);
+            self.by_slot.remove(&(entry.slot, *entry));
+            if let Kind::Leaf(pa) = entry.kind() {
+                self.by_output.remove(&(entry.level, pa, *entry));
             }
         }
     }
 
-    pub(crate) fn holds(&self, pe: Pe, entry: &Entry) -> bool {
-        self.held.get(entry).is_some_and(|mask| mask & 1 << pe != 0)
+    pub(crate) fn held(&self, entry: &Entry) -> Held {
+        self.held.get(entry).copied().unwrap_or_default()
     }
 
-    /// Everything that `pe` may hold.
-    pub(crate) fn of(&self, pe: Pe) -> impl Iterator<Item = &Entry> {
-        self.held.iter().filter(move |(_, mask)| *mask & 1 << pe != 0).map(|(entry, _)| entry)
+    /// Every entry of a VM.
+    pub(crate) fn of_vm(&self, vmid: u16) -> impl Iterator<Item = (&Entry, Held)> {
+        self.range(vmid, 0, 0, vmid, u8::MAX, u64::MAX)
     }
 
-    /// Everything that anybody may hold, with who.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&Entry, Mask)> {
-        self.held.iter().map(|(entry, mask)| (entry, *mask))
+    /// Every entry.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Entry, Held)> {
+        self.held.iter().map(|(entry, held)| (entry, *held))
+    }
+
+    /// Combined entries that some PE holds without the stage-2 entry.
+    pub(crate) fn orphans(&self) -> impl Iterator<Item = (&Entry, Held)> {
+        self.orphans.iter().map(|entry| (entry, self.held(entry)))
+    }
+
+    /// Entries that were read from a descriptor.
+    pub(crate) fn of_slot(&self, slot: u64) -> impl Iterator<Item = (&Entry, Held)> {
+        let first = Entry { vmid: 0, level: 0, ipa: 0, slot: 0, bits: 0 };
+        self.by_slot
+            .range((slot, first)..(slot + 1, first))
+            .map(|(_, entry)| (entry, self.held(entry)))
+    }
+
+    /// Leaves that reach memory in `[start, end)`.
+    pub(crate) fn reaching(&self, start: u64, end: u64) -> impl Iterator<Item = (&Entry, Held)> {
+        let first = Entry { vmid: 0, level: 0, ipa: 0, slot: 0, bits: 0 };
+        (1..=LEAF_LEVEL).flat_map(move |level| {
+            let from = start.saturating_sub((1 << shift(level)) - 1);
+            self.by_output
+                .range((level, from, first)..(level, end, first))
+                .map(|(_, _, entry)| (entry, self.held(entry)))
+        })
+    }
+
+    /// Intermediate entries that lead to a place.
+    pub(crate) fn leading_to(&self, place: &Place) -> impl Iterator<Item = (&Entry, Held)> {
+        let (vmid, ipa, table) = (place.vmid, place.ipa, place.table);
+        let above = place.level.wrapping_sub(1);
+        self.range(vmid, above, ipa, vmid, above, ipa)
+            .filter(move |(entry, _)| entry.kind() == Kind::Table(table))
+    }
+
+    /// Entries of a VM whose slot spans an IPA in `[start, end)`.
+    pub(crate) fn spanning(
+        &self,
+        vmid: u16,
+        start: u64,
+        end: u64,
+    ) -> impl Iterator<Item = (&Entry, Held)> {
+        (0..=LEAF_LEVEL).flat_map(move |level| {
+            let from = start & !((1 << shift(level)) - 1);
+            self.range(vmid, level, from, vmid, level, end - 1)
+        })
     }
 
     /// Entries of a VM whose extent meets `[start, end)`.
@@ -129,75 +256,37 @@ impl Tlb {
         vmid: u16,
         start: u64,
         end: u64,
-    ) -> impl Iterator<Item = (&Entry, Mask)> {
-        // An entry begins at most its own extent before `start`; the largest is 16 GiB.
-        let low = start.saturating_sub(16 << 30);
-        let first = Entry { vmid, ipa: low, level: 0, form: Form::Stage2, slot: 0, bits: 0 };
-        let last = Entry { ipa: end, ..first };
-        self.held.range(first..last).map(|(entry, mask)| (entry, *mask)).filter(
-            move |(entry, _)| {
+    ) -> impl Iterator<Item = (&Entry, Held)> {
+        (0..=LEAF_LEVEL)
+            .flat_map(move |level| {
+                let run = RUN << shift(level);
+                let last = (end - 1) | (run - 1);
+                self.range(vmid, level, start & !(run - 1), vmid, level, last)
+            })
+            .filter(move |(entry, _)| {
                 let (from, to) = entry.extent();
                 from < end && start < to
-            },
-        )
+            })
+    }
+
+    /// Entries from one (VMID, level, IPA) to another, both included.
+    fn range(
+        &self,
+        vmid: u16,
+        level: u8,
+        ipa: u64,
+        to_vmid: u16,
+        to_level: u8,
+        to_ipa: u64,
+    ) -> impl Iterator<Item = (&Entry, Held)> {
+        let first = Entry { vmid, level, ipa, slot: 0, bits: 0 };
+        let max = u64::MAX;
+        let last = Entry { vmid: to_vmid, level: to_level, ipa: to_ipa, slot: max, bits: max };
+        self.held.range(first..=last).map(|(entry, held)| (entry, *held))
     }
 }
 
-/// Whether an invalidation must hit an entry of the VM that it is aimed at.
-pub(crate) fn hits(aim: Aim, entry: &Entry) -> bool {
-    let stage2 = entry.form == Form::Stage2;
-    match aim {
-        Aim::All | Aim::Vm => true,
-        Aim::VmStage1 => entry.form == Form::Combined,
-        Aim::Ipa(operand) => stage2 && page_hits(operand, entry),
-        Aim::IpaLast(operand) => stage2 && entry.is_leaf() && page_hits(operand, entry),
-        Aim::IpaRange(operand) => stage2 && range_hits(operand, entry),
-        Aim::IpaRangeLast(operand) => stage2 && entry.is_leaf() && range_hits(operand, entry),
-    }
-}
-
-/// What a level hint spares: leaves of other levels, and tables that are not above the leaf.
-fn level_hits(hint: u8, entry: &Entry) -> bool {
-    match entry.kind() {
-        Kind::Leaf(_) => entry.level == hint,
-        Kind::Table(_) => entry.level < hint,
-        Kind::Fault => false,
-    }
-}
-
-fn page_hits(operand: u64, entry: &Entry) -> bool {
-    let ipa = (operand & ((1 << 40) - 1)) << descriptor::GRANULE;
-    let (start, end) = entry.span();
-    let ttl = operand >> 44 & 0xf;
-    let level = match (ttl >> 2, ttl & 0b11) {
-        // No hint; 0b0100 is reserved without FEAT_LPA2 and counts as none.
-        (0, _) | (1, 0) => true,
-        (1, hint) => level_hits(hint as u8, entry),
-        // Another granule than the tables': nothing is required to go.
-        _ => false,
-    };
-    level && start <= ipa && ipa < end
-}
-
-fn range_hits(operand: u64, entry: &Entry) -> bool {
-    let base = (operand & ((1 << 37) - 1)) << descriptor::GRANULE;
-    let (ttl, num) = ((operand >> 37 & 0b11) as u8, operand >> 39 & 0x1f);
-    let (scale, granule) = (operand >> 44 & 0b11, operand >> 46 & 0b11);
-    if granule != 1 {
-        return false;
-    }
-    if ttl != 0 && ttl < LEAF_LEVEL && base & ((1 << shift(ttl)) - 1) != 0 {
-        return false;
-    }
-    let bytes = (num + 1) << (5 * scale + 1) << descriptor::GRANULE;
-    let (start, end) = entry.span();
-    (ttl == 0 || level_hits(ttl, entry)) && start < base + bytes && base < end
-}
-
-/// A TLBI that was executed and is not complete.
-#[derive(Clone, Debug)]
-pub(crate) struct Pending {
-    pub(crate) local: bool,
-    /// What it removes once complete, and from whom.
-    pub(crate) doomed: BTreeSet<(Pe, Entry)>,
+/// The PEs of a mask.
+pub(crate) fn pes(mask: Mask) -> impl Iterator<Item = Pe> {
+    (0..64).filter(move |pe| mask >> pe & 1 != 0)
 }

@@ -9,7 +9,8 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 /// 4 CPUs, 480 MiB free, 16 MiB of that for the hypervisor.
-const MACHINE: Bounds = Bounds { cpus: 4, free: 480 * MIB, overhead: 16 * MIB, can_measure: false };
+const MACHINE: Bounds =
+    Bounds { cpus: 4, free: 480 * MIB, overhead: 16 * MIB, can_measure: false, can_trace: false };
 
 fn resolve(line: &str, machine: &Bounds) -> Result<Config, ConfigError> {
     Request::parse(line)?.resolve(machine)
@@ -22,7 +23,8 @@ fn refusal(line: &str) -> std::string::String {
 #[test]
 fn an_empty_line_means_every_cpu_and_half_of_memory() {
     let config = resolve("", &MACHINE).unwrap();
-    assert_eq!(config, Config { vcpus: 4, mem: 240 * MIB, report: None, measure: false });
+    let all = Config { vcpus: 4, mem: 240 * MIB, report: None, measure: false, trace: None };
+    assert_eq!(config, all);
     let large = Bounds { cpus: 64, free: 64 << 30, ..MACHINE };
     let config = resolve("  ", &large).unwrap();
     assert_eq!((config.vcpus, config.mem), (8, 1 << 30));
@@ -34,6 +36,29 @@ fn every_word_is_understood() {
     let config = resolve(line, &Bounds { can_measure: true, ..MACHINE }).unwrap();
     assert_eq!((config.vcpus, config.mem, config.measure), (2, 64 * MIB, true));
     assert_eq!(config.report.unwrap().as_str(), "0123456789abcdef");
+}
+
+#[test]
+fn a_trace_has_an_order_and_a_mark() {
+    let machine = Bounds { can_trace: true, ..MACHINE };
+    let config = |line: &str| resolve(line, &machine).map_err(|error| error.to_string());
+    let trace = |line: &str| config(line).unwrap().trace;
+    assert_eq!(trace("report=0123456789abcdef"), None);
+    for (word, order) in [("total", Order::Total), ("per-pe", Order::PerCpu)] {
+        let line = std::format!("report=0123456789abcdef trace={word}");
+        assert_eq!(trace(&line), Some(Trace { order, most: None }));
+        assert_eq!(trace(&(line + " trace-max=10")), Some(Trace { order, most: Some(10) }));
+    }
+    assert_eq!(
+        config("trace=total").unwrap_err(),
+        "\"trace\" needs \"report=NONCE\": it marks the trace too"
+    );
+    assert_eq!(config("trace-max=10").unwrap_err(), "\"trace-max\" without \"trace\"");
+    assert_eq!(config("trace=all").unwrap_err(), "trace=\"all\" is not total or per-pe");
+    assert_eq!(
+        refusal("trace=total report=0123456789abcdef"),
+        "\"trace\" needs a hypervisor built with the feature \"trace\""
+    );
 }
 
 #[test]
@@ -68,7 +93,7 @@ fn a_refusal_has_the_numbers_in_it() {
 fn unknown_words_are_refused_and_shown_harmlessly() {
     assert_eq!(
         refusal("vcpu=2"),
-        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE report=NONCE measure"
+        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE report=NONCE measure trace=ORDER trace-max=N"
     );
     assert!(matches!(Request::parse("measure=1"), Err(ConfigError::UnknownWord(_))));
     assert!(matches!(Request::parse("vcpus"), Err(ConfigError::UnknownWord(_))));
@@ -90,6 +115,8 @@ fn bad_values_are_refused() {
         "mem=64",
         "report=",
         "report=xyz",
+        "trace-max=-1",
+        "trace-max=99999999999999999999",
     ] {
         assert!(matches!(Request::parse(line), Err(ConfigError::Value { .. })), "{line}");
     }
@@ -135,15 +162,16 @@ fn a_nonce_is_not_shown_by_debug() {
 proptest! {
     #[test]
     fn whatever_is_granted_fits(
-        line in "( |vcpus=[0-9]{1,3}|mem=[0-9]{1,7}[KMG]|report=[0-9a-f]{10,20}|measure|[a-z=]{1,9}){0,4}",
-        cpus in 0..20_usize, free in 0..1_u64 << 36, overhead in 0..1_u64 << 30, can_measure: bool,
+        line in "( |vcpus=[0-9]{1,3}|mem=[0-9]{1,7}[KMG]|report=[0-9a-f]{10,20}|measure|trace=total|trace-max=9|[a-z=]{1,9}){0,4}",
+        cpus in 0..20_usize, free in 0..1_u64 << 36, overhead in 0..1_u64 << 30, can_measure: bool, can_trace: bool,
     ) {
-        let machine = Bounds { cpus, free, overhead, can_measure };
+        let machine = Bounds { cpus, free, overhead, can_measure, can_trace };
         if let Ok(config) = resolve(&line, &machine) {
             prop_assert!((1..=MAX_VCPUS.min(cpus)).contains(&config.vcpus));
             prop_assert!(config.mem >= MIN_MEM && config.mem + overhead <= free);
             prop_assert_eq!(config.mem % PAGE_SIZE, 0);
             prop_assert!(can_measure || !config.measure);
+            prop_assert!(can_trace && config.report.is_some() || config.trace.is_none());
         }
     }
 

@@ -2,131 +2,132 @@
 
 use std::collections::BTreeSet;
 
-use super::{ACCESSED, DBM, DIRTY, Model, Place};
-use crate::descriptor::{self, Kind, LEAF_LEVEL, kind, memory, shift};
+use super::Model;
+use super::dirty::{ACCESSED, DIRTY};
+use super::evidence::About;
+use super::walk::Publisher;
+use crate::descriptor::{self, Kind, kind, memory, shift};
 use crate::event::{Pe, Span};
 use crate::memory::page;
-use crate::tlb::Entry;
+use crate::tlb::{Entry, Held, Mask, Place, pes};
 use crate::verdict::Defect;
 
 impl Model {
-    pub(super) fn places_of(&self, table: u64) -> impl Iterator<Item = Place> {
-        let all: BTreeSet<Place> = self
-            .pes
-            .iter()
-            .flat_map(|pe| pe.places.iter().copied())
-            .filter(|place| place.table == table)
-            .collect();
-        all.into_iter()
-    }
-
-    pub(super) fn check_write(&mut self, pe: Pe, slot: u64, old: u64, new: u64, atomic: bool) {
-        let locked = self.pes[pe].locks.contains(&page(slot));
-        if Some(old) == self.machine.dead && !locked && new != old {
-            self.blame(Defect::WriteToDeadSlot, format!("{new:#x} to {slot:#x}"));
-        }
+    pub(super) fn check_write(&mut self, pe: Pe, slot: u64, old: u64, new: u64) {
+        self.check_owner(pe, slot, old, new);
         if new == 0 {
-            let holder = self.tlb.all().find(|(entry, _)| entry.slot == slot && entry.bits != 0);
-            if let Some((entry, mask)) = holder {
-                let what = format!(
-                    "{slot:#x}: PEs {mask:#b} may still hold {:#x} for IPA {:#x}",
-                    entry.bits, entry.ipa
-                );
-                self.blame(Defect::EmptyTooEarly, what);
-            }
-        }
-        let is_leaf =
-            |bits| self.places_of(page(slot)).any(|p| matches!(kind(bits, p.level), Kind::Leaf(_)));
-        let (was_leaf, stays_leaf) = (is_leaf(old), is_leaf(new));
-        if self.machine.hw_dirty && was_leaf && stays_leaf && old != new {
-            let recording = old & DBM != 0 && !descriptor::dirty(old);
-            let must_record = new & DBM != 0 && !descriptor::dirty(new);
-            if recording && !descriptor::dirty(new) || must_record {
-                self.blame(Defect::DirtyAtRisk, format!("{slot:#x} from {old:#x} to {new:#x}"));
-            }
-        }
-        if was_leaf && !atomic && (self.machine.hw_access || self.machine.hw_dirty) {
-            self.blame(Defect::UpdateOverwritten, format!("{slot:#x} from {old:#x} to {new:#x}"));
+            self.check_empty(slot);
         }
     }
 
-    /// Linking a table publishes its content, which must be visible to walks before the link is.
-    pub(super) fn check_published(&mut self, pe: Pe, slot: u64, new: u64, relaxed: bool) {
-        let level = self.places_of(page(slot)).map(|place| place.level).next();
-        let Some(Kind::Table(table)) = level.map(|level| kind(new, level)) else { return };
-        // A release store orders the writer's own earlier stores; other PEs' must have completed.
-        let early: Vec<u64> = self
-            .memory
-            .slots_of(table)
-            .into_iter()
-            .filter(|slot| self.memory.store_pending(pe, relaxed, *slot))
-            .collect();
-        if let Some(slot) = early.first() {
+    /// A slot becomes Empty only when nobody translates by what it held, nor by what was below: whoever
+    /// faults there may install at once.
+    fn check_empty(&mut self, slot: u64) {
+        let own = self.tlb.of_slot(slot).next().map(|(entry, held)| (*entry, held));
+        let below = || {
+            self.places_of(page(slot)).find_map(|(place, _)| {
+                let (start, end) = place.entry(slot, 0).span();
+                self.tlb
+                    .spanning(place.vmid, start, end)
+                    .find(|(entry, _)| entry.level > place.level)
+                    .map(|(entry, held)| (*entry, held))
+            })
+        };
+        if let Some((entry, held)) = own.or_else(below) {
+            let what = format!("{slot:#x}: {}", self.describe(&entry, held));
+            self.blame_held(Defect::EmptyTooEarly, what, &entry);
+        }
+    }
+
+    /// Linking a table publishes its content, which must be visible to walks before the link is. A
+    /// release store orders the writer's own earlier stores; other PEs' must have completed.
+    pub(super) fn check_filled(&mut self, place: &Place, slots: &BTreeSet<u64>, by: Publisher) {
+        let early =
+            slots.iter().find(|slot| self.memory.store_pending(by.pe, by.relaxed, **slot)).copied();
+        if let Some(slot) = early {
+            let table = place.table;
             let what = format!("table {table:#x} linked while a store to {slot:#x} is under way");
-            self.blame(Defect::PublishedBeforeFilled, what);
+            self.blame(Defect::PublishedBeforeFilled, what, &[About::Slot(slot)]);
         }
     }
 
     /// A fresh entry against all that the same PE may hold for an overlapping IPA.
-    pub(super) fn check_conflicts(&mut self, pe: Pe, fresh: &Entry) {
-        let (start, end) = fresh.extent();
-        let mut found: Option<(Defect, Entry)> = None;
-        for (held, mask) in self.tlb.overlapping(fresh.vmid, start, end) {
-            if mask & 1 << pe == 0 || !held.is_leaf() {
-                continue;
-            }
-            if let Some(defect) = self.conflict(fresh, held) {
-                found = Some((defect, *held));
-                break;
-            }
-        }
-        if let Some((defect, held)) = found {
+    pub(super) fn check_conflicts(&mut self, fresh: Mask, entry: &Entry) {
+        let (start, end) = entry.extent();
+        let found = self
+            .tlb
+            .overlapping(entry.vmid, start, end)
+            .filter(|(_, held)| held.any() & fresh != 0)
+            .find_map(|(held, mask)| {
+                Some((self.conflict(entry, held)?, *held, mask.any() & fresh))
+            });
+        if let Some((defect, held, mask)) = found {
             let what = format!(
-                "PE {pe} may hold {:#x} and {:#x} for IPA {:#x}",
+                "PE {} may hold {:#x} and {:#x} for IPA {:#x}",
+                list(mask & self.everybody()),
                 held.bits,
-                fresh.bits,
+                entry.bits,
                 start.max(held.extent().0)
             );
-            self.blame(defect, what);
+            self.blame(defect, what, &[About::Entry(held), About::Slot(entry.slot)]);
         }
     }
 
     fn conflict(&self, a: &Entry, b: &Entry) -> Option<Defect> {
-        let common = a.extent().0.max(b.extent().0);
-        // Contents are not modelled: two pages count as different contents, writable or not.
-        if a.output(common) != b.output(common) {
-            return Some(Defect::ConflictingAddress);
+        let block_for_table = a.slot == b.slot && a.is_leaf() != b.is_leaf();
+        if a.is_leaf() && b.is_leaf() {
+            let common = a.extent().0.max(b.extent().0);
+            // Contents are not modelled: two pages count as different contents, writable or not.
+            if a.output(common) != b.output(common) {
+                return Some(Defect::ConflictingAddress);
+            }
+            if memory(a.bits) != memory(b.bits) {
+                return Some(Defect::ConflictingMemory);
+            }
+        } else if !block_for_table {
+            return None;
         }
-        if memory(a.bits) != memory(b.bits) {
-            return Some(Defect::ConflictingMemory);
-        }
-        let size = |e: &Entry| (e.level, descriptor::contiguous(e.bits));
-        (size(a) != size(b) && self.machine.bbm < 2).then_some(Defect::ConflictingSize)
+        // Level 1 covers the Contiguous bit [RKHRBC] and, with the nT bit, blocks [RHHCXC].
+        let no_translation = descriptor::no_translation(a.bits, a.level)
+            || descriptor::no_translation(b.bits, b.level);
+        let block = (a.level != b.level || block_for_table) && !no_translation;
+        let run = descriptor::contiguous(a.bits) != descriptor::contiguous(b.bits);
+        let wrong = match self.machine.bbm {
+            0 => a.level != b.level || block_for_table || run && a.is_leaf() && b.is_leaf(),
+            1 => block,
+            _ => false,
+        };
+        wrong.then_some(Defect::ConflictingSize)
     }
 
     pub(super) fn check_table_gone(&mut self, table: u64, defect: Defect) {
-        let walker = (0..self.pes.len()).find_map(|pe| {
-            self.pes[pe].places.iter().find(|p| p.table == table).map(|place| (pe, *place))
-        });
-        if let Some((pe, place)) = walker {
-            let what = format!(
-                "table {table:#x}: PE {pe} may walk it for VMID {}, IPA {:#x}",
-                place.vmid, place.ipa
-            );
-            self.blame(defect, what);
+        let Some((place, mask)) = self.places_of(table).next() else { return };
+        let what = format!(
+            "table {table:#x}: PE {} may walk it for VMID {}, IPA {:#x}",
+            list(mask & self.everybody()),
+            place.vmid,
+            place.ipa
+        );
+        let by = self.tlb.leading_to(&place).next().map(|(entry, _)| *entry);
+        match by {
+            Some(entry) => self.blame_held(defect, what, &entry),
+            None => self.blame(defect, what, &[About::Table(table)]),
         }
     }
 
     pub(super) fn check_frame_gone(&mut self, frame: u64, bytes: u64) {
-        let reaches = |entry: &Entry| match entry.kind() {
-            Kind::Leaf(pa) => pa < frame + bytes && frame < pa + (1 << shift(entry.level)),
-            _ => false,
-        };
-        let holder = self.tlb.all().find(|(entry, _)| reaches(entry));
-        if let Some((entry, mask)) = holder {
-            let what =
-                format!("frame {frame:#x}: PEs {mask:#b} may reach it by IPA {:#x}", entry.ipa);
-            self.blame(Defect::FrameStillReachable, what);
+        let holder = self.tlb.reaching(frame, frame + bytes).next();
+        if let Some((entry, held)) = holder.map(|(entry, held)| (*entry, held)) {
+            let what = format!("frame {frame:#x}: {}", self.describe(&entry, held));
+            self.blame_held(Defect::FrameStillReachable, what, &entry);
+        }
+    }
+
+    /// Every walk reads what the PE wrote.
+    pub(super) fn check_published(&mut self, pe: Pe) {
+        if let Some(slot) = self.memory.stored_by(pe) {
+            let what = format!("a store of PE {pe} to {slot:#x} is still under way");
+            self.blame(Defect::NotYetVisible, what, &[About::Slot(slot)]);
         }
     }
 
@@ -134,92 +135,116 @@ impl Model {
     /// What others change meanwhile they flush themselves.
     pub(super) fn check_flushed(&mut self, vmid: u16, span: Option<Span>, since: usize) {
         let Span { ipa, bytes } = span.unwrap_or(Span { ipa: 0, bytes: 1 << 52 });
-        let linked = self.linked(vmid, since);
-        let stale = self
+        let end = ipa + bytes.max(1);
+        let stale = |entry: &Entry| !self.is_current(entry, since, ipa, end);
+        let held = self
             .tlb
-            .overlapping(vmid, ipa, ipa + bytes)
-            .find(|(entry, _)| !self.is_current(entry, &linked, since, ipa, ipa + bytes));
-        if let Some((entry, mask)) = stale {
+            .overlapping(vmid, ipa, end)
+            .find(|(entry, _)| stale(entry))
+            .map(|(entry, held)| (*entry, held));
+        if let Some((entry, held)) = held {
+            let what = self.describe(&entry, held);
+            return self.blame_held(Defect::StaleTranslation, what, &entry);
+        }
+        let meets = |entry: &Entry| {
+            let (from, to) = entry.extent();
+            entry.vmid == vmid && from < end && ipa < to && stale(entry)
+        };
+        let own = (0..self.pes.len()).find_map(|pe| {
+            let entry = self.pes[pe].unsynchronized.iter().find(|entry| meets(entry))?;
+            Some((pe, *entry))
+        });
+        if let Some((pe, entry)) = own {
             let what = format!(
-                "IPA {:#x}: PEs {mask:#b} may still use {:#x}, {:?}",
-                entry.ipa, entry.bits, entry.form
+                "PE {pe} itself may use {:#x} for IPA {:#x} until its next context synchronization",
+                entry.bits, entry.ipa
             );
-            self.blame(Defect::StaleTranslation, what);
+            self.blame(Defect::StaleTranslation, what, &[About::Entry(entry)]);
         }
     }
 
-    /// The tables of a VM as they have been linked at any time since event `since`, whoever runs it.
-    fn linked(&self, vmid: u16, since: usize) -> BTreeSet<Place> {
-        let mut todo = self.roots.get(&vmid).map_or(Vec::new(), |root| self.root_places(*root));
-        let mut places = BTreeSet::new();
-        while let Some(place) = todo.pop() {
-            if place.level > LEAF_LEVEL || !places.insert(place) {
-                continue;
-            }
-            for slot in self.memory.slots_of(place.table) {
-                let values = self.memory.since(since, slot);
-                todo.extend(values.filter_map(|bits| place.below(&place.entry(slot, bits))));
-            }
+    /// Whether a table has been linked as this place at any time since event `since`, whoever runs the
+    /// VM.
+    fn linked(&self, place: &Place, since: usize) -> bool {
+        let Some(root) = self.roots.get(&place.vmid) else { return false };
+        let roots = self.root_places(*root);
+        let mut pages: Vec<u64> = roots
+            .iter()
+            .filter(|root| {
+                place.ipa >> (shift(root.level) + 9) == root.ipa >> (shift(root.level) + 9)
+            })
+            .map(|root| root.table)
+            .collect();
+        for level in self.machine.start_level..place.level {
+            let index = place.ipa >> shift(level) & 511;
+            pages = pages
+                .iter()
+                .flat_map(|page| self.memory.since(since, page + index * 8))
+                .filter_map(|bits| match kind(bits, level) {
+                    Kind::Table(table) => Some(table),
+                    _ => None,
+                })
+                .collect();
         }
-        places
+        pages.contains(&place.table)
     }
 
     /// Whether an entry says of `[start, end)` what the tables say, or said since event `since`, but for
     /// what hardware sets.
-    fn is_current(
-        &self,
-        entry: &Entry,
-        linked: &BTreeSet<Place>,
-        since: usize,
-        start: u64,
-        end: u64,
-    ) -> bool {
-        let hardware = if self.machine.hw_dirty { ACCESSED | DIRTY } else { ACCESSED };
+    fn is_current(&self, entry: &Entry, since: usize, start: u64, end: u64) -> bool {
+        let hardware = if self.machine.tracks_dirty() { ACCESSED | DIRTY } else { ACCESSED };
         let index = (entry.slot & 0xfff) / 8;
-        let linked = linked.contains(&Place::of(entry));
         let same = |slot, bits: u64| {
             self.memory.since(since, slot).any(|held| (held ^ bits) & !hardware == 0)
         };
+        if !same(entry.slot, entry.bits) || !self.linked(&entry.place(), since) {
+            return false;
+        }
+        if !entry.is_leaf() || !descriptor::contiguous(entry.bits) {
+            return true;
+        }
         // A member of a contiguous run speaks for its neighbours too: they must say the same.
         let step = 1 << shift(entry.level);
         let (from, to) = (entry.extent().0.max(start), entry.extent().1.min(end));
-        let neighbours = (from / step..to.div_ceil(step)).all(|n| {
+        (from / step..to.div_ceil(step)).all(|n| {
             let slot = page(entry.slot) + (n % 512) * 8;
             let moved = (n % 512).wrapping_sub(index).wrapping_mul(step);
             same(slot, entry.bits.wrapping_add(moved))
-        });
-        linked && same(entry.slot, entry.bits) && (!entry.is_leaf() || neighbours)
+        })
     }
 
     pub(super) fn check_vmid_gone(&mut self, vmid: u16) {
-        let holder = self.tlb.all().find(|(entry, _)| entry.vmid == vmid);
-        if let Some((entry, mask)) = holder {
-            let what = format!("VMID {vmid}: PEs {mask:#b} may hold IPA {:#x}", entry.ipa);
-            self.blame(Defect::VmidStillCached, what);
+        let holder = self.tlb.of_vm(vmid).next().map(|(entry, held)| (*entry, held));
+        if let Some((entry, held)) = holder {
+            let what = format!("VMID {vmid}: {}", self.describe(&entry, held));
+            self.blame_held(Defect::VmidStillCached, what, &entry);
         }
     }
 
-    pub(super) fn lock(&mut self, pe: Pe, table: u64) {
-        if let Some(other) = (0..self.pes.len()).find(|pe| self.pes[*pe].locks.contains(&table)) {
-            self.blame(Defect::LockState, format!("table {table:#x} is locked by PE {other}"));
-        }
-        let place = |table| self.places_of(table).next().map(|place| (place.level, place.ipa));
-        if let Some((level, ipa)) = place(table) {
-            let held: Vec<_> = self.pes[pe].locks.iter().filter_map(|held| place(*held)).collect();
-            if let Some((l, i)) =
-                held.into_iter().find(|(l, i)| *l > level || *l == level && *i >= ipa)
-            {
-                let what = format!("level {level} at IPA {ipa:#x} after level {l} at IPA {i:#x}");
-                self.blame(Defect::LockOrder, what);
-            }
-        }
-        self.pes[pe].locks.push(table);
+    /// Who may hold what, and how.
+    fn describe(&self, entry: &Entry, held: Held) -> String {
+        let form = match (held.stage2, held.combined, entry.is_leaf()) {
+            (0, _, _) => "combined with stage 1",
+            (_, _, false) => "as the next step of a walk",
+            _ => "of stage 2",
+        };
+        format!(
+            "PE {} may hold {:#x} for IPA {:#x}, level {}, VMID {}, {form}",
+            list(held.any() & self.everybody()),
+            entry.bits,
+            entry.ipa,
+            entry.level,
+            entry.vmid
+        )
     }
+}
 
-    pub(super) fn unlock(&mut self, pe: Pe, table: u64) {
-        match self.pes[pe].locks.iter().rposition(|held| *held == table) {
-            Some(at) => _ = self.pes[pe].locks.remove(at),
-            None => self.blame(Defect::LockState, format!("PE {pe} does not hold {table:#x}")),
-        }
+/// `0, 2 and 5`.
+fn list(mask: Mask) -> String {
+    let names: Vec<String> = pes(mask).map(|pe| pe.to_string()).collect();
+    match names.as_slice() {
+        [] => "none".into(),
+        [one] => one.clone(),
+        [more @ .., last] => format!("{} and {last}", more.join(", ")),
     }
 }

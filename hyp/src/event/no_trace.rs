@@ -1,0 +1,17 @@
+//! Nothing is recorded in a build without the feature `trace`.
+
+/// A context synchronization that is no method of `Arch`.
+#[inline]
+pub(crate) fn synchronized() {}
+
+/// VTTBR_EL2 was written otherwise than by a method of `Arch`.
+#[inline]
+pub(crate) fn vttbr(_value: u64) {}
+
+/// The invalidation that a vCPU starts with.
+#[inline]
+pub(crate) fn reset_el1() {}
+
+/// A frame that a guest may have had goes back to its stock.
+#[inline]
+pub(crate) fn frame_given_back(_frame: u64, _bytes: u64) {}

@@ -1,0 +1,159 @@
+//! Barriers and invalidations: the only way out of a TLB.
+//!
+//! An invalidation is noted when it is executed and takes effect when a DSB of its scope completes it.
+//! It removes an entry only if, at both moments, no walk could fetch the entry again:
+//! * the old descriptor is not readable, because another stands and the store has completed,
+//! * or nothing that the invalidation spares leads to its table;
+//! * a combined entry goes only if its stage-2 entry is gone already, or goes with it.
+
+use std::collections::BTreeSet;
+
+use super::Model;
+use crate::event::{Aim, Dsb, Pe, Scope};
+use crate::invalidate::{hits, span};
+use crate::tlb::{Entry, Form, Held, Mask, Place, pes};
+
+/// A TLBI that was executed and is not complete.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    local: bool,
+    /// What it removes once complete, and from whom; in order.
+    doomed: Vec<(Entry, Held)>,
+}
+
+impl Pending {
+    fn takes(&self, pe: Pe, entry: &Entry, form: Form) -> bool {
+        self.doomed.binary_search_by_key(entry, |(entry, _)| *entry).is_ok_and(|at| {
+            let held = self.doomed[at].1;
+            let mask = if form == Form::Stage2 { held.stage2 } else { held.combined };
+            mask >> pe & 1 != 0
+        })
+    }
+}
+
+impl Model {
+    pub(super) fn invalidate(&mut self, pe: Pe, scope: Scope, aim: Aim) {
+        let targets = match scope {
+            Scope::Local => 1 << pe,
+            Scope::Is => Mask::MAX,
+        };
+        let mut doomed: Vec<(Entry, Held)> = match (aim, self.vmid_in_force(pe)) {
+            (Aim::All, _) => self.doomed(self.tlb.all(), None, targets, aim),
+            // Between a write of VTTBR_EL2 and its synchronization, either VMID may be the one that
+            // is used: neither is required to be.
+            (_, None) => Vec::new(),
+            (Aim::Vm, Some(vmid)) => self.doomed(self.tlb.of_vm(vmid), Some(vmid), targets, aim),
+            (Aim::VmStage1, Some(vmid)) => {
+                let orphans = self.tlb.orphans().filter(|(entry, _)| entry.vmid == vmid);
+                self.doomed(orphans, Some(vmid), targets, aim)
+            }
+            (_, Some(vmid)) => {
+                let (start, end) = span(aim).unwrap_or_default();
+                self.doomed(self.tlb.spanning(vmid, start, end), Some(vmid), targets, aim)
+            }
+        };
+        doomed.sort_unstable_by_key(|(entry, _)| *entry);
+        self.pes[pe].pending.push(Pending { local: scope == Scope::Local, doomed });
+    }
+
+    /// The VMID that `IPAS2*` and `VMALL*` of `pe` act on, if that is determined.
+    fn vmid_in_force(&self, pe: Pe) -> Option<u16> {
+        let vmid = |vttbr: &u64| (vttbr >> 48) as u16;
+        let mut vmids = self.pes[pe].vttbr.iter().map(vmid);
+        let first = vmids.next()?;
+        vmids.all(|vmid| vmid == first).then_some(first)
+    }
+
+    /// Which of the candidates the invalidation removes, and from whom.
+    fn doomed<'t>(
+        &self,
+        candidates: impl Iterator<Item = (&'t Entry, Held)>,
+        vmid: Option<u16>,
+        targets: Mask,
+        aim: Aim,
+    ) -> Vec<(Entry, Held)> {
+        let hit = |entry: &Entry, form| {
+            vmid.is_none_or(|vmid| entry.vmid == vmid) && hits(aim, entry, form)
+        };
+        let gone = |entry: &Entry| hit(entry, Form::Stage2);
+        let mut doomed = Vec::new();
+        for (entry, held) in candidates {
+            let mut out = Held::default();
+            for pe in pes(held.any() & targets) {
+                let bit = 1 << pe;
+                let stays = held.stage2 & bit != 0 && !gone(entry);
+                if stays || self.readable_again(pe, entry, &gone) {
+                    continue;
+                }
+                if gone(entry) {
+                    out.stage2 |= held.stage2 & bit;
+                }
+                if hit(entry, Form::Combined) {
+                    out.combined |= held.combined & bit;
+                }
+            }
+            if out.any() != 0 {
+                doomed.push((*entry, out));
+            }
+        }
+        doomed
+    }
+
+    pub(super) fn barrier(&mut self, pe: Pe, kind: Dsb) {
+        self.memory.barrier(pe, kind);
+        if matches!(kind, Dsb::Ish | Dsb::Nsh) {
+            self.pes[pe].walking = false;
+        }
+        if kind == Dsb::Ish {
+            self.records_complete(pe);
+        }
+        let completes = |pending: &Pending| match kind {
+            Dsb::Ish => true,
+            Dsb::Nsh => pending.local,
+            Dsb::IshSt | Dsb::IshLd | Dsb::NshSt | Dsb::NshLd => false,
+        };
+        if !self.pes[pe].pending.iter().any(completes) {
+            return;
+        }
+        let (done, waiting): (Vec<_>, Vec<_>) = self.pes[pe].pending.drain(..).partition(completes);
+        self.pes[pe].pending = waiting;
+        for pending in done {
+            self.complete(pe, &pending);
+        }
+        self.settle_risks();
+    }
+
+    /// Removes what a TLBI of `by` doomed, but for what was read again meanwhile.
+    fn complete(&mut self, by: Pe, pending: &Pending) {
+        let mut removed: Vec<(Entry, Held)> = Vec::new();
+        for (entry, doomed) in &pending.doomed {
+            let held = self.tlb.held(entry);
+            let mut out = Held::default();
+            for pe in pes(doomed.any()) {
+                let bit = 1 << pe;
+                let gone = |entry: &Entry| pending.takes(pe, entry, Form::Stage2);
+                let stays = held.stage2 & bit != 0 && !gone(entry);
+                if !stays && !self.readable_again(pe, entry, &gone) {
+                    out.stage2 |= doomed.stage2 & bit;
+                    out.combined |= doomed.combined & bit;
+                }
+            }
+            if out.any() != 0 {
+                removed.push((*entry, out));
+            }
+        }
+        let mut closed: BTreeSet<(Pe, Place)> = BTreeSet::new();
+        for (entry, out) in &removed {
+            self.tlb.remove(entry, out.stage2, out.combined);
+            if out.any() >> by & 1 != 0 {
+                self.pes[by].unsynchronized.push(*entry);
+            }
+            if let Some(below) = entry.below() {
+                closed.extend(pes(out.stage2).map(|pe| (pe, below)));
+            }
+        }
+        for (pe, place) in closed {
+            self.close_unless_reached(pe, &place);
+        }
+    }
+}
