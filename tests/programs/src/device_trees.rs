@@ -38,6 +38,7 @@ struct Choices {
     cpus: u8,
     overhead: u32,
     can_measure: bool,
+    can_trace: bool,
     head: [u8; 24],
     text_offset: u64,
     image_size: u64,
@@ -224,17 +225,18 @@ fn guest(platform: &Platform, layout: &Layout, choices: &Choices) -> Reached {
         free: layout.free_bytes(),
         overhead: u64::from(choices.overhead),
         can_measure: choices.can_measure,
+        can_trace: choices.can_trace,
     };
     let config = match Request::parse(line).and_then(|request| request.resolve(&bounds)) {
         Ok(config) => config,
         Err(error) => return sentence(&error, Reached::Layout),
     };
-    let Config { vcpus, mem, ref report, measure } = config;
+    let Config { vcpus, mem, ref report, measure, trace } = config;
     assert!((1..=MAX_VCPUS.min(bounds.cpus)).contains(&vcpus));
     assert!(
         mem >= MIN_MEM && mem % PAGE == 0 && mem <= bounds.free.saturating_sub(bounds.overhead)
     );
-    assert!(!measure || bounds.can_measure);
+    assert!(measure <= bounds.can_measure && trace.is_some() <= bounds.can_trace);
     assert_eq!(*report, Nonce::find(line), "a good line's nonce is found in it");
 
     let size = |kind| match platform.module(kind) {
