@@ -14,6 +14,10 @@ const DBM: u64 = 1 << 51;
 const CONTIGUOUS: u64 = 1 << 52;
 /// nT, in blocks only \[IPJZBK\].
 const NO_TRANSLATION: u64 = 1 << 16;
+/// What hardware sets for an access that is allowed.
+pub(crate) const RECORD_ACCESS: u64 = AF;
+/// What hardware sets for a write: the access flag and the dirty state.
+pub(crate) const RECORD: u64 = AF | S2AP_WRITE;
 /// MemAttr, SH and FnXS: what RWHZWS calls memory type, Shareability and Cacheability.
 const MEMORY: u64 = 0b1111 << 2 | 0b11 << 8;
 
@@ -50,6 +54,18 @@ pub const fn kind(bits: u64, level: u8) -> Kind {
 #[must_use]
 pub const fn accessed(bits: u64) -> bool {
     bits & AF != 0
+}
+
+/// Whether a write through the descriptor is recorded first, if hardware manages the dirty state.
+#[must_use]
+pub const fn writable_clean(bits: u64) -> bool {
+    bits & (S2AP_WRITE | DBM) == DBM
+}
+
+/// Whether a write through the descriptor records nothing: it is dirty, or not tracked.
+#[must_use]
+pub const fn writes_freely(bits: u64) -> bool {
+    bits & S2AP_WRITE != 0
 }
 
 /// Whether hardware has recorded a write.

@@ -19,6 +19,7 @@ pub mod recorded;
 pub mod shape;
 mod tlb;
 pub mod verdict;
+pub mod walker;
 
 pub use event::Event;
 pub use machine::OracleMachine;

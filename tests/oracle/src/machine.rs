@@ -15,9 +15,12 @@ mod traits;
 use std::sync::PoisonError;
 
 use order::{Guard, Mutex};
+use stage2::slot::native;
 use stage2::{PAGE_SIZE, Pa, Slot, Table};
 
-use crate::event::{Event, Pe};
+#[cfg(not(loom))]
+use crate::descriptor;
+use crate::event::{Dsb, Event, Pe};
 use crate::model::{Machine, Model};
 use crate::verdict::Verdict;
 
@@ -31,6 +34,9 @@ struct State {
     free: Vec<Pa>,
     /// Allocations that still succeed.
     budget: usize,
+    #[cfg(not(loom))]
+    /// Stores of guests that were made, and whose record in a descriptor is on its way.
+    owed: Vec<(Pe, u64)>,
 }
 
 /// Another PE's work, to run at a given moment.
@@ -66,6 +72,8 @@ impl OracleMachine {
                 next: 0,
                 free: Vec::new(),
                 budget: usize::MAX,
+                #[cfg(not(loom))]
+                owed: Vec::new(),
             }),
             race: std::sync::Mutex::new(None),
         }
@@ -140,6 +148,12 @@ impl OracleMachine {
         self.state().model.trace().to_vec()
     }
 
+    /// The machine that is modelled.
+    #[must_use]
+    pub fn setup(&self) -> Machine {
+        self.state().model.machine()
+    }
+
     /// Runs `look` on the model as it is now. It must not use the machine, nor, under loom, loom.
     pub fn with_model<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
         look(&self.state().model)
@@ -168,17 +182,99 @@ impl OracleMachine {
         if race.as_mut().is_some_and(due) { race.take() } else { None }
     }
 
-    /// An access and its event, at one place of the trace: see `order.rs`.
-    fn access<T>(&self, work: impl FnOnce() -> T, event: impl FnOnce(&T) -> Option<Event>) -> T {
+    /// An access and what is recorded of it, at one place of the trace: see `order.rs`.
+    fn access<T>(
+        &self,
+        slot: &Slot,
+        work: impl FnOnce() -> T,
+        record: impl FnOnce(&T, u64, &mut Model),
+    ) -> T {
+        let address = self.address(slot);
         #[cfg(not(loom))]
-        let mut state = self.state();
+        let mut state = {
+            let mut state = self.state();
+            // Whatever software does to the descriptor comes before or after a hardware update of it.
+            self.make_records(&mut state, |_, owed| owed == address);
+            state
+        };
         let result = work();
         #[cfg(loom)]
         let mut state = self.state();
-        if let Some(event) = event(&result) {
-            state.model.apply(&event);
-        }
+        record(&result, address, &mut state.model);
         result
+    }
+
+    /// A hardware update: `new` for `old`, if that is what the descriptor holds. With `stored`, it is
+    /// the record of a guest's store, which is performed if and only if the update is.
+    pub(crate) fn hardware_exchange(
+        &self,
+        pe: Pe,
+        address: u64,
+        old: u64,
+        new: u64,
+        stored: bool,
+    ) -> Result<u64, u64> {
+        let slot = self.slot_at(address);
+        // SAFETY: (1) what hardware may do to a live descriptor: it sets the access flag or S2AP[1].
+        let exchange = || unsafe { native::compare_exchange(slot, old, new) };
+        self.access(slot, exchange, |result, slot, model| {
+            if result.is_ok() {
+                if stored {
+                    model.apply(&Event::GuestStore { pe, slot });
+                }
+                model.apply(&Event::HwUpdate { pe, slot, new, inferred: false });
+            }
+        })
+    }
+
+    /// A store was made, and its record is on its way: see [`Walk::store_first`](crate::walker::Walk).
+    #[cfg(not(loom))]
+    pub(crate) fn owe_record(&self, pe: Pe, slot: u64) {
+        let mut state = self.state();
+        state.model.apply(&Event::GuestStore { pe, slot });
+        state.owed.push((pe, slot));
+    }
+
+    /// A barrier of the executing PE. One that waits for loads and stores waits for the records of
+    /// the PE's own stores, too \[RMKHJS\].
+    fn barrier(&self, kind: Dsb) {
+        let pe = order::pe();
+        let mut state = self.state();
+        #[cfg(not(loom))]
+        if kind == Dsb::Ish {
+            self.make_records(&mut state, |by, _| by == pe);
+        }
+        state.model.apply(&Event::Dsb { pe, kind });
+    }
+
+    /// Hardware makes the records that it owes and `which` names.
+    #[cfg(not(loom))]
+    fn make_records(&self, state: &mut State, which: impl Fn(Pe, u64) -> bool) {
+        let (due, later): (Vec<_>, Vec<_>) =
+            state.owed.drain(..).partition(|(pe, slot)| which(*pe, *slot));
+        state.owed = later;
+        for (pe, address) in due {
+            let slot = self.slot_at(address);
+            let old = native::load(slot);
+            let new = old | descriptor::RECORD;
+            if old != new {
+                // SAFETY: (1) as of `hardware_exchange`; the lock is held, so nobody came between.
+                let made = unsafe { native::compare_exchange(slot, old, new) };
+                assert_eq!(made, Ok(old), "every write of this machine is under the lock");
+                state.model.apply(&Event::HwUpdate { pe, slot: address, new, inferred: false });
+            }
+        }
+    }
+
+    /// The slot at a physical address, for hardware to walk.
+    pub(crate) fn slot_at(&self, address: u64) -> &Slot {
+        let page = address & !(PAGE_SIZE - 1);
+        self.page(Pa::new(page)).slot(((address - page) / 8) as usize)
+    }
+
+    /// The newest VTTBR_EL2 of a PE.
+    pub(crate) fn vttbr_of(&self, pe: Pe) -> u64 {
+        self.state().vttbr[pe]
     }
 
     /// The physical address that a slot of the arena stands for. Under the model checkers a slot is

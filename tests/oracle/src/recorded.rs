@@ -13,7 +13,7 @@
 //!
 //! # Two orders
 //!
-//! *Total*: the lines are in the order in which everything took effect. One [`Model`] judges all of it. What
+//! *Total*: the lines are in the order in which everything took effect. One [`Model`](crate::Model) judges all of it. What
 //! `old` says must fit what was written before; where it does not, but hardware may have set the access
 //! flag or the dirty state, the update is put in ([`Event::HwUpdate`]); else the trace has a hole or is
 //! in no total order, and is refused.

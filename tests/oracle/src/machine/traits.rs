@@ -7,6 +7,7 @@ use stage2::{Arch, Memory, PAGE_SIZE, Pa, Slot, Table};
 
 use super::{BASE, OracleMachine, order};
 use crate::event::{Aim, Dsb, Event, Scope, Span};
+use crate::model::Model;
 
 // SAFETY: (1) each page is Empty and in one pair of hands: new, or given back and cleared. (2) The
 // arena does not move. (3) A page given back is reused by a later call only.
@@ -56,13 +57,13 @@ unsafe impl Arch for &OracleMachine {
     unsafe fn store(&self, slot: &Slot, bits: u64) {
         // SAFETY: the caller's clauses.
         let store = || unsafe { native::store(slot, bits) };
-        self.access(store, |()| Some(self.written(slot, bits, false)));
+        self.access(slot, store, |(), slot, model| written(model, slot, bits, false));
     }
 
     unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
         // SAFETY: the caller's clauses.
         let swap = || unsafe { native::swap(slot, bits) };
-        self.access(swap, |_| Some(self.written(slot, bits, true)))
+        self.access(slot, swap, |_, slot, model| written(model, slot, bits, true))
     }
 
     unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
@@ -75,7 +76,11 @@ unsafe impl Arch for &OracleMachine {
         }
         // SAFETY: the caller's clause.
         let exchange = || unsafe { native::compare_exchange(slot, old, new) };
-        Some(self.access(exchange, |result| result.ok().map(|_| self.written(slot, new, true))))
+        Some(self.access(slot, exchange, |result, slot, model| {
+            if result.is_ok() {
+                written(model, slot, new, true);
+            }
+        }))
     }
 
     fn dsb(&self, kind: ArchDsb) {
@@ -85,7 +90,7 @@ unsafe impl Arch for &OracleMachine {
             ArchDsb::Nsh => Dsb::Nsh,
         };
         order::fence(kind);
-        self.note(|pe| Event::Dsb { pe, kind });
+        self.barrier(kind);
     }
 
     fn isb(&self) {
@@ -122,10 +127,7 @@ unsafe impl Arch for &OracleMachine {
     }
 }
 
-impl OracleMachine {
-    /// The event of a write that was done.
-    fn written(&self, slot: &Slot, new: u64, atomic: bool) -> Event {
-        let slot = self.address(slot);
-        Event::Write { pe: order::pe(), slot, new, atomic, relaxed: false }
-    }
+/// The event of a write that was done.
+fn written(model: &mut Model, slot: u64, new: u64, atomic: bool) {
+    model.apply(&Event::Write { pe: order::pe(), slot, new, atomic, relaxed: false });
 }

@@ -18,10 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Model;
 use super::evidence::About;
-use crate::descriptor::{self, Kind, kind};
+use crate::descriptor::{self, Kind, kind, writable_clean, writes_freely};
 use crate::event::Pe;
 use crate::memory::page;
-use crate::tlb::{RUN, pes};
+use crate::tlb::{Entry, Held, RUN, pes};
 use crate::verdict::Defect;
 
 /// The access flag.
@@ -58,22 +58,19 @@ impl Dirty {
     }
 }
 
-/// A leaf through which a write records nothing: it is dirty, or not tracked.
-const fn writes_freely(bits: u64) -> bool {
-    bits & DIRTY != 0
-}
-
-/// A leaf through which a write is recorded first.
-const fn writable_clean(bits: u64) -> bool {
-    bits & (DIRTY | DBM) == DBM
-}
-
 impl Model {
     /// Whether hardware may lose or invent a record in this descriptor: it was changed without a
     /// break, and somebody may still hold what it was.
     #[must_use]
     pub fn at_risk(&self, slot: u64) -> bool {
         self.dirty.at_risk.contains(&slot)
+    }
+
+    /// Whether `pe` may hold what it once read from this descriptor.
+    #[must_use]
+    pub fn holds(&self, pe: Pe, slot: u64, bits: u64) -> bool {
+        let read = |(entry, held): (&Entry, Held)| entry.bits == bits && held.stage2 >> pe & 1 != 0;
+        self.tlb.of_slot(slot).any(read)
     }
 
     /// A descriptor through which `pe` may write to `ipa` by an entry that it holds, with no update.
