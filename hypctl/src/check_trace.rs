@@ -51,6 +51,8 @@ struct Verdict {
     defect: String,
     rule: String,
     what: String,
+    /// What led to it: lines, and events as people read them.
+    trace: Vec<(Option<usize>, String)>,
 }
 
 /// Runs `hypctl check-trace`.
@@ -97,6 +99,7 @@ impl Report {
             defect: found.verdict.defect.to_string(),
             rule: found.verdict.defect.rule().to_owned(),
             what: found.verdict.what,
+            trace: found.trace.iter().map(|(line, event)| (*line, event.to_string())).collect(),
         };
         let mut report = Self {
             schema: 1,
@@ -188,8 +191,14 @@ impl Report {
         rows.push(("verdicts", verdicts));
         let mut text: String =
             rows.into_iter().map(|(label, value)| format!("{label:20} {value}\n")).collect();
-        for Verdict { line, defect, rule, what } in &self.verdicts {
-            text += &format!("{}:{line}: {defect}: {what}\n    {rule}\n", self.file);
+        for verdict in &self.verdicts {
+            let Verdict { line, defect, rule, what, trace } = verdict;
+            text += &format!("\n{}:{line}: {defect}: {what}\n    {rule}\n", self.file);
+            for (at, event) in trace {
+                let mark = if *at == Some(*line) { '>' } else { ' ' };
+                let at = at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+                text += &format!("  {mark} {at:>7}  {event}\n");
+            }
         }
         text
     }

@@ -129,8 +129,8 @@ pub struct RunArgs {
     pub icount: bool,
     /// Record every step of table maintenance, and write the trace here when the run has ended
     ///
-    /// Runs the hypervisor's debug build. With --icount the order of the steps is total; without it,
-    /// only that of each CPU's own. A reset by the guest ends the run. See `hypctl check-trace`.
+    /// Runs the hypervisor's debug build. With --icount, or one CPU, the order of the steps is total;
+    /// else it is known for each CPU's own only. A reset by the guest ends the run. See `hypctl check-trace`.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Record at most so many steps [default: 524288, which is what the buffer holds]

@@ -149,7 +149,9 @@ fn plan(
     let mem = arguments.guest_mem.or(small.then_some(guest.least_mem));
     words.extend(mem.map(|mem| format!("mem={}K", mem.div_ceil(1 << 12) << 2)));
     if arguments.trace.is_some() {
-        let order = if arguments.icount { Order::Total } else { Order::PerCpu };
+        // One CPU's own order is all the order there is.
+        let one = machine.smp == 1;
+        let order = if arguments.icount || one { Order::Total } else { Order::PerCpu };
         words.push(format!("trace={order}"));
         words.extend(arguments.trace_max.map(|most| format!("trace-max={most}")));
     }

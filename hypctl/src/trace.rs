@@ -204,6 +204,7 @@ fn event(record: &Record) -> (Event, Option<u64>) {
             };
             Event::Tlbi { pe, scope, aim }
         }
+        What::Published => Event::Published { pe },
         What::AllocTable { table } => Event::AllocTable { pe, table },
         What::FreeTable { table } => Event::FreeTable { pe, table },
         What::FreeFrame { frame, bytes } => Event::FreeFrame { pe, frame, bytes },
