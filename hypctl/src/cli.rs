@@ -91,6 +91,9 @@ pub struct RunArgs {
     /// The guest's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
+    /// More words for the hypervisor's own command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub hyp_append: Option<String>,
     /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
     #[arg(long, value_name = "MODEL", default_value = "max")]
     pub cpu: String,

@@ -155,6 +155,7 @@ fn plan(
         words.push(format!("trace={order}"));
         words.extend(arguments.trace_max.map(|most| format!("trace-max={most}")));
     }
+    words.extend(arguments.hyp_append.clone());
     machine.append = words.join(" ");
     let elf = workspace.hyp_elf(variant(arguments));
     Ok(Plan { elf, qemu, machine, addresses, script, control_c: guest.control_c })

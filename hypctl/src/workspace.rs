@@ -100,7 +100,7 @@ pub enum Variant {
     Plain,
     /// With the cycle counter read around every fault.
     Measure,
-    /// With every step of table maintenance recorded.
+    /// With every step of table maintenance recorded, and selftests.
     Debug,
 }
 
@@ -118,7 +118,7 @@ impl Variant {
         match self {
             Self::Plain => &[],
             Self::Measure => &["--features", "measure"],
-            Self::Debug => &["--features", "trace"],
+            Self::Debug => &["--features", "trace,selftest"],
         }
     }
 }
