@@ -60,7 +60,9 @@ pub struct Trial<'r> {
     pub outcome: Outcome,
     /// How long the test took.
     pub time: Duration,
-    /// What the test said.
+    /// What the first panic said.
+    pub said: String,
+    /// All that the test put out.
     pub output: String,
 }
 
@@ -190,6 +192,11 @@ impl Ended {
         self.err.find(" panicked at ").map_or("", |at| &self.err[at..])
     }
 
+    /// The first lines of that.
+    fn said(&self) -> String {
+        self.panics().lines().skip(1).take(3).collect::<Vec<_>>().join(" ")
+    }
+
     /// The judgement on a mutant.
     fn outcome(&self, says: &str) -> Outcome {
         let reached = self.reached();
@@ -287,7 +294,8 @@ pub fn trials<'r>(
         let (killer, number) = (registry.killer(mutant), registry.number(&mutant.seed.name));
         let ended = execute(programs.of(killer), &killer.test, number, limits.time, stop)?;
         let outcome = ended.outcome(&mutant.says);
-        let trial = Trial { mutant, killer, outcome, time: ended.time, output: ended.output() };
+        let (said, output) = (ended.said(), ended.output());
+        let trial = Trial { mutant, killer, outcome, time: ended.time, said, output };
         progress(&trial);
         Ok(trial)
     })
@@ -329,7 +337,7 @@ pub fn hunt(
     }
     each(&tests, limits.jobs, |(program, place, test)| {
         let ended = execute(program, test, Some(number), limits.time, stop)?;
-        let says = ended.panics().lines().skip(1).take(3).collect::<Vec<_>>().join(" ");
+        let says = ended.said();
         Ok(Hunt {
             test: format!("{place}: {test}"),
             outcome: ended.outcome(""),
