@@ -114,6 +114,9 @@ struct Ended {
 /// Bytes of a process's output that are kept; a test that loops may print for ever.
 const KEPT: usize = 1 << 20;
 
+/// Characters of a panic's text that a report shows.
+const SHOWN: usize = 200;
+
 /// A test harness ends with this code when a test failed.
 const FAILED: i32 = 101;
 
@@ -192,9 +195,10 @@ impl Ended {
         self.err.find(" panicked at ").map_or("", |at| &self.err[at..])
     }
 
-    /// The first lines of that.
+    /// The beginning of that, on one line.
     fn said(&self) -> String {
-        self.panics().lines().skip(1).take(3).collect::<Vec<_>>().join(" ")
+        let lines: Vec<&str> = self.panics().lines().skip(1).take(3).collect();
+        lines.join(" ").chars().take(SHOWN).collect()
     }
 
     /// The judgement on a mutant.
