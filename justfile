@@ -11,6 +11,7 @@ export PYTHONDONTWRITEBYTECODE := "1"
 bootstrap := "python3 -S -m bootstrap"
 hypctl := "cargo run --quiet --package hypctl --"
 bare := "-p hyp -p guest-images"
+models := 'cargo test --quiet --profile models -p protocol-models --target-dir "${CARGO_TARGET_DIR:-target}'
 deny := "--config 'build.rustdocflags=[\"-Dwarnings\"]'"
 
 # List the recipes
@@ -65,13 +66,7 @@ setup:
 [no-exit-message]
 test: setup
     @{{ bootstrap }}.stages "{{ just_executable() }}" \
-        format clippy clippy-bare rustdoc build test-host mutants test-setup test-qemu
-
-# Seed defects, one at a time, and show which test notices each: `./just mutants --help`
-[group('develop')]
-[no-exit-message]
-mutants *args: setup
-    @cargo run --quiet --package mutants -- "$@"
+        format clippy clippy-bare rustdoc build test-host test-models test-setup test-qemu
 
 # Formatting, clippy and rustdoc, warnings denied; host and bare-metal crates
 [group('develop')]
@@ -125,7 +120,14 @@ rustdoc: hypctl
 [group('stages')]
 [no-exit-message]
 test-host *args: setup
-    cargo test -p stage2 -p hyp-abi -p hyp-core -p hypctl -p mmu-oracle -p programs -p mutants "$@"
+    cargo test -p stage2 -p hyp-abi -p hyp-core -p hypctl -p mmu-oracle -p programs "$@"
+
+# The protocols under model checkers: every interleaving of small cases (loom), many of larger ones (shuttle)
+[group('stages')]
+[no-exit-message]
+test-models *args: setup
+    RUSTFLAGS="--cfg loom" {{ models }}/loom" --test loom "$@" -- --nocapture --test-threads 1
+    RUSTFLAGS="--cfg shuttle" {{ models }}/shuttle" --test shuttle "$@" -- --nocapture --test-threads 1
 
 # The set-up on machines that lack something
 [group('stages')]

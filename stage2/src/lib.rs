@@ -51,7 +51,10 @@ pub mod memory;
 pub mod region;
 pub mod slot;
 pub mod space;
+#[cfg(not(any(loom, shuttle)))]
 mod sync;
+#[cfg(any(loom, shuttle))]
+pub mod sync;
 pub mod tlbi;
 
 pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};

@@ -1,0 +1,132 @@
+//! Guards against a wait: what was published before the wait is seen by every guard that opens later,
+//! and what guards did before is seen after it.
+
+use std::sync::Arc;
+
+use stage2::{Level, View};
+
+use super::clear;
+use crate::outcome::reached;
+use crate::sched::atomic::{AtomicU64, Ordering};
+use crate::sched::thread;
+use crate::world::{Shape, World, page};
+
+/// The region map, as a word: 1 says that the page is RAM.
+type Policy = Arc<AtomicU64>;
+
+/// A fault handler decides by the map and installs; another PE takes the region away, waits, and
+/// sweeps. Nothing may be left that the map no longer allows.
+pub fn a_decision_and_its_install() {
+    let world = World::new(Shape::small(2, 2));
+    let policy: Policy = Arc::new(AtomicU64::new(1));
+    let _ = world.pe(0, &[1], |pe| clear::populate(pe, 1));
+    let handler = {
+        let policy = Arc::clone(&policy);
+        world.spawn(1, &[0], move |pe| {
+            let _guard = pe.cpu.enter();
+            let may = policy.load(Ordering::Relaxed) == 1;
+            may.then(|| pe.install(page(0), Level::L3).expect("an Empty slot"));
+            may
+        })
+    };
+    let swept = world.pe(0, &[], |pe| {
+        policy.store(0, Ordering::Relaxed);
+        pe.cpu.wait(thread::yield_now).expect("outside a guard");
+        let there = matches!(world.walk(page(0)).2.view(Level::L3), View::Leaf(_));
+        there.then(|| clear::clear(pe, 0));
+        there
+    });
+    let installed = handler.join().unwrap();
+    assert_eq!(installed, swept, "what was installed under an old guard is swept after the wait");
+    let last = world.walk(page(0)).2;
+    assert!(!last.is_valid(), "the guest keeps memory that was taken away: {last:?}");
+    reached(if installed { "installed, then swept" } else { "refused" });
+    world.settle();
+}
+
+/// What a retired map points to is used for something else after the wait.
+const GONE: u64 = 0x60e;
+
+/// Readers follow a pointer under a guard; a writer publishes another, waits, and reuses the first.
+fn readers_against_reuse(readers: usize, rounds: usize) {
+    let world = World::new(Shape::small(1, 0));
+    let maps: Arc<Vec<AtomicU64>> = Arc::new((0..=rounds).map(|_| AtomicU64::new(0)).collect());
+    let current = Arc::new(AtomicU64::new(0));
+    let threads: Vec<_> = (1..=readers)
+        .map(|n| {
+            let (maps, current) = (Arc::clone(&maps), Arc::clone(&current));
+            world.spawn(n, &[], move |pe| {
+                let mut seen = 0;
+                for _ in 0..rounds {
+                    let _guard = pe.cpu.enter();
+                    seen = current.load(Ordering::Relaxed);
+                    let content = maps[seen as usize].load(Ordering::Relaxed);
+                    assert_ne!(content, GONE, "a map was read after it was retired");
+                }
+                reached(if seen == 0 { "read the old" } else { "read the new" });
+            })
+        })
+        .collect();
+    world.pe(0, &[], |pe| {
+        for round in 0..rounds {
+            current.store(round as u64 + 1, Ordering::Relaxed);
+            pe.cpu.wait(thread::yield_now).expect("outside a guard");
+            maps[round].store(GONE, Ordering::Relaxed);
+        }
+    });
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    world.settle();
+}
+
+/// One reader, one retirement.
+pub fn a_reader_and_a_retirement() {
+    readers_against_reuse(1, 1);
+}
+
+/// Two readers, one retirement.
+pub fn two_readers_and_a_retirement() {
+    readers_against_reuse(2, 1);
+}
+
+/// Three readers, several retirements.
+pub fn a_crowd() {
+    readers_against_reuse(3, 4);
+}
+
+/// A CPU's place changes hands while a PE waits: the next holder counts on from where the last stopped, or
+/// its guards would look closed.
+pub fn a_place_changes_hands() {
+    let world = World::new(Shape::small(1, 0));
+    let map = Arc::new(AtomicU64::new(0));
+    let current = Arc::new(AtomicU64::new(0));
+    let first = {
+        let world = Arc::clone(&world);
+        thread::spawn(move || {
+            if let Some(cpu) = world.epochs().join(1) {
+                drop(cpu.enter());
+            }
+        })
+    };
+    let second = {
+        let (world, map, current) = (Arc::clone(&world), Arc::clone(&map), Arc::clone(&current));
+        thread::spawn(move || {
+            let Some(cpu) = world.epochs().join(1) else { return reached("the place was taken") };
+            let _guard = cpu.enter();
+            if current.load(Ordering::Relaxed) == 0 {
+                let content = map.load(Ordering::Relaxed);
+                assert_ne!(content, GONE, "a map was read after it was retired");
+                reached("read the old");
+            } else {
+                reached("read the new");
+            }
+        })
+    };
+    world.pe(0, &[], |pe| {
+        current.store(1, Ordering::Relaxed);
+        pe.cpu.wait(thread::yield_now).expect("outside a guard");
+        map.store(GONE, Ordering::Relaxed);
+    });
+    first.join().unwrap();
+    second.join().unwrap();
+    world.settle();
+}

@@ -1,0 +1,7 @@
+//! The cases.
+
+pub mod clear;
+pub mod epoch;
+pub mod install;
+pub mod primitive;
+pub mod retire;

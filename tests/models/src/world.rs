@@ -1,0 +1,429 @@
+//! One VM on a machine whose memory is dirty.
+//!
+//! Table pages that nobody has allocated hold rubbish, and so does a frame that nobody has taken: an
+//! allocation writes the zeros, and `take` the content, as hypervisors do. So a PE that reaches a page
+//! or a frame before these stores are visible to it reads rubbish, which no assertion overlooks.
+//! The stores need no order of their own: who publishes the page gives it to them. A page that one PE
+//! gives back and another is given passes through a pool, whose lock orders the two.
+//!
+//! What belongs to the test (which pages are allocated, the oracle) is plain data behind plain locks
+//! that no checker sees and that are never held across an access.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mmu_oracle::{Event, Machine, OracleMachine};
+use stage2::arch::{Dsb, Observation};
+use stage2::epoch::Cpu;
+use stage2::slot::native;
+use stage2::space::Frames;
+use stage2::tlbi::Tlbi;
+use stage2::{
+    Arch, Attributes, Bbm, Caps, Descriptor, Epochs, Features, Geometry, HwUpdate, Install,
+    InstallError, Ipa, Level, MemType, Memory, Owner, PAGE_SIZE, Pa, Prot, Slot, Space, Table,
+    Tally, View, Vmid,
+};
+
+use crate::sched::atomic::{AtomicU64, Ordering};
+use crate::sched::thread;
+
+/// PEs of every machine here.
+pub const PES: usize = 4;
+/// What an unallocated table page holds: valid to hardware, and nothing that `stage2` ever writes.
+pub const RUBBISH: u64 = 0xfc00_0bad_0bad_0bad;
+/// What a frame holds that was never filled: its last owner's secret.
+pub const SECRET: u64 = 0x5ec7_e7;
+/// What a filled frame holds.
+pub const FILLED: u64 = 0;
+
+/// Frames start here, each at the start of a block of its own: good for pages and for blocks.
+const FRAMES: u64 = 0x8000_0000;
+const FRAME_STRIDE: u64 = 2 << 20;
+
+/// The shape of a world.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// 30 makes two levels of tables, 39 three.
+    pub ipa_bits: u32,
+    /// Table pages in the machine, the root included.
+    pub tables: usize,
+    /// Frames in the machine.
+    pub frames: usize,
+    /// What hardware updates.
+    pub hw_update: HwUpdate,
+}
+
+impl Shape {
+    /// Two levels, nothing updated by hardware.
+    #[must_use]
+    pub const fn small(tables: usize, frames: usize) -> Self {
+        Self { ipa_bits: 30, tables, frames, hw_update: HwUpdate::Off }
+    }
+}
+
+/// The oracle's machine, with dirty pages and a record of who has them.
+#[derive(Clone, Debug)]
+pub struct Hardware(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    oracle: OracleMachine,
+    allocated: Mutex<BTreeSet<u64>>,
+    /// The pool's order, for each page by itself.
+    pool: Vec<AtomicU64>,
+}
+
+/// One VM, and the machine under it.
+#[derive(Debug)]
+pub struct World {
+    // First, so that it is dropped before what it borrows.
+    space: Space<'static, Hardware, Hardware>,
+    epochs: Box<Epochs<PES>>,
+    hardware: Hardware,
+    frames: Vec<AtomicU64>,
+    /// Frames that are mapped or at hand of no PE's.
+    taken: Mutex<BTreeSet<u64>>,
+}
+
+/// One PE, in its fault handler or in its guest.
+#[derive(Debug)]
+pub struct Pe<'w> {
+    /// The VM.
+    pub world: &'w World,
+    /// The right to open guards.
+    pub cpu: Cpu<'w>,
+    stock: RefCell<Stock<'w>>,
+    tally: Cell<Tally>,
+}
+
+/// Frames at a PE's hand, by number.
+#[derive(Debug)]
+struct Stock<'w> {
+    world: &'w World,
+    at_hand: Vec<usize>,
+}
+
+/// The address of a page by its number.
+#[must_use]
+pub const fn page(number: u64) -> Ipa {
+    Ipa::new(number * PAGE_SIZE)
+}
+
+impl World {
+    /// A VM with empty tables, running on every PE.
+    ///
+    /// # Panics
+    /// When the shape is impossible.
+    #[must_use]
+    pub fn new(shape: Shape) -> Arc<Self> {
+        let caps =
+            Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY | Caps::TLBI_RANGE | Caps::TTL;
+        let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40 };
+        let geometry = Geometry::new(shape.ipa_bits, &features, shape.hw_update).unwrap();
+        let machine = Machine {
+            pes: PES,
+            start_level: geometry.start() as u8,
+            root_pages: geometry.root_tables() as u64,
+            hw_access: shape.hw_update != HwUpdate::Off,
+            hw_dirty: shape.hw_update == HwUpdate::AccessAndDirty,
+            dead: Some(Descriptor::DEAD.bits()),
+            ..Machine::default()
+        };
+        let oracle = OracleMachine::new(machine, shape.tables);
+        let pool = (0..shape.tables).map(|_| AtomicU64::new(0)).collect();
+        let hardware = Hardware(Arc::new(Inner { oracle, allocated: Mutex::default(), pool }));
+        let epochs = Box::new(Epochs::new());
+        // SAFETY: (1) the box does not move, and the space, the only borrower, is dropped before it.
+        let borrowed: &'static Epochs<PES> = unsafe { &*core::ptr::from_ref(&*epochs) };
+        let vmid = Vmid::new(1, 8).unwrap();
+        let (memory, arch) = (hardware.clone(), hardware.clone());
+        let space = Space::new(geometry, vmid, borrowed.domain(), memory, arch).unwrap();
+        let root = Pa::new(space.vttbr() & 0xffff_ffff_f000);
+        for table in geometry.root_tables()..shape.tables {
+            hardware.fill(Pa::new(root.get() + table as u64 * PAGE_SIZE), RUBBISH);
+        }
+        let frames = (0..shape.frames).map(|_| AtomicU64::new(SECRET)).collect();
+        let world = Self { space, epochs, hardware, frames, taken: Mutex::default() };
+        (0..PES).for_each(|pe| world.on(pe, || world.enter_guest()));
+        Arc::new(world)
+    }
+
+    /// Runs `work` as PE `pe`, with these frames at hand.
+    pub fn pe<T>(&self, pe: usize, frames: &[usize], work: impl FnOnce(&Pe<'_>) -> T) -> T {
+        let stock = RefCell::new(Stock { world: self, at_hand: frames.to_vec() });
+        self.on(pe, || {
+            let cpu = self.epochs.join(pe).expect("each PE is one thread");
+            work(&Pe { world: self, cpu, stock, tally: Cell::default() })
+        })
+    }
+
+    /// Runs `work` as PE `pe` on a thread of its own.
+    pub fn spawn<T: Send + 'static>(
+        self: &Arc<Self>,
+        pe: usize,
+        frames: &'static [usize],
+        work: impl FnOnce(&Pe<'_>) -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
+        let world = Arc::clone(self);
+        thread::spawn(move || world.pe(pe, frames, work))
+    }
+
+    /// The VM's tables.
+    #[must_use]
+    pub const fn space(&self) -> &Space<'static, Hardware, Hardware> {
+        &self.space
+    }
+
+    /// The machine's primitives and memory.
+    #[must_use]
+    pub const fn hardware(&self) -> &Hardware {
+        &self.hardware
+    }
+
+    /// The PEs' counters.
+    #[must_use]
+    pub const fn epochs(&self) -> &Epochs<PES> {
+        &self.epochs
+    }
+
+    /// The machine that judges.
+    #[must_use]
+    pub fn oracle(&self) -> &OracleMachine {
+        &self.hardware.0.oracle
+    }
+
+    /// The page of the root that serves `ipa`.
+    #[must_use]
+    pub fn root(&self, ipa: Ipa) -> Pa {
+        self.space.geometry().root_page(Pa::new(self.space.vttbr() & 0xffff_ffff_f000), ipa)
+    }
+
+    /// The content of the frame at `pa`.
+    #[must_use]
+    pub fn frame(&self, pa: Pa) -> &AtomicU64 {
+        &self.frames[((pa.get() - FRAMES) / FRAME_STRIDE) as usize]
+    }
+
+    /// The frame at `pa` serves something else from now on.
+    ///
+    /// # Panics
+    /// If it was free already.
+    pub fn free_frame(&self, pa: Pa) {
+        self.oracle().note(|pe| Event::FreeFrame { pe, frame: pa.get(), bytes: PAGE_SIZE });
+        assert!(lock(&self.taken).remove(&pa.get()), "frame {pa} was freed twice");
+    }
+
+    /// To be called when every thread has ended: nothing leaked, nothing was given back twice, nothing
+    /// is wrong with the tables, and the oracle saw nothing wrong on the way.
+    ///
+    /// # Panics
+    /// Otherwise.
+    pub fn settle(&self) {
+        let mut tables = BTreeSet::new();
+        let mut frames = BTreeSet::new();
+        let geometry = self.space.geometry();
+        for page in 0..geometry.root_tables() as u64 {
+            let root = Pa::new(self.root(Ipa::new(0)).get() + page * PAGE_SIZE);
+            self.collect(root, geometry.start(), &mut tables, &mut frames);
+        }
+        assert_eq!(tables, *lock(&self.hardware.0.allocated), "tables linked, and allocated");
+        assert_eq!(frames, *lock(&self.taken), "frames mapped, and taken");
+        let verdicts = self.oracle().verdicts();
+        assert!(verdicts.is_empty(), "the oracle's verdict: {verdicts:?}");
+    }
+
+    fn collect(
+        &self,
+        table: Pa,
+        level: Level,
+        tables: &mut BTreeSet<u64>,
+        frames: &mut BTreeSet<u64>,
+    ) {
+        assert!(tables.insert(table.get()), "table {table} is linked twice");
+        for slot in self.hardware.slots(table) {
+            match (slot.load(&self.hardware).view(level), level.next()) {
+                (View::Table(below), Some(next)) => self.collect(below, next, tables, frames),
+                (View::Leaf(leaf), _) => {
+                    assert!(frames.insert(leaf.pa().get()), "a frame is mapped twice");
+                }
+                (View::Empty, _) => {}
+                (other, _) => panic!("{other:?} was left behind in table {table}"),
+            }
+        }
+    }
+
+    fn enter_guest(&self) {
+        self.hardware.dsb(Dsb::Ish);
+        // SAFETY: (1) the value is that of the VM that runs here; (2) the DSB above.
+        unsafe { self.hardware.set_vttbr(self.space.vttbr()) };
+        self.hardware.isb();
+    }
+
+    fn on<T>(&self, pe: usize, work: impl FnOnce() -> T) -> T {
+        self.oracle().on_pe(pe, work)
+    }
+}
+
+impl Pe<'_> {
+    /// A fault on `ipa`: populates it with a page of level 3, or a block of level 2.
+    ///
+    /// # Errors
+    /// As of [`Space::install`].
+    ///
+    /// # Panics
+    /// When it meets what an unallocated page holds.
+    pub fn install(&self, ipa: Ipa, level: Level) -> Result<Install, InstallError> {
+        let space = &self.world.space;
+        let attributes = Attributes::new(Prot::RWX, MemType::Normal);
+        let mapping = space.mapping(level, &attributes, Owner::Vm).unwrap();
+        let mut tally = self.tally.get();
+        let mut frames = self.stock.borrow_mut();
+        let result = space.install(&self.cpu.enter(), ipa, &mapping, &mut *frames, &mut tally);
+        self.tally.set(tally);
+        if let Err(InstallError::Occupied { seen, .. }) = result {
+            assert_ne!(seen.bits(), RUBBISH, "an install met rubbish");
+        }
+        result
+    }
+
+    /// What its installs did, in all.
+    pub fn tally(&self) -> Tally {
+        self.tally.get()
+    }
+
+    /// Frames at hand.
+    pub fn at_hand(&self) -> usize {
+        self.stock.borrow().at_hand.len()
+    }
+
+    /// A frame of its own, filled, that no table knows of yet.
+    pub fn take(&self) -> Pa {
+        self.stock.borrow_mut().take().expect("a frame is at hand")
+    }
+}
+
+// SAFETY: (1, 2) a frame is at one PE's hand only, and is filled here; there are no caches.
+unsafe impl Frames for Stock<'_> {
+    fn take(&mut self) -> Option<Pa> {
+        let pa = Pa::new(FRAMES + self.at_hand.pop()? as u64 * FRAME_STRIDE);
+        assert!(lock(&self.world.taken).insert(pa.get()), "frame {pa} was taken twice");
+        self.world.frame(pa).store(FILLED, Ordering::Relaxed);
+        Some(pa)
+    }
+
+    fn give_back(&mut self, frame: Pa) {
+        assert!(lock(&self.world.taken).remove(&frame.get()), "frame {frame} came back twice");
+        self.world.frame(frame).store(SECRET, Ordering::Relaxed);
+        self.at_hand.push(((frame.get() - FRAMES) / FRAME_STRIDE) as usize);
+    }
+}
+
+impl Hardware {
+    /// The slots of a table page.
+    #[must_use]
+    pub fn slots(&self, table: Pa) -> &[Slot] {
+        // SAFETY: (1) the oracle's arena lives as long as the machine.
+        unsafe { self.0.oracle.table_at(table) }.slots()
+    }
+
+    /// The page changes hands: what its last holder did comes before what the next one does.
+    fn through_pool(&self, table: Pa) {
+        let number = (table.get() / PAGE_SIZE) as usize % self.0.pool.len();
+        self.0.pool[number].swap(0, Ordering::AcqRel);
+    }
+
+    /// Writes all slots of a page that is in no tree. No event: it is no descriptor yet.
+    fn fill(&self, table: Pa, bits: u64) {
+        for slot in self.slots(table) {
+            // SAFETY: (1, 2) nobody walks the page.
+            unsafe { native::store(slot, bits) };
+        }
+    }
+}
+
+// SAFETY: (1) the oracle's machine gives a page to one caller at a time, and it is zeroed here. (2, 3)
+// As the oracle's.
+unsafe impl Memory for Hardware {
+    fn alloc_table(&self, pages: usize) -> Option<Pa> {
+        let start = (&self.0.oracle).alloc_table(pages)?;
+        for page in 0..pages as u64 {
+            let table = Pa::new(start.get() + page * PAGE_SIZE);
+            self.through_pool(table);
+            self.fill(table, 0);
+            assert!(lock(&self.0.allocated).insert(table.get()), "table {table} is in use");
+        }
+        Some(start)
+    }
+
+    unsafe fn free_table(&self, pa: Pa, pages: usize) {
+        for page in 0..pages as u64 {
+            let table = Pa::new(pa.get() + page * PAGE_SIZE);
+            assert!(lock(&self.0.allocated).remove(&table.get()), "table {table} came back twice");
+            for slot in self.slots(table) {
+                assert_eq!(native::load(slot), 0, "clause 3 of free_table: every slot is zero");
+            }
+            self.fill(table, RUBBISH);
+            self.through_pool(table);
+        }
+        // SAFETY: the caller's clauses.
+        unsafe { (&self.0.oracle).free_table(pa, pages) };
+    }
+
+    unsafe fn table(&self, pa: Pa) -> &Table {
+        // SAFETY: the caller's clause.
+        unsafe { self.0.oracle.table_at(pa) }
+    }
+}
+
+// SAFETY: each method is the oracle's machine's.
+unsafe impl Arch for Hardware {
+    fn load(&self, slot: &Slot) -> u64 {
+        (&self.0.oracle).load(slot)
+    }
+
+    unsafe fn store(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { (&self.0.oracle).store(slot, bits) };
+    }
+
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        // SAFETY: the caller's clauses.
+        unsafe { (&self.0.oracle).swap(slot, bits) }
+    }
+
+    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        // SAFETY: the caller's clause.
+        unsafe { (&self.0.oracle).compare_exchange(slot, old, new) }
+    }
+
+    fn dsb(&self, kind: Dsb) {
+        (&self.0.oracle).dsb(kind);
+    }
+
+    fn isb(&self) {
+        (&self.0.oracle).isb();
+    }
+
+    fn tlbi(&self, op: Tlbi) {
+        (&self.0.oracle).tlbi(op);
+    }
+
+    fn vttbr(&self) -> u64 {
+        (&self.0.oracle).vttbr()
+    }
+
+    unsafe fn set_vttbr(&self, value: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { (&self.0.oracle).set_vttbr(value) };
+    }
+
+    fn observe(&self, what: Observation) {
+        (&self.0.oracle).observe(what);
+    }
+}
+
+/// A poisoned lock guards only a record.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

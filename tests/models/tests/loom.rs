@@ -1,0 +1,91 @@
+//! Every interleaving of the small cases: of most of them all there are, of the larger ones those with
+//! few preemptions.
+
+#![cfg(loom)]
+
+use protocol_models::check::Model;
+use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
+use protocol_models::protocol::{clear, epoch, install, retire};
+
+/// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
+macro_rules! models {
+    ($($test:ident: $bound:expr, $at_least:expr, $outcomes:expr, $case:expr;)*) => {$(
+        #[test]
+        fn $test() {
+            let (preemptions, outcomes) = ($bound, &$outcomes);
+            let model = Model { name: stringify!($test), preemptions, at_least: $at_least, outcomes };
+            model.check($case);
+        }
+    )*};
+}
+
+models! {
+    one_page: None, 40_000,
+        ["lost the exchange", "found it there", "guest read", "guest faulted"],
+        install::one_page;
+    neighbours_under_one_missing_table: None, 10_000,
+        ["nobody lost a table", "one lost a table", "guest read", "guest faulted"],
+        install::neighbours_under_one_missing_table;
+    neighbours_under_two_missing_tables: None, 500,
+        ["nobody lost a table", "one lost a table", "both lost a table"],
+        install::neighbours_under_two_missing_tables;
+    cousins_under_a_missing_table: None, 25,
+        ["nobody lost a table", "one lost a table"],
+        install::cousins_under_a_missing_table;
+    a_block_and_a_page_of_it: None, 25,
+        ["a block", "a page"],
+        install::a_block_and_a_page_of_it;
+    clear_against_install: None, 300,
+        ["before", "met Drain", "installed at the second try", "installed at once"],
+        clear::against_install;
+    clear_against_two_installs: Some(3), 2_000,
+        ["one installed, one found a page", "one installed, one met Drain", "none installed"],
+        clear::against_two_installs;
+    a_move_against_install: Some(3), 2_900,
+        ["install before", "install after", "install met Drain", "guest faulted",
+         "guest read before", "guest read after"],
+        clear::a_move_against_install;
+    two_clears_side_by_side: None, 4,
+        ["both cleared"],
+        clear::two_side_by_side;
+    a_decision_and_its_install: None, 400,
+        ["installed, then swept", "refused"],
+        epoch::a_decision_and_its_install;
+    a_reader_and_a_retirement: None, 400,
+        ["read the old", "read the new"],
+        epoch::a_reader_and_a_retirement;
+    two_readers_and_a_retirement: Some(3), 6_000,
+        ["read the old", "read the new"],
+        epoch::two_readers_and_a_retirement;
+    a_place_changes_hands: Some(3), 2_500,
+        ["read the old", "read the new", "the place was taken"],
+        epoch::a_place_changes_hands;
+    a_table_is_retired: Some(3), 2_000,
+        ["after", "before", "before, then met Dead or Drain", "before and after",
+         "met Dead or Drain, then after", "met Dead or Drain"],
+        retire::against_install;
+}
+
+/// One test for each of the nine: the name says how it was published, and how found.
+macro_rules! primitives {
+    ($($test:ident: $publish:ident, $follow:ident;)*) => {$(
+        #[test]
+        fn $test() {
+            let outcomes = &["followed", "came too early"];
+            let model = Model { name: stringify!($test), preemptions: None, at_least: 4, outcomes };
+            model.check(|| hand_over(Publish::$publish, Follow::$follow));
+        }
+    )*};
+}
+
+primitives! {
+    a_store_then_a_load: Store, Load;
+    a_store_then_a_swap: Store, Swap;
+    a_store_then_a_lost_exchange: Store, LostExchange;
+    a_swap_then_a_load: Swap, Load;
+    a_swap_then_a_swap: Swap, Swap;
+    a_swap_then_a_lost_exchange: Swap, LostExchange;
+    an_exchange_then_a_load: Exchange, Load;
+    an_exchange_then_a_swap: Exchange, Swap;
+    an_exchange_then_a_lost_exchange: Exchange, LostExchange;
+}
