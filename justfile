@@ -74,6 +74,18 @@ test: setup
 lint: setup
     @{{ bootstrap }}.stages "{{ just_executable() }}" format clippy clippy-bare rustdoc
 
+# Fuzz: `./just fuzz descriptors --seconds 600`; all targets for a minute each if none is named
+[group('develop')]
+[no-exit-message]
+fuzz *args: setup
+    @{{ bootstrap }}.fuzz "$@"
+
+# Long runs of what searches at random: `./just soak 60` for an hour
+[group('develop')]
+[no-exit-message]
+soak *args: setup
+    @{{ bootstrap }}.soak "$@"
+
 # Format the sources
 [group('develop')]
 fmt: setup

@@ -1,8 +1,9 @@
-"""The command line: `python3 -m bootstrap ensure | runner | book | fetch GUEST`.
+"""The command line: `python3 -m bootstrap ensure | runner | book | fuzzer | fetch GUEST`.
 
     ensure          all parts that building and testing need
     runner          the command runner only; prints its path
     book            mdBook; prints its path
+    fuzzer          cargo-fuzz and a C++ compiler; prints the path of cargo-fuzz
     fetch GUEST     a guest from the distribution (u-boot); prints its path
 """
 
@@ -14,6 +15,7 @@ import sys
 
 from . import cache, fetch, report
 from .book import Book
+from .fuzzer import Compiler, Fuzzer
 from .report import Exit, Refusal
 from .runner import Runner
 from .system import Linker, Qemu
@@ -48,6 +50,7 @@ def main() -> int:
     commands.add_parser("ensure", help="bring in all that building and testing need")
     commands.add_parser("runner", help="bring in the command runner; print its path")
     commands.add_parser("book", help="bring in mdBook; print its path")
+    commands.add_parser("fuzzer", help="bring in cargo-fuzz; print its path")
     guest = commands.add_parser("fetch", help="bring in a guest; print its path")
     guest.add_argument("guest", choices=sorted(fetch.GUESTS))
     arguments = parser.parse_args()
@@ -59,6 +62,8 @@ def main() -> int:
             print(ensure([Runner()])["runner"]["path"])
         elif arguments.command == "book":
             print(ensure([Book()])["mdbook"]["path"])
+        elif arguments.command == "fuzzer":
+            print(ensure([Compiler(), Fuzzer()])["cargo-fuzz"]["path"])
         else:
             print(fetch.fetch(arguments.guest))
     except Refusal as refusal:

@@ -8,7 +8,8 @@ from . import aptget
 from .report import Exit, Refusal, ask
 
 LIST = [
-    "- a C linker reachable as `cc` (gcc or clang with the C library's development files)",
+    "- a C linker reachable as `cc` (gcc or clang with the C library's development files);"
+    " for `./just fuzz` a C++ compiler reachable as `c++`",
     "- QEMU 8.2 or newer with qemu-system-aarch64 (7.2 runs guests, but lacks CPU models of the tests)",
     "- rustup with cargo; then `rustup toolchain install {channel} --profile minimal"
     " -c rust-src -c clippy -c rustfmt`",

@@ -31,6 +31,7 @@ class Exit(enum.IntEnum):
     APT = 18  # apt answered, and said no
     PYTHON = 19  # said by `just` and by __init__.py, before this file can be read
     BOOK = 20  # mdBook does not compile
+    FUZZER = 21  # cargo-fuzz does not compile
     INTERRUPTED = 130
 
 

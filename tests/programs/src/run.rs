@@ -151,18 +151,29 @@ pub fn run(program: &Program, fault: Fault) -> Report {
     world.settle();
     world.compare();
     world.end();
+    let mut model = machine.with_model(Clone::clone);
+    model.finish();
+    assert!(model.verdicts().is_empty(), "at the end: {:?}", model.verdicts());
     let Count { tables, frames, asked, .. } = store.count();
     assert_eq!((tables, frames), (0, 0), "tables and frames that are left over");
     world.report.allocations = asked;
     world.report
 }
 
+/// What many runs of a program came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted {
+    /// Runs.
+    pub runs: usize,
+    /// Races that the program lost.
+    pub lost: usize,
+}
+
 /// Runs a program with nothing wrong, with each allocation failing, and with a race at each compare-exchange.
-/// Returns the number of runs, of lost races, and of failed allocations.
 ///
 /// # Panics
 /// On any finding.
-pub fn exhaust(program: &Program) -> (usize, usize, usize) {
+pub fn exhaust(program: &Program) -> Exhausted {
     let plain = run(program, Fault::None);
     let (mut runs, mut lost) = (1, 0);
     for number in 0..plain.allocations as u16 {
@@ -183,7 +194,7 @@ pub fn exhaust(program: &Program) -> (usize, usize, usize) {
             }
         }
     }
-    (runs, lost, plain.allocations)
+    Exhausted { runs, lost }
 }
 
 impl<'m> World<'m> {

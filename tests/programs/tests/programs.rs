@@ -1,10 +1,13 @@
 //! Random programs, shrinking: every program with everything that can go wrong in it.
 
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
 use programs::program::{Fault, Flush, Kind, Op, Place, Program, Setup, Size, Who};
 use programs::run::{exhaust, run};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
 
 fn who() -> impl Strategy<Value = Who> {
     (0u8..3, 0u8..3).prop_map(|(pe, vm)| Who { pe, vm })
@@ -78,32 +81,46 @@ fn program(most: usize) -> impl Strategy<Value = Program> {
     (setup(), vec(op(), 1..most)).prop_map(|(setup, ops)| Program { setup, ops })
 }
 
-/// `HYP_SOAK` is a factor: how many times as many cases as usual.
-fn cases(usual: u32) -> ProptestConfig {
-    let factor = std::env::var("HYP_SOAK").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1);
-    ProptestConfig {
-        cases: usual.saturating_mul(factor),
+/// Runs `check` on programs of up to `most` operations: `usual` of them, or for as long as
+/// STAGE2_SOAK_SECONDS says. A finding is shrunk, shown, and noted beside this file.
+fn search(usual: u32, most: usize, check: impl Fn(&Program)) {
+    let seconds = std::env::var("STAGE2_SOAK_SECONDS").ok();
+    let time = seconds.map(|n| Duration::from_secs(n.parse().expect("STAGE2_SOAK_SECONDS")));
+    let config = ProptestConfig {
+        cases: usual,
+        source_file: Some(file!()),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
+    };
+    let (start, mut rounds) = (Instant::now(), 0);
+    while rounds == 0 || time.is_some_and(|time| start.elapsed() < time) {
+        let result = TestRunner::new(config.clone()).run(&program(most), |program| {
+            check(&program);
+            Ok(())
+        });
+        if let Err(error) = result {
+            panic!("{error}");
+        }
+        rounds += 1;
     }
+    println!("{} programs, {:.1} s", rounds * usual, start.elapsed().as_secs_f64());
 }
 
-proptest! {
-    #![proptest_config(cases(300))]
-
-    /// Long programs, nothing made to go wrong.
-    #[test]
-    fn a_program_does_what_its_reference_does(program in program(60)) {
-        run(&program, Fault::None);
-    }
+/// Long programs, nothing made to go wrong.
+#[test]
+fn a_program_does_what_its_reference_does() {
+    search(300, 60, |program| _ = run(program, Fault::None));
 }
 
-proptest! {
-    #![proptest_config(cases(40))]
-
-    /// Short programs, with each allocation failing once and each compare-exchange raced once.
-    #[test]
-    fn a_program_survives_everything_that_can_go_wrong_in_it(program in program(10)) {
-        exhaust(&program);
-    }
+/// Short programs, with each allocation failing once and each compare-exchange raced once.
+#[test]
+fn a_program_survives_everything_that_can_go_wrong_in_it() {
+    let (runs, lost) = (Cell::new(0), Cell::new(0));
+    search(40, 10, |program| {
+        let done = exhaust(program);
+        runs.set(runs.get() + done.runs);
+        lost.set(lost.get() + done.lost);
+    });
+    println!("{} runs, {} races lost", runs.get(), lost.get());
+    assert!(lost.get() > 0, "no race was ever lost: the test showed little");
 }

@@ -3,6 +3,7 @@
 mod book;
 mod disk;
 mod fetch;
+mod fuzzer;
 mod idle;
 mod interrupt;
 mod qemu;

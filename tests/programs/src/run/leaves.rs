@@ -116,6 +116,7 @@ impl<'m> World<'m> {
         let new = new.expect("a frame for this level");
         // SAFETY: (1) flushed above; (2) the frame is fresh.
         machine.on_pe(pe, || unsafe { drained.replace(&machine, &flushed, new) });
+        machine.on_pe(pe, || machine.note(|pe| Event::Published { pe }));
         give_back(store, machine, pe, &leaf);
         state.reference.add(start, Leaf { frame, attributes, owner, ..leaf });
     }
