@@ -66,7 +66,13 @@ setup:
 [no-exit-message]
 test: setup
     @{{ bootstrap }}.stages "{{ just_executable() }}" \
-        format clippy clippy-bare rustdoc build test-host test-models test-setup test-qemu
+        format clippy clippy-bare rustdoc build test-host test-models mutants test-setup test-qemu
+
+# Seed defects, one at a time, and show which test notices each: `./just mutants --help`
+[group('develop')]
+[no-exit-message]
+mutants *args: setup
+    @cargo run --quiet --package mutants -- "$@"
 
 # Formatting, clippy and rustdoc, warnings denied; host and bare-metal crates
 [group('develop')]
@@ -132,7 +138,7 @@ rustdoc: hypctl
 [group('stages')]
 [no-exit-message]
 test-host *args: setup
-    cargo test -p stage2 -p hyp-abi -p hyp-core -p hypctl -p mmu-oracle -p programs "$@"
+    cargo test -p stage2 -p hyp-abi -p hyp-core -p hypctl -p mmu-oracle -p programs -p mutants "$@"
 
 # The protocols under model checkers: every interleaving of small cases (loom), many of larger ones (shuttle)
 [group('stages')]

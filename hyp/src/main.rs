@@ -15,7 +15,8 @@
 //! | `mem` | frames, per-CPU stocks, heap, EL2's own map |
 //! | `vm` | the VM: its regions, vCPUs, run loop, exits |
 //! | `device`, `hypercall` | what the guest believes to be a machine |
-//! | `event` | counters |
+//! | `event` | counters; in builds for that, every step of table maintenance |
+//! | `selftest` | in builds for that, how EL2 is made to fail on purpose |
 //! | `end` | how a run is told to people and programs |
 //!
 //! Decisions that need no machine are in crate `hyp-core`, tested on the host.
@@ -39,6 +40,8 @@ mod hypercall;
 mod lock;
 mod mem;
 mod platform;
+#[cfg(feature = "selftest")]
+mod selftest;
 mod sysreg;
 mod vm;
 

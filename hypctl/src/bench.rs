@@ -127,6 +127,7 @@ fn prepare(arguments: &BenchArgs) -> Result<(Qemu, Machine, Vec<u64>), Error> {
         icount: true,
         kernel: workspace.hyp_bin(Variant::Measure),
         append: format!("vcpus=1 mem={}K measure report={NONCE}", GUEST_MEM >> 10),
+        ram: None,
         modules: vec![Module { role, path, size }],
         extra: Vec::<OsString>::new(),
     };

@@ -34,11 +34,22 @@ Examples:
   hypctl run u-boot                             Debian's U-Boot, interactive; Ctrl-A x leaves
   hypctl run u-boot --send version --send poweroff --timeout 60
   hypctl run ./guest.bin --append 'key=value' --mem 2G
+  hypctl run touch --icount --trace out.jsonl   every step of table maintenance, in order
   hypctl run touch --dry-run                    the QEMU line, ready to paste
   hypctl run hello -- -d int,guest_errors       more arguments for QEMU
 
 A script is one step a line: `expect TEXT`, `send TEXT` (and Enter), `send-raw TEXT`
 (escapes \\r \\n \\t \\\\ \\xHH), `# comment`.";
+
+const CHECK_CODES: &str = "\
+Exit codes:
+    0  nothing is wrong with what could be judged
+    1  there are verdicts
+    2  the file cannot be read, or is no trace
+
+Example:
+  hypctl run touch --vcpus 4 --icount --trace touch.jsonl
+  hypctl check-trace touch.jsonl";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -53,6 +64,12 @@ pub enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
+    /// Judge a trace that `run --trace` has written
+    ///
+    /// The trace is put through a model of the architecture that holds every translation which any CPU may
+    /// still hold, and says what could go wrong on some machine.
+    #[command(name = "check-trace", after_help = CHECK_CODES)]
+    CheckTrace(CheckTraceArgs),
     /// Run cargo with the flags of the bare-metal crates
     ///
     /// For example: `hypctl cargo clippy -p hyp -- -D warnings`
@@ -74,6 +91,9 @@ pub struct RunArgs {
     /// The guest's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
+    /// More words for the hypervisor's own command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub hyp_append: Option<String>,
     /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
     #[arg(long, value_name = "MODEL", default_value = "max")]
     pub cpu: String,
@@ -110,6 +130,15 @@ pub struct RunArgs {
     /// Deterministic time: one virtual nanosecond an instruction
     #[arg(long)]
     pub icount: bool,
+    /// Record every step of table maintenance, and write the trace here when the run has ended
+    ///
+    /// Runs the hypervisor's debug build. With --icount, or one CPU, the order of the steps is total;
+    /// else it is known for each CPU's own only. A reset by the guest ends the run. See `hypctl check-trace`.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Record at most so many steps [default: 524288, which is what the buffer holds]
+    #[arg(long, value_name = "N", requires = "trace")]
+    pub trace_max: Option<u64>,
     /// Only the console: no progress, no hints
     #[arg(long, short)]
     pub quiet: bool,
@@ -130,8 +159,11 @@ pub struct RunArgs {
 #[derive(Args, Debug)]
 pub struct BuildArgs {
     /// Build the variant that measures faults
-    #[arg(long)]
+    #[arg(long, conflicts_with = "debug")]
     pub measure: bool,
+    /// Build the variant that records every step of table maintenance
+    #[arg(long)]
+    pub debug: bool,
     /// Say nothing unless it fails
     #[arg(long, short)]
     pub quiet: bool,
@@ -170,6 +202,17 @@ pub struct BenchArgs {
     /// Say nothing but the result
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// `hypctl check-trace`.
+#[derive(Args, Debug)]
+pub struct CheckTraceArgs {
+    /// The trace: JSON lines
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// As JSON on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `hypctl cargo`.

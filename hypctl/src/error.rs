@@ -35,6 +35,6 @@ pub enum Error {
     TooManyVcpus { vcpus: u32, smp: u32 },
     #[error("--guest-mem {} is too small: a guest needs at least {}", Bytes(*.0), Bytes(MIN_MEM))]
     TooLittleGuestMem(u64),
-    #[error("--json: there is no folder {}", .0.display())]
-    NoFolder(PathBuf),
+    #[error("--{option}: there is no folder {}", folder.display())]
+    NoFolder { option: &'static str, folder: PathBuf },
 }

@@ -6,16 +6,18 @@
 //!            ├─ qemu ───── the emulator that is there
 //!            ├─ build ──── toolchain, flatten: cargo for bare metal, ELF → raw image
 //!            ├─ machine ── QEMU's command line; where modules lie in memory
-//!            └─ session ── one run: process, signals, terminal, console, script
+//!            ├─ session ── one run: process, signals, terminal, console, script
+//!            └─ trace ──── what the hypervisor's debug build recorded
 //! ```
 //!
-//! `bench` and `doctor` stand beside `run` on the same parts. Nothing here parses what the guest
+//! `bench`, `check_trace` and `doctor` stand beside `run` on the same parts. Nothing here parses what the guest
 //! prints; what a program needs to know comes in the hypervisor's report (`console`).
 
 pub mod atomic;
 pub mod bench;
 pub mod build;
 pub mod catalogue;
+pub mod check_trace;
 pub mod cli;
 pub mod console;
 pub mod doctor;
@@ -33,6 +35,7 @@ pub mod signals;
 pub mod summary;
 pub mod terminal;
 pub mod toolchain;
+pub mod trace;
 pub mod workspace;
 
 use std::io::{self, Write};
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         cli::Command::Build(arguments) => or_usage(build_images(&arguments)),
         cli::Command::Doctor(arguments) => doctor::doctor(arguments.json),
         cli::Command::Bench(Bench::Fault(arguments)) => bench::fault(&arguments),
+        cli::Command::CheckTrace(arguments) => check_trace::check(&arguments),
         cli::Command::Cargo(arguments) => or_usage(cargo(&arguments)),
     }
     .into()
@@ -76,7 +80,11 @@ fn or_usage(result: Result<Exit, Error>) -> Exit {
 
 fn build_images(arguments: &BuildArgs) -> Result<Exit, Error> {
     let workspace = Workspace::find()?;
-    let variant = if arguments.measure { Variant::Measure } else { Variant::Plain };
+    let variant = match (arguments.measure, arguments.debug) {
+        (true, _) => Variant::Measure,
+        (_, true) => Variant::Debug,
+        _ => Variant::Plain,
+    };
     build::build(&workspace, variant, arguments.quiet)?;
     if !arguments.quiet {
         let _ = writeln!(io::stdout(), "{}", workspace.hyp_bin(variant).display());

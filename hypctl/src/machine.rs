@@ -98,6 +98,8 @@ pub struct Machine {
     pub kernel: PathBuf,
     /// The hypervisor's command line.
     pub append: String,
+    /// A file that the RAM is, shared with us; by itself QEMU has memory of its own.
+    pub ram: Option<PathBuf>,
     /// Guest image and initrd; none for the embedded guest.
     pub modules: Vec<Module>,
     /// More arguments for QEMU.
@@ -158,7 +160,16 @@ impl Machine {
         let mut arguments = Vec::<OsString>::new();
         let mut add = |words: &[&OsStr]| arguments.extend(words.iter().map(OsString::from));
         let option = |name: &'static str| OsStr::new(name);
-        add(&[option("-M"), option("virt,virtualization=on,gic-version=3,dtb-randomness=off")]);
+        let mut machine = "virt,virtualization=on,gic-version=3,dtb-randomness=off".to_owned();
+        if let Some(ram) = &self.ram {
+            let mib = self.mem / MEM_UNIT;
+            let mut backend = OsString::from(format!("memory-backend-file,id=ram,size={mib}M,"));
+            backend.push("share=on,mem-path=");
+            backend.push(double_commas(ram.as_os_str()));
+            add(&[option("-object"), &backend]);
+            machine.push_str(",memory-backend=ram");
+        }
+        add(&[option("-M"), OsStr::new(&machine)]);
         add(&[option("-cpu"), OsStr::new(&self.cpu)]);
         add(&[option("-smp"), OsStr::new(&self.smp.to_string())]);
         add(&[option("-m"), OsStr::new(&format!("{}M", self.mem / MEM_UNIT))]);
@@ -254,6 +265,7 @@ mod tests {
             icount: false,
             kernel: "hyp.bin".into(),
             append: "vcpus=2".into(),
+            ram: None,
             modules: modules.iter().map(module).collect(),
             extra: vec!["-d".into(), "int".into()],
         }
@@ -297,6 +309,15 @@ mod tests {
              -device 'guest-loader,addr=0x4fe00000,kernel=a,,b.bin,bootargs=console=ttyAMA0,,115200 a=b' \
              -d int"
         );
+    }
+
+    #[test]
+    fn shared_ram_is_the_machines_memory() {
+        let machine = Machine { ram: Some("/a,b".into()), ..machine(256, &[]) };
+        let line = shell_line(Path::new("qemu"), &machine.arguments(&[]));
+        let wanted =
+            "-object memory-backend-file,id=ram,size=256M,share=on,mem-path=/a,,b -M virt,";
+        assert!(line.contains(wanted) && line.contains(",memory-backend=ram -cpu"), "{line}");
     }
 
     #[test]

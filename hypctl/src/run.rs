@@ -6,9 +6,11 @@
 //! and the hypervisor's report give the exit code.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 use hyp_core::config::MIN_MEM;
 use hyp_core::report::Report;
+use hyp_core::trace::Order;
 
 use crate::build::{build, expect_built};
 use crate::cli::RunArgs;
@@ -21,6 +23,7 @@ use crate::script::{self, Step};
 use crate::session::{self, End, Input, Outcome};
 use crate::summary::{SCHEMA, Summary};
 use crate::terminal::ControlC;
+use crate::trace::{self, Ram};
 use crate::workspace::{Variant, Workspace};
 
 /// CPUs of a machine nobody has wishes for: enough for races, not more than small hosts have.
@@ -45,7 +48,7 @@ pub fn run(arguments: &RunArgs) -> Exit {
         }
         Ok(plan) => plan.play(arguments, &mut summary),
         Err(error) => {
-            if matches!(error, Error::NoFolder(_)) {
+            if matches!(error, Error::NoFolder { option: "json", .. }) {
                 say(&error.to_string());
                 return Exit::USAGE;
             }
@@ -68,6 +71,7 @@ pub fn run(arguments: &RunArgs) -> Exit {
 
 /// A run that nothing is known to be wrong with.
 struct Plan {
+    elf: PathBuf,
     qemu: Qemu,
     machine: Machine,
     addresses: Vec<u64>,
@@ -76,10 +80,11 @@ struct Plan {
 }
 
 fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
-    if let Some(folder) = arguments.json.as_ref().and_then(|path| path.parent()) {
+    for (option, path) in [("json", &arguments.json), ("trace", &arguments.trace)] {
+        let Some(folder) = path.as_ref().and_then(|path| path.parent()) else { continue };
         let here = folder.as_os_str().is_empty();
         if !here && !folder.is_dir() {
-            return Err(Error::NoFolder(folder.to_owned()));
+            return Err(Error::NoFolder { option, folder: folder.to_owned() });
         }
     }
     let workspace = Workspace::find()?;
@@ -98,9 +103,9 @@ fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
     summary.qemu = Some(qemu.version().to_string());
     qemu.expect_cpu(&arguments.cpu)?;
     if arguments.no_build {
-        expect_built(&workspace, Variant::Plain)?;
+        expect_built(&workspace, variant(arguments))?;
     } else {
-        build(&workspace, Variant::Plain, arguments.quiet)?;
+        build(&workspace, variant(arguments), arguments.quiet)?;
     }
     let guest = wanted.load(&workspace, arguments)?;
     let plan = plan(&workspace, arguments, qemu, guest, script)?;
@@ -115,7 +120,7 @@ fn plan(
     guest: Guest,
     script: Option<Vec<Step>>,
 ) -> Result<Plan, Error> {
-    let kernel = workspace.hyp_bin(Variant::Plain);
+    let kernel = workspace.hyp_bin(variant(arguments));
     let hyp_size = crate::guest::hyp_footprint(&kernel)?;
     let mut words = Vec::new();
     words.extend(arguments.vcpus.map(|vcpus| format!("vcpus={vcpus}")));
@@ -123,10 +128,12 @@ fn plan(
         cpu: arguments.cpu.clone(),
         smp: smp(arguments),
         mem: arguments.mem.unwrap_or(DEFAULT_MEM),
-        no_reboot: arguments.no_reboot,
+        // Another boot would begin another trace in the same memory.
+        no_reboot: arguments.no_reboot || arguments.trace.is_some(),
         icount: arguments.icount,
         kernel,
         append: String::new(),
+        ram: None,
         modules: guest.modules,
         extra: arguments.extra.clone(),
     };
@@ -141,8 +148,17 @@ fn plan(
     let small = guest.least_mem > machine.room(hyp_size) / 2;
     let mem = arguments.guest_mem.or(small.then_some(guest.least_mem));
     words.extend(mem.map(|mem| format!("mem={}K", mem.div_ceil(1 << 12) << 2)));
+    if arguments.trace.is_some() {
+        // One CPU's own order is all the order there is.
+        let one = machine.smp == 1;
+        let order = if arguments.icount || one { Order::Total } else { Order::PerCpu };
+        words.push(format!("trace={order}"));
+        words.extend(arguments.trace_max.map(|most| format!("trace-max={most}")));
+    }
+    words.extend(arguments.hyp_append.clone());
     machine.append = words.join(" ");
-    Ok(Plan { qemu, machine, addresses, script, control_c: guest.control_c })
+    let elf = workspace.hyp_elf(variant(arguments));
+    Ok(Plan { elf, qemu, machine, addresses, script, control_c: guest.control_c })
 }
 
 fn script_of(arguments: &RunArgs) -> Result<Option<Vec<Step>>, Error> {
@@ -154,6 +170,10 @@ fn script_of(arguments: &RunArgs) -> Result<Option<Vec<Step>>, Error> {
     }
     let typed = !arguments.send.is_empty();
     Ok(typed.then(|| script::from_lines(&arguments.prompt, &arguments.send)))
+}
+
+fn variant(arguments: &RunArgs) -> Variant {
+    if arguments.trace.is_some() { Variant::Debug } else { Variant::Plain }
 }
 
 fn smp(arguments: &RunArgs) -> u32 {
@@ -184,13 +204,39 @@ impl Plan {
                 Input::Keyboard(self.control_c)
             }
         };
+        let failed = |summary: &mut Summary, what: &Path, error: &dyn std::fmt::Display| {
+            summary.message = Some(format!("{}: {error}", what.display()));
+            Exit::NO_REPORT
+        };
+        let ram = arguments.trace.as_ref().map(|_| Ram::new(self.machine.mem, &self.elf));
+        let ram = match ram.transpose() {
+            Ok(ram) => ram,
+            Err(error) => return failed(summary, Path::new("--trace"), &error),
+        };
+        self.machine.ram = ram.as_ref().map(Ram::path);
         let mut command = self.machine.command(&self.qemu, &self.addresses);
+        if let Some(ram) = &ram {
+            ram.lend(&mut command);
+        }
         let mut stdout = io::stdout();
-        match session::run(&mut command, &nonce, input, arguments.timeout, &mut stdout) {
-            Ok(outcome) => judge(&outcome, summary),
+        let outcome = session::run(&mut command, &nonce, input, arguments.timeout, &mut stdout);
+        let exit = match &outcome {
+            Ok(outcome) => judge(outcome, summary),
+            Err(error) => return failed(summary, self.qemu.program(), error),
+        };
+        let Some((ram, path)) = ram.zip(arguments.trace.as_ref()) else { return exit };
+        let about = format!("{}, cpu {}, QEMU {}", summary.guest, summary.cpu, self.qemu.version());
+        match ram.contents(&nonce).and_then(|contents| trace::write(path, &contents, about)) {
+            Ok(written) => {
+                if !arguments.quiet || written.dropped != 0 {
+                    say(&written.to_string());
+                }
+                summary.trace = Some(written);
+                exit
+            }
             Err(error) => {
-                summary.message = Some(format!("{}: {error}", self.qemu.program().display()));
-                Exit::NO_REPORT
+                say(&format!("--trace {}: {error}", path.display()));
+                if exit == Exit::OK { Exit::NO_REPORT } else { exit }
             }
         }
     }

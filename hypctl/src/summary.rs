@@ -36,6 +36,8 @@ pub struct Summary {
     pub seconds: f64,
     /// The hypervisor's report.
     pub report: Option<serde_json::Value>,
+    /// The trace, if one was written.
+    pub trace: Option<crate::trace::Written>,
     /// The last of the console, for runs that did not end well.
     pub console_tail: Option<String>,
 }

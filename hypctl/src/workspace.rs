@@ -100,6 +100,8 @@ pub enum Variant {
     Plain,
     /// With the cycle counter read around every fault.
     Measure,
+    /// With every step of table maintenance recorded, and selftests.
+    Debug,
 }
 
 impl Variant {
@@ -107,6 +109,7 @@ impl Variant {
         match self {
             Self::Plain => "hyp",
             Self::Measure => "hyp-measure",
+            Self::Debug => "hyp-debug",
         }
     }
 
@@ -115,6 +118,7 @@ impl Variant {
         match self {
             Self::Plain => &[],
             Self::Measure => &["--features", "measure"],
+            Self::Debug => &["--features", "trace,selftest"],
         }
     }
 }

@@ -156,6 +156,8 @@ pub enum What {
         /// Bytes.
         bytes: u64,
     },
+    /// Software goes on as if every CPU's walks read what this one has written.
+    Published,
     /// Software goes on as if no CPU translated these addresses by anything but the tables.
     Flushed {
         /// The VM.
@@ -189,6 +191,7 @@ impl Record {
             What::Flushed { vmid, range: Some((ipa, bytes)) } => {
                 (9, 1, [u64::from(vmid), ipa, bytes])
             }
+            What::Published => (10, 0, [0; 3]),
         };
         let [a, b, c] = operands;
         let number = number.wrapping_add(1);
@@ -219,6 +222,7 @@ impl Record {
                 let vmid = u16::try_from(a).map_err(|_| unknown)?;
                 What::Flushed { vmid, range: (sub == 1).then_some((b, c)) }
             }
+            (10, 0) => What::Published,
             _ => return Err(unknown),
         };
         Ok(Some(Self { cpu: (head >> 8 & 0xff) as u8, what }))

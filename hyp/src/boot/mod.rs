@@ -69,6 +69,8 @@ pub(crate) fn bring_up(tree: u64, level: u64) -> Result<Machine, Refusal> {
     );
     let tree = PaRange::from_len(tree, blob.len() as u64)
         .ok_or("the device tree ends beyond all addresses")?;
+    #[cfg(feature = "selftest")]
+    let platform = Platform { bootargs: crate::selftest::take(&platform.bootargs)?, ..platform };
     let request = Request::parse(&platform.bootargs)?;
     say!(
         "stage2 hypervisor {}, {}",

@@ -111,6 +111,9 @@ extern "C" fn hyp_secondary(number: u64) -> ! {
     // SAFETY: (1) the boot CPU gives each number once.
     let block = unsafe { cpu::adopt(number as usize) };
     join(block);
+    // Before the boot CPU goes on: a crash does not wait for the console.
+    #[cfg(feature = "selftest")]
+    crate::selftest::run(block.number);
     block.came_up();
     vm::secondary(block)
 }

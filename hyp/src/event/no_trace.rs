@@ -12,6 +12,10 @@ pub(crate) fn vttbr(_value: u64) {}
 #[inline]
 pub(crate) fn reset_el1() {}
 
+/// An install is over: the guest resumes and relies on it.
+#[inline]
+pub(crate) fn published() {}
+
 /// A frame that a guest may have had goes back to its stock.
 #[inline]
 pub(crate) fn frame_given_back(_frame: u64, _bytes: u64) {}

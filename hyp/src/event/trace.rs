@@ -115,6 +115,12 @@ pub(crate) fn reset_el1() {
     note(What::Synchronized);
 }
 
+/// An install is over: the guest resumes and relies on it.
+#[inline]
+pub(crate) fn published() {
+    note(What::Published);
+}
+
 /// A frame that a guest may have had goes back to its stock.
 #[inline]
 pub(crate) fn frame_given_back(frame: u64, bytes: u64) {

@@ -33,6 +33,7 @@ use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::Vcpu;
 use crate::device;
+use crate::event::trace;
 use crate::lock::relax;
 use crate::mem::PAGE;
 
@@ -128,6 +129,7 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
     match result {
         Ok(Install::Installed(_)) => {
             counters.bump(Stat::Installed);
+            trace::published();
             #[cfg(feature = "measure")]
             cpu.timing.populated(source.filled);
             Populate::Done

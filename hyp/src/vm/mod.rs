@@ -142,6 +142,8 @@ impl Policy {
 /// Makes the VM and runs its first vCPU on this, the boot CPU. Returns only if the VM cannot be made.
 pub(crate) fn start(machine: Machine) -> Result<Infallible, Refusal> {
     let vm = create::create(machine)?;
+    #[cfg(feature = "selftest")]
+    crate::selftest::run(0);
     let vm = VM.call_once(|| vm);
     // The others look at `VM` after the event, which is not ordered after earlier stores by itself.
     barrier::dsb(barrier::ISHST);

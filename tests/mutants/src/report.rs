@@ -16,6 +16,7 @@ struct Row<'t> {
     rule: &'t str,
     outcome: &'t Outcome,
     killed_by: String,
+    said: &'t str,
     seconds: f64,
 }
 
@@ -52,6 +53,7 @@ pub fn json(
         rule: &trial.mutant.seed.rule,
         outcome: &trial.outcome,
         killed_by: trial.killer.to_string(),
+        said: &trial.said,
         seconds: trial.time.as_secs_f64(),
     });
     let killed = killed(trials);

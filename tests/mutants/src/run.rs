@@ -60,7 +60,9 @@ pub struct Trial<'r> {
     pub outcome: Outcome,
     /// How long the test took.
     pub time: Duration,
-    /// What the test said.
+    /// What the first panic said.
+    pub said: String,
+    /// All that the test put out.
     pub output: String,
 }
 
@@ -111,6 +113,9 @@ struct Ended {
 
 /// Bytes of a process's output that are kept; a test that loops may print for ever.
 const KEPT: usize = 1 << 20;
+
+/// Characters of a panic's text that a report shows.
+const SHOWN: usize = 200;
 
 /// A test harness ends with this code when a test failed.
 const FAILED: i32 = 101;
@@ -188,6 +193,12 @@ impl Ended {
     /// What the panics of the test said.
     fn panics(&self) -> &str {
         self.err.find(" panicked at ").map_or("", |at| &self.err[at..])
+    }
+
+    /// The beginning of that, on one line.
+    fn said(&self) -> String {
+        let lines: Vec<&str> = self.panics().lines().skip(1).take(3).collect();
+        lines.join(" ").chars().take(SHOWN).collect()
     }
 
     /// The judgement on a mutant.
@@ -287,7 +298,8 @@ pub fn trials<'r>(
         let (killer, number) = (registry.killer(mutant), registry.number(&mutant.seed.name));
         let ended = execute(programs.of(killer), &killer.test, number, limits.time, stop)?;
         let outcome = ended.outcome(&mutant.says);
-        let trial = Trial { mutant, killer, outcome, time: ended.time, output: ended.output() };
+        let (said, output) = (ended.said(), ended.output());
+        let trial = Trial { mutant, killer, outcome, time: ended.time, said, output };
         progress(&trial);
         Ok(trial)
     })
@@ -329,7 +341,7 @@ pub fn hunt(
     }
     each(&tests, limits.jobs, |(program, place, test)| {
         let ended = execute(program, test, Some(number), limits.time, stop)?;
-        let says = ended.panics().lines().skip(1).take(3).collect::<Vec<_>>().join(" ");
+        let says = ended.said();
         Ok(Hunt {
             test: format!("{place}: {test}"),
             outcome: ended.outcome(""),

@@ -113,11 +113,13 @@ pub struct Line {
 /// # Errors
 /// None that these types can cause; `serde_json`'s signature.
 pub fn to_line(event: &Event, old: Option<u64>) -> serde_json::Result<String> {
-    let mut value = serde_json::to_value(event)?;
-    if let (Some(write), Some(old)) = (value.get_mut("Write"), old) {
-        write["old"] = old.into();
+    let mut line = serde_json::to_string(event)?;
+    if let (Event::Write { .. }, Some(old)) = (event, old) {
+        // Both braces that close the line: the event's and its fields'.
+        line.truncate(line.len() - 2);
+        line += &format!(",\"old\":{old}}}}}");
     }
-    serde_json::to_string(&value)
+    Ok(line)
 }
 
 /// Why a file is no trace.

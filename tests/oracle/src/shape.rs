@@ -21,8 +21,16 @@
 //! 0 free-frame 0x80000 0x1000          0 flushed 0x5000 0x1000      0 flushed all      0 reuse 1
 //! ```
 //!
-//! A descriptor is `0`, `drain`, `dead`, `table M3`, or `page` / `block` with an address and words: `rw`,
+//! `L3[0..15]` in a write stands for 16 lines, each with the next page or block. A descriptor is `0`, `drain`, `dead`, `table M3`, or `page` / `block` with an address and words: `rw`,
 //! `ro`, `clean` (DBM, not yet dirty), `dirty` (DBM, dirty), `noaf`, `contig`, `nt`, `device`.
+
+//! What every shape takes for granted:
+//!
+//! * The software's steps are executed at EL2, and the guest of a PE does not come back between them:
+//!   while at EL2 a PE starts no walk for it \[RNRJPP\]. Other PEs' guests run all the time. `isb` stands
+//!   for every context synchronization event, exception entry and return among them.
+//! * `hw_dirty` means an effective HD, so it implies HA, unless `hw_access = false` says otherwise.
+//! * A store comes before its `hw` update; a dirty update without a store is an impossible one.
 
 use serde::Deserialize;
 
@@ -45,6 +53,10 @@ pub struct Shape {
     pub rule: String,
     /// The first defect, or nothing for a trace without one.
     pub defect: Option<Defect>,
+    /// A defect that must follow from the first.
+    pub also: Option<Defect>,
+    /// PEs, if not two.
+    pub pes: Option<usize>,
     /// No prelude.
     #[serde(default)]
     pub bare: bool,
@@ -110,13 +122,16 @@ impl Shape {
             hw_access: self.hw_access.unwrap_or(self.hw_dirty),
             hw_dirty: self.hw_dirty,
             dead: Some(DEAD),
+            pes: self.pes.unwrap_or(2),
             ..Machine::default()
         });
         let prelude = if self.bare { "" } else { PRELUDE };
         for line in prelude.lines().chain(self.steps.lines()) {
             let line = line.split('#').next().unwrap_or_default().trim();
             if !line.is_empty() {
-                model.apply(&parse(line)?);
+                for event in parse_all(line)? {
+                    model.apply(&event);
+                }
             }
         }
         model.finish();
@@ -168,6 +183,31 @@ fn number(word: &str) -> Option<u64> {
 fn table(name: &str) -> Option<u64> {
     let index = ["L1", "L2", "M2", "L3", "M3", "N3"].iter().position(|known| *known == name)?;
     Some(0x1000 * (index as u64 + 1))
+}
+
+/// One line as events: `L3[0..15]` stands for 16 of them, each with the next page or block.
+///
+/// # Errors
+/// [`ShapeError`]: not of the language.
+pub fn parse_all(line: &str) -> Result<Vec<Event>, ShapeError> {
+    let bad = || ShapeError { line: line.into(), wanted: "a range of slots, such as L3[0..15]" };
+    let Some((before, rest)) = line.split_once('[').filter(|(_, rest)| rest.contains("..")) else {
+        return Ok(vec![parse(line)?]);
+    };
+    let (range, after) = rest.split_once(']').ok_or_else(bad)?;
+    let (first, last) = range.split_once("..").ok_or_else(bad)?;
+    let (first, last) = number(first).zip(number(last)).ok_or_else(bad)?;
+    let one = |index: u64| {
+        let mut event = parse(&format!("{before}[{index}]{after}"))?;
+        let step = if after.contains(" block ") { 0x20_0000 } else { 0x1000 };
+        if let Event::Write { new, .. } = &mut event
+            && [" page ", " block "].iter().any(|leaf| after.contains(leaf))
+        {
+            *new += (index - first) * step;
+        }
+        Ok(event)
+    };
+    (first..=last).map(one).collect()
 }
 
 /// One line as an event.

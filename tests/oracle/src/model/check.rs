@@ -35,7 +35,7 @@ impl Model {
         };
         if let Some((entry, held)) = own.or_else(below) {
             let what = format!("{slot:#x}: {}", self.describe(&entry, held));
-            self.blame_held(Defect::EmptyTooEarly, what, &entry);
+            self.blame(Defect::EmptyTooEarly, what, &[About::Entry(entry)]);
         }
     }
 
@@ -110,7 +110,7 @@ impl Model {
         );
         let by = self.tlb.leading_to(&place).next().map(|(entry, _)| *entry);
         match by {
-            Some(entry) => self.blame_held(defect, what, &entry),
+            Some(entry) => self.blame(defect, what, &[About::Entry(entry)]),
             None => self.blame(defect, what, &[About::Table(table)]),
         }
     }
@@ -119,7 +119,7 @@ impl Model {
         let holder = self.tlb.reaching(frame, frame + bytes).next();
         if let Some((entry, held)) = holder.map(|(entry, held)| (*entry, held)) {
             let what = format!("frame {frame:#x}: {}", self.describe(&entry, held));
-            self.blame_held(Defect::FrameStillReachable, what, &entry);
+            self.blame(Defect::FrameStillReachable, what, &[About::Entry(entry)]);
         }
     }
 
@@ -144,7 +144,9 @@ impl Model {
             .map(|(entry, held)| (*entry, held));
         if let Some((entry, held)) = held {
             let what = self.describe(&entry, held);
-            return self.blame_held(Defect::StaleTranslation, what, &entry);
+            let defect =
+                if self.wrong_vmid(&entry) { Defect::WrongVmid } else { Defect::StaleTranslation };
+            return self.blame(defect, what, &[About::Entry(entry)]);
         }
         let meets = |entry: &Entry| {
             let (from, to) = entry.extent();
@@ -217,7 +219,7 @@ impl Model {
         let holder = self.tlb.of_vm(vmid).next().map(|(entry, held)| (*entry, held));
         if let Some((entry, held)) = holder {
             let what = format!("VMID {vmid}: {}", self.describe(&entry, held));
-            self.blame_held(Defect::VmidStillCached, what, &entry);
+            self.blame(Defect::VmidStillCached, what, &[About::Entry(entry)]);
         }
     }
 

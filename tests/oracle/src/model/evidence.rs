@@ -46,13 +46,6 @@ impl Model {
         self.verdicts.push(Verdict { defect, at: self.now(), what, trace });
     }
 
-    /// Blames somebody for relying on an entry being gone. If it is there because of an invalidation
-    /// that would have hit it under its own VMID, that is the defect.
-    pub(super) fn blame_held(&mut self, defect: Defect, what: String, entry: &Entry) {
-        let defect = if self.wrong_vmid(entry) { Defect::WrongVmid } else { defect };
-        self.blame(defect, what, &[About::Entry(*entry)]);
-    }
-
     /// All PEs of the machine.
     pub(super) fn everybody(&self) -> Mask {
         if self.pes.len() == 64 { Mask::MAX } else { (1 << self.pes.len()) - 1 }
@@ -175,7 +168,7 @@ impl Model {
 
     /// Whether an invalidation since the entry's end would have hit it, but acted on another VMID, or
     /// on one that was not determined.
-    fn wrong_vmid(&self, entry: &Entry) -> bool {
+    pub(super) fn wrong_vmid(&self, entry: &Entry) -> bool {
         let (made, ended) = self.life(entry);
         let ended = if ended > made { ended } else { self.trace.len() };
         // Another VM's own flush in between is none of this entry's business.

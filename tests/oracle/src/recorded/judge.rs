@@ -34,8 +34,11 @@ const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 pub struct Found {
     /// The line that showed it, from 1.
     pub line: usize,
-    /// What is wrong. Its event numbers are the model's.
+    /// What is wrong. Its event numbers are the model's: `trace` has the lines.
     pub verdict: Verdict,
+    /// What led to it, with lines. An event without one is in no line: it is taken for granted where a PE
+    /// is judged alone, or is an update by hardware that a later line shows.
+    pub trace: Vec<(Option<usize>, Event)>,
 }
 
 /// What a trace comes to.
@@ -155,7 +158,10 @@ impl Judge {
         let found = |verdict: &Verdict| {
             let from = self.lines.get(verdict.at..).unwrap_or_default();
             let line = from.iter().flatten().next().copied()?;
-            Some(Found { line, verdict: verdict.clone() })
+            let line_of = |at: usize| self.lines.get(at).copied().flatten();
+            let trace =
+                verdict.trace.iter().map(|(at, event)| (line_of(*at), event.clone())).collect();
+            Some(Found { line, verdict: verdict.clone(), trace })
         };
         self.model.verdicts().iter().filter_map(found).collect()
     }
@@ -289,8 +295,13 @@ impl Shared {
     /// Whether a line says nothing that one PE's order gives a meaning to.
     fn is_unjudged(&self, pe: Pe, line: &Line) -> bool {
         match line.event {
-            Event::Write { slot, .. } | Event::HwUpdate { slot, .. } => {
-                let alone = self.slots.get(&slot).is_none_or(|slot| slot.writers.len() < 2);
+            Event::Write { slot, .. }
+            | Event::HwUpdate { slot, .. }
+            | Event::GuestStore { slot, .. }
+            | Event::Harvested { slot, .. }
+            | Event::Start { slot, .. }
+            | Event::Commit { slot, .. } => {
+                let alone = self.slots.get(&slot).is_some_and(|slot| slot.writers == [pe].into());
                 let mine = match self.owner(slot) {
                     Some(Owner::Stable(_)) => true,
                     Some(Owner::Private(owner)) => owner == pe,
@@ -302,6 +313,7 @@ impl Shared {
             }
             Event::AllocTable { table, .. }
             | Event::FreeTable { table, .. }
+            | Event::ListTable { table, .. }
             | Event::Scribble { table, .. } => self.owner(table) != Some(Owner::Private(pe)),
             _ => false,
         }

@@ -131,6 +131,23 @@ fn what_other_pes_hold_shows_in_a_total_order_only() {
     assert_eq!(defects(&judge(Order::PerPe, &local)), []);
 }
 
+#[test]
+fn a_verdict_has_the_lines_that_led_to_it() {
+    let mut doctored = events();
+    let last = doctored.len();
+    doctored.remove(last - 6);
+    for order in [Order::Total, Order::PerPe] {
+        let found = &judge(order, &doctored).found[0];
+        assert_eq!(found.verdict.defect, Defect::StaleTranslation);
+        let with_lines: Vec<_> =
+            found.trace.iter().filter_map(|(line, e)| line.zip(Some(e))).collect();
+        assert!(with_lines.len() >= 4, "{found:?}");
+        for (line, event) in with_lines {
+            assert_eq!(&doctored[line - 2], event, "{order:?}");
+        }
+    }
+}
+
 /// PE 1 unmaps what it mapped itself, in a table that PE 0 made and linked.
 #[test]
 fn a_pe_is_judged_in_tables_that_another_made() {
@@ -387,9 +404,9 @@ fn random(dice: &mut Dice, pes: u64) -> Event {
         2..=4 => {
             Event::Write { pe, slot, new, atomic: dice.roll(2) == 0, relaxed: dice.roll(2) == 0 }
         }
-        5 => Event::HwUpdate { pe, slot, new, inferred: true },
+        5 => Event::HwUpdate { pe, slot, new, inferred: dice.roll(2) == 0 },
         6 => Event::GuestStore { pe, slot },
-        7 => Event::Harvested { pe, slot, count: 1 },
+        7 => Event::Harvested { pe, slot, count: dice.roll(513) },
         8 => Event::Dsb { pe, kind: dsbs[dice.roll(5) as usize] },
         9 => {
             let scope = if dice.roll(2) == 0 { Scope::Is } else { Scope::Local };
@@ -406,11 +423,15 @@ fn random(dice: &mut Dice, pes: u64) -> Event {
         },
         _ => {
             let event = [
+                Event::Published { pe },
+                Event::ListTable { pe, table },
+                Event::Start { pe, slot },
+                Event::Commit { pe, slot },
                 Event::ReuseVmid { pe, vmid },
                 Event::Lock { pe, table },
                 Event::Unlock { pe, table },
             ];
-            event[dice.roll(3) as usize].clone()
+            event[dice.roll(7) as usize].clone()
         }
     }
 }

@@ -1,0 +1,90 @@
+//! EL2 made to fail on purpose: builds with the feature `selftest` only.
+//!
+//! What protects EL2 from itself (guard pages, W^X, the crash dump) is never used in a good run, so tests
+//! ask for each by a word on the command line, and read the dump. A build for users has neither the word
+//! nor this code.
+//!
+//! | word | what EL2 does | what must come of it |
+//! | --- | --- | --- |
+//! | `selftest=stack` | recurses until its stack ends | a data abort in the guard page, told from the emergency stack |
+//! | `selftest=stack-1` | the same on CPU 1 | likewise, with that CPU's stacks |
+//! | `selftest=write-code` | stores to its own code | a permission fault |
+//! | `selftest=write-constant` | stores to a constant | a permission fault |
+//! | `selftest=run-data` | branches to an instruction in its data | an instruction abort, permission |
+//! | `selftest=read-unmapped` | loads from an address that nothing has | a translation fault |
+//! | `selftest=panic` | panics | the message and its place |
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::hint::black_box;
+use core::sync::atomic::AtomicU32;
+
+use spin::Once;
+
+use crate::boot::Refusal;
+use crate::mem::image;
+
+/// What starts the word.
+const WORD: &str = "selftest=";
+/// The names, in the order of [`Test`].
+const NAMES: [&str; 7] =
+    ["stack", "stack-1", "write-code", "write-constant", "run-data", "read-unmapped", "panic"];
+/// `RET`, as data.
+static RET: AtomicU32 = AtomicU32::new(0xd65f_03c0);
+
+static WANTED: Once<usize> = Once::new();
+
+/// Takes the word off the command line, and returns the others.
+pub(crate) fn take(line: &str) -> Result<String, Refusal> {
+    let (ours, others): (Vec<&str>, Vec<&str>) =
+        line.split_ascii_whitespace().partition(|word| word.starts_with(WORD));
+    if let Some(name) = ours.first().and_then(|word| word.strip_prefix(WORD)) {
+        let number = NAMES.iter().position(|known| *known == name);
+        let number = number.ok_or_else(|| Refusal(format!("no selftest \"{name}\"")))?;
+        WANTED.call_once(|| number);
+    }
+    Ok(others.join(" ").to_string())
+}
+
+/// Fails as asked, on the CPU that it was asked of; else does nothing.
+pub(crate) fn run(cpu: usize) {
+    let Some(wanted) = WANTED.get().and_then(|number| NAMES.get(*number)) else { return };
+    match (*wanted, cpu) {
+        ("stack", 0) | ("stack-1", 1) => {
+            black_box(recurse(black_box(0)));
+        }
+        ("write-code", 0) => store(image::text().start),
+        ("write-constant", 0) => store(image::rodata().start),
+        ("run-data", 0) => {
+            let code = RET.as_ptr().cast_const().cast::<()>();
+            // SAFETY: none. The address is that of an instruction, and must not be executable: the
+            // branch faults. Should it not fault, the instruction returns.
+            let code: extern "C" fn() = unsafe { core::mem::transmute(code) };
+            code();
+        }
+        ("read-unmapped", 0) => {
+            let nothing = core::ptr::without_provenance::<u64>(0x10_0000_0000);
+            // SAFETY: none. Nothing is mapped there: the load faults.
+            black_box(unsafe { nothing.read_volatile() });
+        }
+        ("panic", 0) => panic!("a selftest asked for this"),
+        _ => return,
+    }
+    // The report says "refused", which no test expects.
+    crate::end::refuse(Refusal(format!("selftest {wanted}: nothing stopped EL2")));
+}
+
+#[expect(unconditional_recursion, reason = "the end of the stack is what is wanted")]
+#[inline(never)]
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    recurse(depth + 1).wrapping_add(black_box(frame)[1])
+}
+
+fn store(to: u64) {
+    let to = core::ptr::with_exposed_provenance_mut::<u32>(to as usize);
+    // SAFETY: none. The page is read-only: the store faults. Should it not fault, the value is that which
+    // stood there.
+    unsafe { to.write_volatile(to.read_volatile()) };
+}
