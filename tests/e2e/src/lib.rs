@@ -14,11 +14,13 @@ pub mod host;
 pub mod plain;
 pub mod run;
 pub mod scenario;
+pub mod trace;
 
 /// The CPU models that together take every path of the hypervisor.
 pub use hypctl::qemu::TESTED_CPUS;
 pub use run::Run;
-pub use scenario::{Scenario, hypctl, image, images};
+pub use scenario::{Scenario, debug_images, hypctl, image, images};
+pub use trace::Trace;
 
 /// One test for each of the tested CPU models: `on_every_cpu!(name, |cpu| …)` makes
 /// `name::max`, `name::neoverse_n2`, `name::cortex_a76` and `name::cortex_a53`.

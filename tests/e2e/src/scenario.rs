@@ -1,7 +1,7 @@
 //! A run, described.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -27,6 +27,7 @@ pub struct Scenario {
     script: Option<String>,
     timeout: u64,
     needs_images: bool,
+    needs_debug: bool,
     alone: bool,
 }
 
@@ -41,6 +42,7 @@ impl Scenario {
             script: None,
             timeout: TIMEOUT,
             needs_images: true,
+            needs_debug: false,
             alone: false,
         }
     }
@@ -79,6 +81,17 @@ impl Scenario {
         self.with("--append", words)
     }
 
+    /// More words for the hypervisor's own command line.
+    pub fn hypervisor(self, words: &str) -> Self {
+        self.with("--hyp-append", words)
+    }
+
+    /// Writes a trace there: the hypervisor's debug build runs.
+    pub fn trace(mut self, path: &Path) -> Self {
+        self.needs_debug = true;
+        self.with("--trace", path.display())
+    }
+
     /// What is typed, in the language of `hypctl run --script`.
     pub fn script(mut self, script: &str) -> Self {
         self.script = Some(script.to_owned());
@@ -115,6 +128,9 @@ impl Scenario {
     pub fn run(self) -> Run {
         if self.needs_images {
             images();
+        }
+        if self.needs_debug {
+            debug_images();
         }
         let folder = tempfile::tempdir().unwrap();
         let summary = folder.path().join("summary.json");
@@ -160,11 +176,26 @@ pub fn hypctl() -> PathBuf {
 /// Builds hypervisor and guests once, and says where things are.
 #[track_caller]
 pub fn images() -> &'static Workspace {
-    // A build that failed is not tried again by every test.
     static BUILT: OnceLock<Result<Workspace, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
+    built(&BUILT, Variant::Plain)
+}
+
+/// Builds the hypervisor's debug build once, and says where things are.
+#[track_caller]
+pub fn debug_images() -> &'static Workspace {
+    static BUILT: OnceLock<Result<Workspace, String>> = OnceLock::new();
+    built(&BUILT, Variant::Debug)
+}
+
+/// A build that failed is not tried again by every test.
+#[track_caller]
+fn built(
+    once: &'static OnceLock<Result<Workspace, String>>,
+    variant: Variant,
+) -> &'static Workspace {
+    let built = once.get_or_init(|| {
         let workspace = Workspace::find().map_err(|error| error.to_string())?;
-        let built = hypctl::build::build(&workspace, Variant::Plain, true);
+        let built = hypctl::build::build(&workspace, variant, true);
         built.map(|()| workspace).map_err(|error| error.to_string())
     });
     match built {

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A `hypctl` with a guest that never ends by itself.
-struct Victim {
+pub(crate) struct Victim {
     hypctl: Child,
     qemu: i32,
     _host: host::Hold,
@@ -25,10 +25,17 @@ impl Victim {
 
     #[track_caller]
     fn with(case: &str) -> Self {
+        Self::with_options(case, &[])
+    }
+
+    /// The images that the options need are there.
+    #[track_caller]
+    pub(crate) fn with_options(case: &str, options: &[&str]) -> Self {
         images();
         let host = host::shared();
         let mut hypctl = Command::new(hypctl())
             .args(["run", "wild", "--append", case, "--vcpus", "1", "--no-build"])
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -56,14 +63,14 @@ impl Victim {
         Self { hypctl, qemu, _host: host }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.hypctl.id()).ok().and_then(Pid::from_raw).unwrap();
         kill_process(pid, signal).unwrap();
     }
 
     /// Expects that QEMU goes, and returns `hypctl`'s exit code.
     #[track_caller]
-    fn gone(mut self) -> Option<i32> {
+    pub(crate) fn gone(mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         while alive(self.qemu) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));

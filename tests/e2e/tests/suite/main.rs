@@ -11,15 +11,19 @@
 //! | `leftovers` | no end of `hypctl` leaves a QEMU behind |
 //! | `terminal` | keyboard and terminal, on a pseudo terminal |
 //! | `code` | the machine code keeps the protocol's promises |
+//! | `traces` | what the debug build records is whole, and the oracle finds nothing in it |
+//! | `crashes` | EL2's guard pages, W^X and crash dump do what they are for |
 //! | `cost` | what a populate fault costs, in instructions |
 
 mod code;
 mod cost;
+mod crashes;
 mod guests;
 mod images;
 mod leftovers;
 mod refusals;
 mod terminal;
+mod traces;
 mod uboot;
 mod usage;
 mod wild;
