@@ -43,6 +43,12 @@ doctor *args: hypctl
 bench *args: hypctl
     @{{ hypctl }} bench "$@"
 
+# Judge a trace: `./just run hello --icount --trace out.jsonl`, `./just check-trace out.jsonl`
+[group('use')]
+[no-exit-message]
+check-trace *args: hypctl
+    @{{ hypctl }} check-trace "$@"
+
 # Bring in Debian's U-Boot as a guest (`run u-boot` does it too)
 [group('use')]
 [no-exit-message]

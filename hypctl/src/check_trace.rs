@@ -14,6 +14,8 @@ use crate::cli::CheckTraceArgs;
 use crate::exit::Exit;
 use crate::run::say;
 
+/// Verdicts that people are shown: one mistake often makes hundreds.
+const SHOWN: usize = 20;
 /// How long nothing is said of the progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is said, on a terminal and elsewhere.
@@ -191,7 +193,7 @@ impl Report {
         rows.push(("verdicts", verdicts));
         let mut text: String =
             rows.into_iter().map(|(label, value)| format!("{label:20} {value}\n")).collect();
-        for verdict in &self.verdicts {
+        for verdict in self.verdicts.iter().take(SHOWN) {
             let Verdict { line, defect, rule, what, trace } = verdict;
             text += &format!("\n{}:{line}: {defect}: {what}\n    {rule}\n", self.file);
             for (at, event) in trace {
@@ -199,6 +201,9 @@ impl Report {
                 let at = at.map_or_else(|| "-".to_owned(), |at| at.to_string());
                 text += &format!("  {mark} {at:>7}  {event}\n");
             }
+        }
+        if let Some(more @ 1..) = self.verdicts.len().checked_sub(SHOWN) {
+            text += &format!("\n{more} more; --json has all\n");
         }
         text
     }

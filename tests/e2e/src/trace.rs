@@ -113,7 +113,8 @@ impl Checked {
     /// Expects this exit code.
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
-        assert_eq!(self.code(), Some(code), "{}: {:#?}", self.command, self.ended);
+        let Ended { stdout, stderr, .. } = &self.ended;
+        assert_eq!(self.code(), Some(code), "{}\n{stdout}{stderr}", self.command);
         self
     }
 
