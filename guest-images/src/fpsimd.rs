@@ -13,6 +13,8 @@ unsafe extern "C" {
     safe fn fp_fill(seed: u64);
     /// Counts the registers that do not hold what `fp_fill` put there.
     safe fn fp_mismatches(seed: u64) -> u64;
+    /// Counts the registers that are not zero, FPCR and FPSR included.
+    safe fn fp_nonzero() -> u64;
     /// 1 x 3 in 16 lanes, summed, halved as a floating-point number.
     safe fn fp_arithmetic() -> u64;
 }
@@ -25,6 +27,11 @@ pub fn fill(seed: u64) {
 /// How many registers changed since [`fill`] with the same seed.
 pub fn mismatches(seed: u64) -> u64 {
     fp_mismatches(seed)
+}
+
+/// How many registers are not zero.
+pub fn nonzero() -> u64 {
+    fp_nonzero()
 }
 
 /// Fails unless `between` leaves every FP/SIMD register as it was.
@@ -78,6 +85,24 @@ fp_mismatches:
     cmp     x3, x4
     cinc    x2, x2, ne
     mov     x0, x2
+    ret
+
+.global fp_nonzero
+fp_nonzero:
+    mov     x0, xzr
+.irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    umov    x1, v\n\().d[0]
+    umov    x2, v\n\().d[1]
+    orr     x1, x1, x2
+    cmp     x1, #0
+    cinc    x0, x0, ne
+.endr
+    mrs     x1, fpcr
+    cmp     x1, #0
+    cinc    x0, x0, ne
+    mrs     x1, fpsr
+    cmp     x1, #0
+    cinc    x0, x0, ne
     ret
 
 .global fp_arithmetic

@@ -6,7 +6,65 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use aarch64_cpu::asm::{wfe, wfi};
 use guest_rt::exception::{EC_UNKNOWN, Resume, catch};
 use guest_rt::promises::PROMISES;
-use guest_rt::{Args, Machine, call, check, fail, say, smp};
+use guest_rt::{Args, Machine, call, check, fail, fpsimd, say, smp};
+
+/// A register that software reads and writes as it likes, and the runtime never touches.
+macro_rules! thread_registers {
+    ($($name:literal)*) => {{
+        /// Name, how to fill it, how to read it.
+        type Register = (&'static str, fn(), fn() -> u64);
+        const ALL: &[Register] = &[$((
+            $name,
+            || {
+                // SAFETY: nothing depends on the register, or nothing is done that would use it.
+                unsafe {
+                    asm!(concat!("msr ", $name, ", {}"), in(reg) 0x5a0_u64,
+                         options(nomem, nostack, preserves_flags));
+                }
+            },
+            || {
+                let value;
+                // SAFETY: reading it has no effect.
+                unsafe {
+                    asm!(concat!("mrs {}, ", $name), out(reg) value,
+                         options(nomem, nostack, preserves_flags));
+                }
+                value
+            },
+        )),*];
+        ALL
+    }};
+}
+
+/// What a vCPU leaves in its registers is gone when it is started again.
+pub(crate) fn restart(machine: &Machine, _: Args) {
+    // Those of EL1 that its own exceptions, timers and walks do not use while the job runs.
+    let registers = thread_registers!(
+        "tpidr_el0" "tpidrro_el0" "contextidr_el1" "sp_el0" "far_el1" "cntv_cval_el0" "cntp_cval_el0"
+    );
+    check!(machine.vcpus().len() > 1, "this case needs two vCPUs");
+    for round in 0..3 {
+        let kept = AtomicUsize::new(usize::MAX);
+        smp::run_on(machine, 1..2, &|me| {
+            if me.index == 0 {
+                return;
+            }
+            let values = fpsimd::nonzero() as usize;
+            let others = registers.iter().filter(|(_, _, read)| read() != 0);
+            let others = others.inspect(|(name, ..)| say!("wild: {name} is not zero")).count();
+            kept.store(values + others, Ordering::Relaxed);
+            fpsimd::fill(0x1234_5678 + round);
+            registers.iter().for_each(|(_, fill, _)| fill());
+            // Else there would be nothing to lose.
+            check!(fpsimd::nonzero() == 34, "FP/SIMD registers do not keep what they are given");
+            for (name, _, read) in registers {
+                check!(read() != 0, "{name} does not keep what it is given");
+            }
+        });
+        check!(kept.into_inner() == 0, "a started vCPU finds what was in its registers before");
+    }
+    say!("wild: each start found zeroes");
+}
 
 /// Semihosting's door. Were it open, SYS_EXIT would end the emulator here.
 pub(crate) fn hlt(_: &Machine, _: Args) {

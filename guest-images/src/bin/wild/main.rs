@@ -74,6 +74,7 @@ static CASES: &[Case] = &[
     case("fail-other", "fails on the last vCPU", End::Named("verdict fail"), cpus::fail_other),
     case("crash", "takes an exception that it does not expect", End::Named("verdict fail"), cpus::crash),
     case("panic", "panics", End::Named("verdict fail"), cpus::panic),
+    case("restart", "starts a vCPU again after it has filled its registers", End::Pass, cpus::restart),
     case("idregs", "reads the whole block of ID registers", End::Pass, sysreg::idregs),
     case("sysreg", "accesses the system register reg=", End::Named("a report"), sysreg::any),
 ];

@@ -59,6 +59,13 @@ pub(crate) fn idregs(machine: &Machine, _: Args) {
     };
     check_eq!(pfr0 >> 4 & 0xf, 1, "ID_AA64PFR0_EL1.EL1: AArch64 only");
     check_eq!(pfr0 >> 8 & 0xff, 0, "ID_AA64PFR0_EL1.EL2 and EL3");
+    // Counters, profiling and trace could look past EL2. 0xf is "absent", too, but means one of Arm's own.
+    let Ok(dfr0) = access.run(MRS, [3, 0, 0, 5, 0], 0) else {
+        return;
+    };
+    for (field, shift) in [("PMUVer", 8), ("TraceVer", 4), ("PMSVer", 32), ("TraceBuffer", 44)] {
+        check_eq!(dfr0 >> shift & 0xf, 0, "ID_AA64DFR0_EL1.{field}");
+    }
 }
 
 /// Reads `reg=`, or writes `value=` to it, and says what came of it.

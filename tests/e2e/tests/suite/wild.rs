@@ -194,6 +194,18 @@ fn unknown_system_registers_are_no_crash_of_the_hypervisor() {
     }
 }
 
+on_every_cpu!(a_started_vcpu_finds_zeroes_in_its_registers, |cpu| {
+    case("restart").cpu(cpu).passes().shows("each start found zeroes");
+});
+
+on_every_cpu!(event_counters_are_neither_promised_nor_there, |cpu| {
+    // The case itself looks at PMUVer and its kin in the ID registers.
+    case("idregs").cpu(cpu).passes();
+    // PMCR_EL0.
+    let run = case("sysreg reg=S3_3_C9_C12_0").cpu(cpu).run();
+    run.shows("wild: S3_3_C9_C12_0: undefined instruction");
+});
+
 #[test]
 fn a_guest_that_hangs_is_ended_by_the_timeout() {
     let run = case("sleep").timeout(3).run().exits(124).shows("what should come of it");
