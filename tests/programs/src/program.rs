@@ -4,8 +4,9 @@
 //! Addresses are few, so that they meet; they differ in each level of the tree.
 
 use arbitrary::Arbitrary;
+use mmu_oracle::walker::Access;
 use stage2::{
-    Attributes, Bbm, Caps, Features, Geometry, HwUpdate, Ipa, Level, MemType, Owner, Prot,
+    Attributes, Bbm, Caps, Features, Geometry, HwUpdate, Ipa, Level, MemType, Owner, Prot, Write,
 };
 
 /// PEs of the machine.
@@ -47,10 +48,30 @@ impl Setup {
     /// What the machine can do.
     #[must_use]
     pub fn features(&self) -> Features {
-        let all = [Caps::TTL, Caps::TLBI_RANGE, Caps::FWB, Caps::XNX, Caps::VMID16];
+        let all = [
+            Caps::TTL,
+            Caps::TLBI_RANGE,
+            Caps::FWB,
+            Caps::XNX,
+            Caps::VMID16,
+            Caps::HW_ACCESS,
+            Caps::HW_ACCESS | Caps::HW_DIRTY,
+        ];
         let chosen = all.into_iter().enumerate().filter(|(n, _)| self.caps >> n & 1 != 0);
         let caps = chosen.fold(Caps::GRANULE_4K, |caps, (_, cap)| caps | cap);
         Features { caps, bbm: Bbm::Level0, pa_bits: 48 }
+    }
+
+    /// Whether hardware manages the access flag: wherever it can.
+    #[must_use]
+    pub fn hw_access(&self) -> bool {
+        self.features().has(Caps::HW_ACCESS)
+    }
+
+    /// Whether hardware manages the dirty state: wherever it can.
+    #[must_use]
+    pub fn hw_dirty(&self) -> bool {
+        self.features().has(Caps::HW_DIRTY)
     }
 
     /// The shape of every VM's tables.
@@ -59,7 +80,12 @@ impl Setup {
     /// Never: every choice is a shape.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
-        Geometry::new(self.ipa_bits(), &self.features(), HwUpdate::Off).expect("a legal shape")
+        let update = match (self.hw_access(), self.hw_dirty()) {
+            (false, _) => HwUpdate::Off,
+            (true, false) => HwUpdate::Access,
+            (true, true) => HwUpdate::AccessAndDirty,
+        };
+        Geometry::new(self.ipa_bits(), &self.features(), update).expect("a legal shape")
     }
 }
 
@@ -121,7 +147,10 @@ impl Kind {
     pub fn attributes(self) -> Attributes {
         let prot = [Prot::RWX, Prot::RO, Prot::RX, Prot::RW][usize::from(self.0 % 4)];
         let mem = [MemType::Normal, MemType::NonCacheable, MemType::Device];
-        Attributes::new(prot, mem[usize::from(self.0 >> 2) % 3])
+        let fresh = Attributes::new(prot, mem[usize::from(self.0 >> 2 & 3) % 3]);
+        let (never, clean) = (self.0 >> 4 & 1 == 1, self.0 >> 5 & 1 == 1);
+        let write = if clean && fresh.write == Write::Allowed { Write::Clean } else { fresh.write };
+        Attributes { accessed: !never, write, ..fresh }
     }
 
     /// Whose the memory is.
@@ -145,6 +174,29 @@ impl Who {
     #[must_use]
     pub const fn pe(self) -> usize {
         self.pe as usize % PES
+    }
+}
+
+/// How a guest touches memory.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub enum Touch {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+    /// A load that never happens.
+    Speculate,
+}
+
+impl Touch {
+    /// As the oracle's walker has it.
+    #[must_use]
+    pub const fn access(self) -> Access {
+        match self {
+            Self::Read => Access::Read,
+            Self::Write => Access::Write,
+            Self::Speculate => Access::Speculative,
+        }
     }
 }
 
@@ -184,6 +236,12 @@ pub enum Op {
     Run { who: Who },
     /// The PE leaves its guest.
     Leave { pe: u8 },
+    /// The guest that the PE runs makes an access.
+    Access { pe: u8, at: Place, touch: Touch },
+    /// Its walk reads, and is under way until it lands, faults or is ended.
+    TakeOff { pe: u8, at: Place, touch: Touch },
+    /// The walk ends: hardware updates the leaf, unless it has changed.
+    Land { pe: u8 },
     /// An empty table is given back: its slots to Dead, its link to Drain, flush, grace period.
     Unlink { who: Who, at: Place, level: u8 },
     /// A live slot to Busy.

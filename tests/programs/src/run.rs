@@ -12,6 +12,7 @@
 
 mod begin;
 mod compare;
+mod guests;
 mod install;
 mod leaves;
 mod slots;
@@ -19,6 +20,7 @@ mod slots;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use guests::Flight;
 use mmu_oracle::{Machine, OracleMachine};
 use stage2::slot::Drained;
 use stage2::{Arch, Epochs, Level, Space, Vmid, arch};
@@ -49,6 +51,8 @@ pub struct Report {
     pub installed: usize,
     /// Races that were lost, of frames and of tables.
     pub lost: usize,
+    /// Access flags and dirty states that hardware set.
+    pub recorded: usize,
 }
 
 /// A slot in Drain that a PE owes a flush for.
@@ -56,6 +60,8 @@ struct Owed<'m> {
     pe: usize,
     start: u64,
     leaf: Leaf,
+    /// Address of the slot.
+    slot: u64,
     drained: Drained<'m>,
 }
 
@@ -98,6 +104,8 @@ struct World<'m> {
     vms: BTreeMap<usize, Vm<'m>>,
     /// Which VM each PE runs.
     running: [Option<usize>; PES],
+    /// Walks that are under way.
+    flying: [Option<Flight<'m>>; PES],
     rival: Option<Rival>,
     unlinked: usize,
     report: Report,
@@ -115,6 +123,8 @@ pub fn run(program: &Program, fault: Fault) -> Report {
             start_level: geometry.start() as u8,
             root_pages: geometry.root_tables() as u64,
             dead: Some(DEAD),
+            hw_access: program.setup.hw_access(),
+            hw_dirty: program.setup.hw_dirty(),
             ..Machine::default()
         },
         PAGES,
@@ -130,13 +140,15 @@ pub fn run(program: &Program, fault: Fault) -> Report {
         ground: Ground { machine: &machine, store: &store, epochs: &epochs },
         vms: BTreeMap::new(),
         running: [None; PES],
+        flying: [None; PES],
         rival: None,
         unlinked: 0,
-        report: Report { allocations: 0, raced: false, installed: 0, lost: 0 },
+        report: Report { allocations: 0, raced: false, installed: 0, lost: 0, recorded: 0 },
     };
     for vm in 0..program.setup.vm_count() {
         world.begin(vm % PES, vm);
     }
+    (0..PES).for_each(|pe| world.enter(pe, Some(pe)));
     for (number, op) in program.ops.iter().enumerate() {
         world.rival = match fault {
             Fault::Race { op, n, size } if usize::from(op) == number => {
@@ -210,6 +222,9 @@ impl<'m> World<'m> {
             Op::Flush { who, at, what } => self.flush(who, at, what),
             Op::Run { who } => self.enter(who.pe(), Some(usize::from(who.vm))),
             Op::Leave { pe } => self.enter(usize::from(pe) % PES, None),
+            Op::Access { pe, at, touch } => self.access(usize::from(pe) % PES, at, touch),
+            Op::TakeOff { pe, at, touch } => self.take_off(usize::from(pe) % PES, at, touch),
+            Op::Land { pe } => self.land(usize::from(pe) % PES),
             Op::Unlink { who, at, level } => self.unlink(who, at, usize::from(level % 3)),
             Op::Hold { who, at, level } => self.hold(who, at, usize::from(level % 4)),
             Op::Thaw { who } => self.thaw(who),
@@ -259,6 +274,7 @@ impl<'m> World<'m> {
             self.ground.machine.isb();
         });
         self.running[pe] = vm;
+        self.flying[pe] = None;
     }
 }
 

@@ -43,6 +43,14 @@ pub struct Stop<'m> {
     pub bits: u64,
 }
 
+impl Stop<'_> {
+    /// Address of the slot.
+    #[must_use]
+    pub const fn address(&self) -> u64 {
+        self.table + (self.start >> SHIFT[self.level]) % 512 * 8
+    }
+}
+
 /// The first IPA of the span of a slot of `level` that holds `ipa`.
 #[must_use]
 pub const fn base(ipa: u64, level: usize) -> u64 {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use programs::program::{Fault, Flush, Kind, Op, Place, Program, Setup, Size, Who};
+use programs::program::{Fault, Flush, Kind, Op, Place, Program, Setup, Size, Touch, Who};
 use programs::run::{exhaust, run};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -39,6 +39,10 @@ fn what() -> impl Strategy<Value = Flush> {
     ]
 }
 
+fn touch() -> impl Strategy<Value = Touch> {
+    prop_oneof![Just(Touch::Read), Just(Touch::Write), Just(Touch::Speculate)]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let install = (who(), place(), size(), kind()).prop_map(|(who, at, size, kind)| Op::Install {
         who,
@@ -63,6 +67,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (who(), place(), what()).prop_map(|(who, at, what)| Op::Flush { who, at, what }),
         4 => who().prop_map(|who| Op::Run { who }),
         1 => (0u8..3).prop_map(|pe| Op::Leave { pe }),
+        4 => (0u8..3, place(), touch()).prop_map(|(pe, at, touch)| Op::Access { pe, at, touch }),
+        2 => (0u8..3, place(), touch()).prop_map(|(pe, at, touch)| Op::TakeOff { pe, at, touch }),
+        2 => (0u8..3).prop_map(|pe| Op::Land { pe }),
         2 => (who(), place(), 0u8..3).prop_map(|(who, at, level)| Op::Unlink { who, at, level }),
         2 => (who(), place(), 0u8..4).prop_map(|(who, at, level)| Op::Hold { who, at, level }),
         2 => who().prop_map(|who| Op::Thaw { who }),
@@ -109,7 +116,14 @@ fn search(usual: u32, most: usize, check: impl Fn(&Program)) {
 /// Long programs, nothing made to go wrong.
 #[test]
 fn a_program_does_what_its_reference_does() {
-    search(300, 60, |program| _ = run(program, Fault::None));
+    let (installed, recorded) = (Cell::new(0), Cell::new(0));
+    search(300, 60, |program| {
+        let report = run(program, Fault::None);
+        installed.set(installed.get() + report.installed);
+        recorded.set(recorded.get() + report.recorded);
+    });
+    println!("{} installs, {} updates by hardware", installed.get(), recorded.get());
+    assert!(installed.get() > 0 && recorded.get() > 0, "the test showed little");
 }
 
 /// Short programs, with each allocation failing once and each compare-exchange raced once.

@@ -54,7 +54,7 @@ impl<'m> World<'m> {
         let state = self.vms.get_mut(&vm).expect("checked");
         state.reference.leaves.remove(&stop.start);
         state.reference.obstacles.insert((stop.level, stop.start), Descriptor::DRAIN.bits());
-        state.owed.push(Owed { pe, start: stop.start, leaf, drained });
+        state.owed.push(Owed { pe, start: stop.start, leaf, slot: stop.address(), drained });
         true
     }
 
@@ -69,7 +69,9 @@ impl<'m> World<'m> {
         let hint = hint(owed.iter().map(|owed| owed.leaf.level), hinted);
         let flushed =
             machine.on_pe(pe, || state.space.tlb().reduce(range(start, end - start), hint));
-        for Owed { start, leaf, drained, .. } in owed {
+        for Owed { start, leaf, slot, drained, .. } in owed {
+            // What the clear returned is the last word on the dirty state.
+            machine.on_pe(pe, || machine.note(|pe| Event::Harvested { pe, slot, count: 1 }));
             // SAFETY: (1) this PE flushed a range that holds it, after the clear.
             machine.on_pe(pe, || unsafe { drained.release(&machine, &flushed) });
             state.reference.obstacles.remove(&(leaf.level, start));

@@ -1,0 +1,80 @@
+//! What guests do: accesses, by walks that set the access flag and the dirty state where hardware manages them.
+
+use mmu_oracle::walker::{Access, Choice, Fault, Outcome, Walk};
+use stage2::Write;
+
+use super::World;
+use crate::program::{PES, Place, Touch};
+use crate::reference::{Expected, Leaf};
+use crate::walk::base;
+
+/// A walk that has read its leaf and has not updated it.
+#[derive(Clone, Copy)]
+pub(super) struct Flight<'m> {
+    walk: Walk<'m>,
+    vm: usize,
+    ipa: u64,
+}
+
+impl World<'_> {
+    /// The guest that runs on the PE makes an access.
+    pub(super) fn access(&mut self, pe: usize, at: Place, touch: Touch) {
+        self.take_off(pe, at, touch);
+        self.land(pe);
+    }
+
+    /// The first half of an access: the walk reads.
+    pub(super) fn take_off(&mut self, pe: usize, at: Place, touch: Touch) {
+        let Some(vm) = self.running[pe] else { return };
+        let (ipa, access) = (self.ipa(at), touch.access());
+        if ipa >> self.setup.ipa_bits() != 0 {
+            return;
+        }
+        let walk = Walk::begin(self.ground.machine, pe, ipa, access);
+        let expected = self.vms[&vm].reference.expected(ipa, self.start_level());
+        match (&walk, expected) {
+            (Ok(_), Expected::Leaf(_, leaf)) => assert!(self.goes_through(&leaf, access)),
+            (Err(Fault::Translation), Expected::Nothing | Expected::Obstacle(..)) => {}
+            (Err(Fault::AccessFlag), Expected::Leaf(_, leaf)) => {
+                assert!(!leaf.attributes.accessed && !self.setup.hw_access());
+            }
+            (Err(Fault::Permission), Expected::Leaf(_, leaf)) => {
+                assert!(!self.goes_through(&leaf, access));
+            }
+            (walk, expected) => panic!("{ipa:#x}: {walk:?} where {expected:?} was expected"),
+        }
+        self.flying[pe % PES] = walk.ok().map(|walk| Flight { walk, vm, ipa });
+    }
+
+    fn goes_through(&self, leaf: &Leaf, access: Access) -> bool {
+        match leaf.attributes.write {
+            Write::Denied => access != Access::Write,
+            Write::Clean => access != Access::Write || self.setup.hw_dirty(),
+            Write::Allowed | Write::Dirty => true,
+        }
+    }
+
+    /// The second half: hardware updates the leaf if it still is what was read, and the access is made.
+    pub(super) fn land(&mut self, pe: usize) {
+        let Some(Flight { walk, vm, ipa }) = self.flying[pe].take() else { return };
+        let new = match walk.finish(Choice::Faithful) {
+            Outcome::Done(new) => new,
+            Outcome::Again => return,
+            other => panic!("{ipa:#x}: {other:?} by faithful hardware"),
+        };
+        // What hardware wrote is there to be read; an access by an entry that is held writes nothing.
+        let state = self.vms.get_mut(&vm).expect("a VM that runs");
+        let Some((stop, _)) = state.tables.translate(ipa).filter(|(stop, _)| stop.bits == new)
+        else {
+            return;
+        };
+        if let Some(leaf) = state.reference.leaves.get_mut(&base(ipa, stop.level)) {
+            let before = leaf.attributes;
+            leaf.attributes.accessed |= new >> 10 & 1 == 1;
+            if leaf.attributes.write == Write::Clean && new >> 7 & 1 == 1 {
+                leaf.attributes.write = Write::Dirty;
+            }
+            self.report.recorded += usize::from(leaf.attributes != before);
+        }
+    }
+}
