@@ -28,6 +28,8 @@ use crate::verdict::{Defect, Verdict};
 mod check;
 mod dirty;
 mod evidence;
+#[cfg(test)]
+mod invariants;
 mod maintain;
 mod owner;
 mod walk;
