@@ -68,6 +68,35 @@ pub enum Defect {
 }
 
 impl Defect {
+    /// Every kind.
+    pub const ALL: [Self; 25] = [
+        Self::StaleTranslation,
+        Self::ConflictingAddress,
+        Self::ConflictingMemory,
+        Self::ConflictingSize,
+        Self::WrongVmid,
+        Self::EmptyTooEarly,
+        Self::TableStillWalked,
+        Self::TableReused,
+        Self::TableListed,
+        Self::TableScribbled,
+        Self::FrameStillReachable,
+        Self::VmidStillCached,
+        Self::WalkAcrossSwitch,
+        Self::WriteToNoTable,
+        Self::WriteToDeadSlot,
+        Self::PublishedBeforeFilled,
+        Self::DirtyAtRisk,
+        Self::LostDirty,
+        Self::InventedDirty,
+        Self::UpdateOverwritten,
+        Self::ImpossibleUpdate,
+        Self::LockOrder,
+        Self::LockState,
+        Self::UnmatchedTransaction,
+        Self::NotYetVisible,
+    ];
+
     /// The rule of the Arm ARM, or of the design, that the defect breaks.
     #[must_use]
     pub const fn rule(self) -> &'static str {
