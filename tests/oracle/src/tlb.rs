@@ -287,6 +287,10 @@ impl Tlb {
 }
 
 /// The PEs of a mask.
-pub(crate) fn pes(mask: Mask) -> impl Iterator<Item = Pe> {
-    (0..64).filter(move |pe| mask >> pe & 1 != 0)
+pub(crate) fn pes(mut mask: Mask) -> impl Iterator<Item = Pe> {
+    core::iter::from_fn(move || {
+        let pe = (mask != 0).then(|| mask.trailing_zeros() as Pe)?;
+        mask &= mask - 1;
+        Some(pe)
+    })
 }
