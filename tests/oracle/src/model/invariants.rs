@@ -31,7 +31,8 @@ fn event(dice: &mut Dice) -> Event {
     let pe = dice.below(PES as u64) as usize;
     let slot = dice.of(&TABLES) + dice.below(3) * 8;
     let table = dice.of(&TABLES);
-    let leaf = (0x20_0000 * dice.below(3)) | 0x77c | dice.of(&[0b01, 0b11]) | dice.of(&[0, 1 << 52]);
+    let leaf =
+        (0x20_0000 * dice.below(3)) | 0x77c | dice.of(&[0b01, 0b11]) | dice.of(&[0, 1 << 52]);
     let new = dice.of(&[0, 2, table | 3, table | 3, leaf, leaf & !(1 << 10)]);
     let ipa = dice.below(3) << dice.of(&[12, 21, 30]) >> 12;
     let page = dice.of(&[0, 0, 0b0110 << 44, 0b0111 << 44]) | ipa;
