@@ -14,14 +14,17 @@ use hyp_core::guest_dtb::{self, GuestTree};
 use hyp_core::layout::{self, Layout};
 use hyp_core::{IpaRange, PaRange, image};
 
-/// Real trees, as QEMU wrote them; space between the blocks taken out.
-pub const SEEDS: [&[u8]; 6] = [
+/// Real trees, as QEMU wrote them; space between the blocks taken out. `reserved` is `virt` with memory reserved in
+/// both ways and a disabled memory node; the last two have no PSCI node.
+pub const SEEDS: [&[u8]; 8] = [
     include_bytes!("../seeds/virt.dtb"),
     include_bytes!("../seeds/guest.dtb"),
     include_bytes!("../seeds/numa.dtb"),
     include_bytes!("../seeds/gicv2.dtb"),
     include_bytes!("../seeds/nops.dtb"),
+    include_bytes!("../seeds/reserved.dtb"),
     include_bytes!("../seeds/versal.dtb"),
+    include_bytes!("../seeds/secure.dtb"),
 ];
 
 const MAGIC: [u8; 4] = 0xd00d_feed_u32.to_be_bytes();

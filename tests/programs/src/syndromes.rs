@@ -98,7 +98,13 @@ impl Guest {
         };
         let access = Access::new(ipa, decoded, register);
         assert_eq!(access.size, size);
-        assert_eq!(access.write.is_some(), decoded.is_write);
+        let low = u64::MAX >> (64 - 8 * u32::from(size));
+        assert_eq!(access.write, decoded.is_write.then_some(register & low));
+        assert_eq!(
+            decoded.extend(register),
+            extended(&decoded, register),
+            "any value, not this device's"
+        );
         let value = self.devices.access(access, &mut self.wire);
         let expected = match (window, access.write) {
             (Window::Flash, _) => 0,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use programs::TARGETS;
-use programs::device_trees::{Reached, reach};
+use programs::device_trees::{Reached, SEEDS, reach};
 
 fn inputs(target: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -67,4 +67,20 @@ fn the_device_trees_reach_every_stage() {
     for stage in [Refused, Machine, Layout, Guest] {
         assert!(reached.contains_key(&stage), "{stage:?} is not reached: {reached:?}");
     }
+}
+
+/// With ordinary choices each real tree that says how PSCI is called becomes a guest.
+#[test]
+fn every_real_tree_becomes_a_guest() {
+    let mut named = 0;
+    for file in inputs("device_trees") {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        if let Some((tree, _)) = name.split_once('-') {
+            let without_psci = ["versal", "secure"].contains(&tree);
+            let expected = if without_psci { Reached::Refused } else { Reached::Guest };
+            assert_eq!(reach(&std::fs::read(&file).unwrap()), expected, "{name}");
+            named += 1;
+        }
+    }
+    assert_eq!(named, 4 * SEEDS.len());
 }
