@@ -133,6 +133,7 @@ clippy: setup
 [no-exit-message]
 clippy-bare: hypctl
     {{ hypctl }} cargo clippy {{ bare }} -- -D warnings
+    {{ hypctl }} cargo clippy -p hyp --features measure,trace,selftest -- -D warnings
 
 [group('stages')]
 [no-exit-message]

@@ -15,7 +15,7 @@
 //! | `selftest=panic` | panics | the message and its place |
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::AtomicU32;
@@ -27,7 +27,7 @@ use crate::mem::image;
 
 /// What starts the word.
 const WORD: &str = "selftest=";
-/// The names, in the order of [`Test`].
+/// The words, without what starts them.
 const NAMES: [&str; 7] =
     ["stack", "stack-1", "write-code", "write-constant", "run-data", "read-unmapped", "panic"];
 /// `RET`, as data.
@@ -44,7 +44,7 @@ pub(crate) fn take(line: &str) -> Result<String, Refusal> {
         let number = number.ok_or_else(|| Refusal(format!("no selftest \"{name}\"")))?;
         WANTED.call_once(|| number);
     }
-    Ok(others.join(" ").to_string())
+    Ok(others.join(" "))
 }
 
 /// Fails as asked, on the CPU that it was asked of; else does nothing.

@@ -214,3 +214,125 @@ fn event(record: &Record) -> (Event, Option<u64>) {
     };
     (event, None)
 }
+
+#[cfg(test)]
+mod tests {
+    use mmu_oracle::recorded::Recording;
+
+    use super::*;
+
+    /// A trace of these steps, all of CPU 1.
+    fn contents(steps: &[What]) -> Contents {
+        let setup = Setup {
+            order: Order::PerCpu,
+            cpus: 4,
+            start_level: 2,
+            root_pages: 8,
+            bbm: 2,
+            vtcr: HARDWARE_ACCESS,
+            dead: 6,
+        };
+        let head = Head { setup, records: steps.len() as u64, dropped: 5 };
+        let records = steps.iter().map(|what| Record { cpu: 1, what: *what }).collect();
+        Contents { head, records, incomplete: 2 }
+    }
+
+    fn read_back(contents: &Contents) -> Recording {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.jsonl");
+        let written = write(&path, contents, "a test".to_owned()).unwrap();
+        assert_eq!((written.events, written.dropped), (contents.records.len(), 5));
+        assert_eq!(
+            written.to_string(),
+            format!(
+                "trace: {} events, order per-pe: {}; truncated: 5 more found no room",
+                written.events,
+                path.display()
+            )
+        );
+        Recording::read(&*std::fs::read(&path).unwrap(), |_| {}).unwrap()
+    }
+
+    #[test]
+    fn the_header_says_what_the_machine_was() {
+        let header = read_back(&contents(&[])).header;
+        let Machine { pes, start_level, root_pages, bbm, hw_access, hw_dirty, dead } =
+            header.machine;
+        assert_eq!((pes, start_level, root_pages, bbm), (4, 2, 8, 2));
+        assert_eq!((hw_access, hw_dirty, dead), (true, false, Some(6)));
+        assert_eq!((header.order, header.dropped), (recorded::Order::PerPe, 5));
+        assert_eq!((header.incomplete, header.source.as_deref()), (2, Some("a test")));
+    }
+
+    #[test]
+    fn every_kind_of_record_becomes_its_event() {
+        let is = Scope::Is;
+        let tlbi = |scope, aim| Event::Tlbi { pe: 1, scope, aim };
+        let span = Some(Span { ipa: 0x5000, bytes: 0x2000 });
+        let pairs = [
+            (What::SetVttbr { value: 1 << 48 }, Event::SetVttbr { pe: 1, value: 1 << 48 }),
+            (What::Synchronized, Event::Isb { pe: 1 }),
+            (
+                What::Write { slot: 8, old: 2, new: 3, atomic: false },
+                Event::Write { pe: 1, slot: 8, new: 3, atomic: false, relaxed: false },
+            ),
+            (What::Dsb(Barrier::IshSt), Event::Dsb { pe: 1, kind: Dsb::IshSt }),
+            (What::Dsb(Barrier::Ish), Event::Dsb { pe: 1, kind: Dsb::Ish }),
+            (What::Dsb(Barrier::Nsh), Event::Dsb { pe: 1, kind: Dsb::Nsh }),
+            (What::Tlbi(Invalidation::Ipas2e1Is, 7), tlbi(is, Aim::Ipa(7))),
+            (What::Tlbi(Invalidation::Ripas2e1Is, 7), tlbi(is, Aim::IpaRange(7))),
+            (What::Tlbi(Invalidation::Ipas2e1, 7), tlbi(Scope::Local, Aim::Ipa(7))),
+            (What::Tlbi(Invalidation::Vmalle1Is, 0), tlbi(is, Aim::VmStage1)),
+            (What::Tlbi(Invalidation::Vmalle1, 0), tlbi(Scope::Local, Aim::VmStage1)),
+            (What::Tlbi(Invalidation::Vmalls12e1Is, 0), tlbi(is, Aim::Vm)),
+            (What::Tlbi(Invalidation::Alle1Is, 0), tlbi(is, Aim::All)),
+            (What::AllocTable { table: 0x1000 }, Event::AllocTable { pe: 1, table: 0x1000 }),
+            (What::FreeTable { table: 0x1000 }, Event::FreeTable { pe: 1, table: 0x1000 }),
+            (
+                What::FreeFrame { frame: 0x3000, bytes: 0x1000 },
+                Event::FreeFrame { pe: 1, frame: 0x3000, bytes: 0x1000 },
+            ),
+            (What::Published, Event::Published { pe: 1 }),
+            (
+                What::Flushed { vmid: 9, range: Some((0x5000, 0x2000)) },
+                Event::Flushed { pe: 1, vmid: 9, span },
+            ),
+            (What::Flushed { vmid: 9, range: None }, Event::Flushed { pe: 1, vmid: 9, span: None }),
+        ];
+        let steps: Vec<_> = pairs.iter().map(|(what, _)| *what).collect();
+        let recording = read_back(&contents(&steps));
+        for (line, (what, event)) in recording.lines.iter().zip(&pairs) {
+            assert_eq!(&line.event, event, "{what:?}");
+            assert_eq!(line.old, matches!(what, What::Write { .. }).then_some(2), "{what:?}");
+        }
+        assert_eq!(recording.lines.len(), pairs.len());
+    }
+
+    /// The file is QEMU's to map and ours to read, whatever becomes of QEMU.
+    #[test]
+    fn a_command_writes_into_the_memory_that_it_was_lent() {
+        let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        let ram = Ram { file: file.into(), buffer: 4 };
+        ram.file.set_len(64).unwrap();
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("printf 'hello' 1<>{}", ram.path().display()));
+        ram.lend(&mut command);
+        assert!(command.status().unwrap().success());
+        let mut bytes = [0; 6];
+        ram.file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"hello\0");
+        // It is no trace, and shorter than one.
+        assert!(matches!(ram.contents("0123456789abcdef"), Err(NoTrace::Io(_))));
+        ram.file.set_len(1 << 20).unwrap();
+        let error = ram.contents("0123456789abcdef").unwrap_err();
+        assert!(matches!(error, NoTrace::Buffer(TraceError::NotBegun)), "{error}");
+    }
+
+    #[test]
+    fn an_image_without_a_buffer_is_named() {
+        let own = std::env::current_exe().unwrap();
+        let error = Ram::new(1 << 20, &own).unwrap_err().to_string();
+        assert!(error.contains("no symbol HYP_TRACE: build it again"), "{error}");
+        assert!(Ram::new(1 << 20, Path::new("/nonexistent")).is_err());
+    }
+}
