@@ -1,7 +1,7 @@
 //! What hardware reads from the leaves that are installed.
 
 use stage2::space::Tally;
-use stage2::{Attributes, Caps, Descriptor, Ipa, Level, MemType, Owner, Pa, Prot};
+use stage2::{Attributes, Caps, Descriptor, Encoding, Ipa, Level, MemType, Owner, Pa, Prot, View};
 
 use crate::rig::{Pool, Rig};
 
@@ -61,7 +61,7 @@ fn memory_behaves_as_the_policy_says() {
     }
 }
 
-/// Bits that are one short of a state.
+/// Bits that look like a state, but for one of them.
 #[test]
 fn what_only_looks_like_a_state_is_none() {
     // Type and MANAGED of a table, at the level where that is a page.
@@ -69,4 +69,34 @@ fn what_only_looks_like_a_state_is_none() {
     assert_eq!(page.as_table(Level::L3), None, "a page is no table");
     let busy = Descriptor::table(Level::L2, Pa::new(0x1000)).unwrap().to_busy().unwrap();
     assert_eq!(busy.to_busy(), None, "what is Busy is not live");
+
+    let rwx = Attributes::new(Prot::RWX, MemType::Normal);
+    let leaf = |level, owner| {
+        let encoding = Encoding { fwb: false, xnx: false };
+        Descriptor::leaf(level, Pa::new(0x80_0000_0000), &rwx, encoding, owner).unwrap().bits()
+    };
+    let (page, block) = (leaf(Level::L3, Owner::Vm), leaf(Level::L2, Owner::Vm));
+    let foreign = |what: &str, level, bits| {
+        let view = Descriptor::from_bits(bits).view(level);
+        assert_eq!(view, View::Foreign(bits), "{what} is not ours");
+    };
+    foreign("Drain with a payload", Level::L2, Descriptor::DRAIN.bits() | 1 << 20);
+    foreign("Dead with a payload", Level::L2, Descriptor::DEAD.bits() | 1 << 20);
+    foreign("a page without MANAGED", Level::L3, page & !(1 << 56));
+    foreign("a block without MANAGED", Level::L2, block & !(1 << 56));
+    for stray in [11, 48, 49, 50, 55, 58, 59, 60, 61, 62, 63] {
+        foreign("a page with a stray bit", Level::L3, page | 1 << stray);
+        foreign("a block with a stray bit", Level::L2, block | 1 << stray);
+        foreign("a table with a stray bit", Level::L2, 1 << 56 | 0x1003 | 1 << stray);
+    }
+    foreign("a block that is not aligned", Level::L2, block | 0x2000);
+    foreign("a block's type at level 3", Level::L3, block);
+    foreign("a page's type above level 3", Level::L2, page);
+    foreign("a block at level 0", Level::L0, block);
+    for owner in [Owner::Vm, Owner::Other] {
+        let View::Leaf(leaf) = Descriptor::from_bits(leaf(Level::L3, owner)).view(Level::L3) else {
+            panic!("no leaf");
+        };
+        assert_eq!(leaf.owner(), owner, "whose page it is");
+    }
 }

@@ -1,6 +1,8 @@
 //! Guards keep waiters waiting, and nobody else.
 
 use core::cell::Cell;
+use std::sync::Barrier;
+use std::time::Duration;
 
 use stage2::Epochs;
 
@@ -34,6 +36,29 @@ fn a_waiter_waits_as_long_as_a_guard_that_it_met_is_open() {
         assert_eq!((waited, polls.get()), (Ok(()), 3), "it did not wait for the open guard");
     }
     assert!(reader.is_quiescent() && waiter.is_quiescent(), "no guard is left");
+}
+
+/// The guard belongs to another thread: only there does it close.
+#[test]
+fn a_waiter_lets_others_run_between_its_polls() {
+    let epochs = Epochs::<2>::new();
+    let (waiter, entered) = (epochs.join(0).unwrap(), Barrier::new(2));
+    let mut polls = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let reader = epochs.join(1).unwrap();
+            let _guard = reader.enter();
+            entered.wait();
+            std::thread::sleep(Duration::from_millis(30));
+        });
+        entered.wait();
+        let waited = waiter.wait(|| {
+            polls += 1;
+            std::thread::yield_now();
+        });
+        assert_eq!(waited, Ok(()));
+    });
+    assert_ne!(polls, 0, "it waits without letting others run");
 }
 
 #[test]
