@@ -137,7 +137,7 @@ fn cargo(workspace: &Workspace, kind: Build, keys: &[&Key]) -> Command {
     };
     cargo.arg("--target-dir").arg(folder);
     if let Some(cfg) = cfg {
-        cargo.arg("--release").env("RUSTFLAGS", format!("--cfg {cfg}"));
+        cargo.args(["--profile", "models"]).env("RUSTFLAGS", format!("--cfg {cfg}"));
     }
     let packages: BTreeSet<&String> = keys.iter().map(|key| &key.1).collect();
     packages.into_iter().for_each(|package| _ = cargo.args(["-p", package]));

@@ -14,9 +14,9 @@ pub enum Build {
     /// As `cargo test` does.
     #[default]
     Host,
-    /// With `--cfg loom`, optimised.
+    /// With `--cfg loom` and profile `models`.
     Loom,
-    /// With `--cfg shuttle`, optimised.
+    /// With `--cfg shuttle` and profile `models`.
     Shuttle,
 }
 
