@@ -51,6 +51,9 @@ models! {
     a_decision_and_its_install: None, 400,
         ["installed, then swept", "refused"],
         epoch::a_decision_and_its_install;
+    what_a_guard_wrote: None, 30,
+        ["wrote", "refused"],
+        epoch::what_a_guard_wrote;
     a_reader_and_a_retirement: None, 400,
         ["read the old", "read the new"],
         epoch::a_reader_and_a_retirement;

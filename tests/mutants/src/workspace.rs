@@ -3,6 +3,10 @@
 //! Copied are the packages that the killers belong to, the packages with mutants, and what these depend on by
 //! path; at the same relative places, so that paths between them hold. A file is written only if its
 //! content changed, so that cargo rebuilds only what did.
+//!
+//! The copy shares the workspace's target directory, for the dependencies. Cargo tells a package by its name,
+//! version and path *inside the workspace*, so the copied packages get a version of their own: else
+//! cargo would take the one's compiled library for the other's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,6 +19,8 @@ use crate::registry::{Registry, Seed};
 use crate::source::{SourceError, seeded};
 use crate::{REACHED, SWITCH};
 
+/// The version of copied packages.
+const VERSION: &str = "0.0.0-seeded";
 /// The switch, as a module of each package with mutants.
 const MODULE: &str = include_str!("switch/seeded.rs");
 /// What precedes a package's first line: what the switch needs, and what seeded code may look like.
@@ -54,8 +60,8 @@ pub enum WorkspaceError {
         /// What the system said.
         source: io::Error,
     },
-    /// The root's Cargo.toml is not what cargo accepted.
-    #[error("Cargo.toml: {0}")]
+    /// A Cargo.toml is not what cargo accepted.
+    #[error("{0}")]
     Manifest(String),
     /// Places of mutants are wrong.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -246,8 +252,16 @@ impl Workspace {
                 files.insert(module, switch.into_bytes());
             }
         }
+        for folder in &folders {
+            let path = folder.join("Cargo.toml");
+            let mut manifest = read_manifest(&path)?;
+            if let Some(package) = manifest.get_mut("package").and_then(toml::Value::as_table_mut) {
+                package.insert("version".into(), VERSION.into());
+            }
+            files.insert(path, write_manifest(&manifest)?);
+        }
         let manifest = self.root().join("Cargo.toml");
-        files.insert(manifest.clone(), self.manifest(&manifest, &folders)?.into_bytes());
+        files.insert(manifest.clone(), self.manifest(&manifest, &folders)?);
         for name in ["Cargo.lock", "rustfmt.toml"] {
             let path = self.root().join(name);
             match fs::read(&path) {
@@ -260,15 +274,16 @@ impl Workspace {
     }
 
     /// The root's Cargo.toml with only the copied packages as members.
-    fn manifest(&self, path: &Path, folders: &BTreeSet<PathBuf>) -> Result<String, WorkspaceError> {
-        let text = fs::read_to_string(path).map_err(io_error(path))?;
-        let mut manifest: toml::Table = text
-            .parse()
-            .map_err(|bad: toml::de::Error| WorkspaceError::Manifest(bad.to_string()))?;
-        let workspace = manifest
-            .get_mut("workspace")
-            .and_then(toml::Value::as_table_mut)
-            .ok_or_else(|| WorkspaceError::Manifest("no [workspace]".into()))?;
+    fn manifest(
+        &self,
+        path: &Path,
+        folders: &BTreeSet<PathBuf>,
+    ) -> Result<Vec<u8>, WorkspaceError> {
+        let mut manifest = read_manifest(path)?;
+        let workspace =
+            manifest.get_mut("workspace").and_then(toml::Value::as_table_mut).ok_or_else(|| {
+                WorkspaceError::Manifest(format!("{}: no [workspace]", path.display()))
+            })?;
         let members: Vec<toml::Value> = folders
             .iter()
             .filter_map(|folder| folder.strip_prefix(self.root()).ok())
@@ -276,7 +291,7 @@ impl Workspace {
             .collect();
         workspace.insert("default-members".into(), members.clone().into());
         workspace.insert("members".into(), members.into());
-        toml::to_string(&manifest).map_err(|bad| WorkspaceError::Manifest(bad.to_string()))
+        write_manifest(&manifest)
     }
 
     /// Makes the copy hold exactly `files`; leaves alone what is as it should be.
@@ -304,6 +319,18 @@ impl Workspace {
         }
         Ok(())
     }
+}
+
+fn read_manifest(path: &Path) -> Result<toml::Table, WorkspaceError> {
+    let text = fs::read_to_string(path).map_err(io_error(path))?;
+    let wrong =
+        |bad: toml::de::Error| WorkspaceError::Manifest(format!("{}: {bad}", path.display()));
+    text.parse().map_err(wrong)
+}
+
+fn write_manifest(manifest: &toml::Table) -> Result<Vec<u8>, WorkspaceError> {
+    let text = toml::to_string(manifest);
+    text.map(String::into_bytes).map_err(|bad| WorkspaceError::Manifest(bad.to_string()))
 }
 
 /// Whether `path` was written after `than`.

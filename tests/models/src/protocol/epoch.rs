@@ -47,6 +47,9 @@ pub fn a_decision_and_its_install() {
 /// What a retired map points to is used for something else after the wait.
 const GONE: u64 = 0x60e;
 
+/// More polls than a PE needs that lets the others run between them, however they interleave.
+const MANY: u32 = 100;
+
 /// Readers follow a pointer under a guard; a writer publishes another, waits, and reuses the first.
 fn readers_against_reuse(readers: usize, rounds: usize) {
     let world = World::new(Shape::small(1, 0));
@@ -93,6 +96,31 @@ pub fn a_crowd() {
     readers_against_reuse(3, 4);
 }
 
+/// A handler writes under a guard, without any order of its own; after the wait the write is seen.
+pub fn what_a_guard_wrote() {
+    let world = World::new(Shape::small(1, 0));
+    let policy: Policy = Arc::new(AtomicU64::new(1));
+    let written = Arc::new(AtomicU64::new(0));
+    let handler = {
+        let (policy, written) = (Arc::clone(&policy), Arc::clone(&written));
+        world.spawn(1, &[], move |pe| {
+            let _guard = pe.cpu.enter();
+            let may = policy.load(Ordering::Relaxed) == 1;
+            may.then(|| written.store(1, Ordering::Relaxed));
+            may
+        })
+    };
+    let seen = world.pe(0, &[], |pe| {
+        policy.store(0, Ordering::Relaxed);
+        pe.cpu.wait(thread::yield_now).expect("outside a guard");
+        written.load(Ordering::Relaxed) == 1
+    });
+    let wrote = handler.join().unwrap();
+    assert_eq!(wrote, seen, "what an old guard wrote is seen after the wait");
+    reached(if wrote { "wrote" } else { "refused" });
+    world.settle();
+}
+
 /// A CPU's place changes hands while a PE waits: the next holder counts on from where the last stopped, or
 /// its guards would look closed.
 pub fn a_place_changes_hands() {
@@ -123,7 +151,13 @@ pub fn a_place_changes_hands() {
     };
     world.pe(0, &[], |pe| {
         current.store(1, Ordering::Relaxed);
-        pe.cpu.wait(thread::yield_now).expect("outside a guard");
+        let mut polls = 0;
+        let waited = pe.cpu.wait(|| {
+            polls += 1;
+            assert!(polls < MANY, "it waits though every guard has closed");
+            thread::yield_now();
+        });
+        waited.expect("outside a guard");
         map.store(GONE, Ordering::Relaxed);
     });
     first.join().unwrap();
