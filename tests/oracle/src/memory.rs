@@ -15,10 +15,23 @@ pub(crate) const fn page(address: u64) -> u64 {
 
 #[derive(Clone, Copy, Debug)]
 struct Overwritten {
+    /// Event of the store.
+    at: usize,
     bits: u64,
     by: Pe,
     /// A DSB NSH has completed the store, for the storing PE only.
     own_done: bool,
+}
+
+/// A value that a descriptor once held.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    bits: u64,
+    /// Who overwrote it.
+    by: Pe,
+    /// Event of the store, and of the DSB that completed it.
+    at: usize,
+    done: usize,
 }
 
 /// Descriptors in memory. What was never written is 0.
@@ -28,8 +41,8 @@ pub(crate) struct Memory {
     slots: BTreeMap<u64, u64>,
     /// Values that incomplete stores overwrote, oldest first.
     old: BTreeMap<u64, Vec<Overwritten>>,
-    /// Every value that was overwritten, and at which event.
-    log: BTreeMap<u64, Vec<(usize, u64)>>,
+    /// Every value that was overwritten, oldest first; those whose store is complete come first.
+    log: BTreeMap<u64, Vec<Past>>,
 }
 
 impl Memory {
@@ -66,8 +79,8 @@ impl Memory {
 
     pub(crate) fn write(&mut self, at: usize, by: Pe, slot: u64, new: u64) {
         let bits = self.slots.insert(slot, new).unwrap_or(0);
-        self.log.entry(slot).or_default().push((at, bits));
-        self.old.entry(slot).or_default().push(Overwritten { bits, by, own_done: false });
+        self.log.entry(slot).or_default().push(Past { bits, by, at, done: usize::MAX });
+        self.old.entry(slot).or_default().push(Overwritten { at, bits, by, own_done: false });
     }
 
     /// A hardware update: an atomic change that every walk sees at once, since walks re-read.
@@ -83,11 +96,12 @@ impl Memory {
     }
 
     /// Every value that the descriptor has held since event `since`, before and after what happened
-    /// there.
-    pub(crate) fn since(&self, since: usize, slot: u64) -> impl Iterator<Item = u64> {
+    /// there, as `pe` must see it: a store of another PE counts from the DSB that completed it.
+    pub(crate) fn since(&self, pe: Pe, since: usize, slot: u64) -> impl Iterator<Item = u64> {
         let log = self.log.get(&slot).map_or(&[][..], Vec::as_slice);
-        let from = log.partition_point(|(at, _)| *at < since);
-        core::iter::once(self.current(slot)).chain(log[from..].iter().map(|(_, bits)| *bits))
+        let from = log.partition_point(|past| past.done < since);
+        let held = log[from..].iter().filter(move |past| past.at >= since || past.by != pe);
+        core::iter::once(self.current(slot)).chain(held.map(|past| past.bits))
     }
 
     /// Whether a store to this descriptor is still under way: another PE's, or with `own` anybody's.
@@ -109,12 +123,17 @@ impl Memory {
 
     /// A barrier completes the stores that its PE made before, and with them all older ones to
     /// the same descriptor.
-    pub(crate) fn barrier(&mut self, by: Pe, kind: Dsb) {
+    pub(crate) fn barrier(&mut self, now: usize, by: Pe, kind: Dsb) {
+        let log = &mut self.log;
         match kind {
             Dsb::IshLd | Dsb::NshLd => {}
-            Dsb::IshSt | Dsb::Ish => self.old.retain(|_, old| {
+            Dsb::IshSt | Dsb::Ish => self.old.retain(|slot, old| {
                 if let Some(last) = old.iter().rposition(|o| o.by == by) {
+                    let at = old[last].at;
                     old.drain(..=last);
+                    let past = log.entry(*slot).or_default();
+                    let open = past.iter_mut().rev().take_while(|past| past.done == usize::MAX);
+                    open.filter(|past| past.at <= at).for_each(|past| past.done = now);
                 }
                 !old.is_empty()
             }),

@@ -230,7 +230,7 @@ impl Model {
             Event::Published { pe } => self.check_published(pe),
             Event::Flushed { pe, vmid, span } => {
                 let since = self.pes[pe].maintains.take().unwrap_or(self.now());
-                self.check_flushed(vmid, span, since);
+                self.check_flushed(pe, vmid, span, since);
             }
             Event::ReuseVmid { vmid, .. } => self.check_vmid_gone(vmid),
             Event::Lock { pe, table } => self.lock(pe, page(table)),

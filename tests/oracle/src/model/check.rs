@@ -12,6 +12,13 @@ use crate::memory::page;
 use crate::tlb::{Entry, Held, Mask, Place, pes};
 use crate::verdict::Defect;
 
+/// From when on `pe` need not know of a change.
+#[derive(Clone, Copy)]
+struct Since {
+    pe: Pe,
+    event: usize,
+}
+
 impl Model {
     pub(super) fn check_write(&mut self, pe: Pe, slot: u64, old: u64, new: u64) {
         self.check_owner(pe, slot, old, new);
@@ -131,11 +138,12 @@ impl Model {
         }
     }
 
-    /// No PE may translate a span by what its slots held before event `since`, when the flush began.
-    /// What others change meanwhile they flush themselves.
-    pub(super) fn check_flushed(&mut self, vmid: u16, span: Option<Span>, since: usize) {
+    /// No PE may translate a span by what its slots held before event `since`, when the flush of `pe`
+    /// began. What others change meanwhile, or have not completed, they flush themselves.
+    pub(super) fn check_flushed(&mut self, pe: Pe, vmid: u16, span: Option<Span>, since: usize) {
         let Span { ipa, bytes } = span.unwrap_or(Span { ipa: 0, bytes: 1 << 52 });
         let end = ipa + bytes.max(1);
+        let since = Since { pe, event: since };
         let stale = |entry: &Entry| !self.is_current(entry, since, ipa, end);
         let held = self
             .tlb
@@ -165,9 +173,8 @@ impl Model {
         }
     }
 
-    /// Whether a table has been linked as this place at any time since event `since`, whoever runs the
-    /// VM.
-    fn linked(&self, place: &Place, since: usize) -> bool {
+    /// Whether a table has been linked as this place at any time since then, whoever runs the VM.
+    fn linked(&self, place: &Place, since: Since) -> bool {
         let Some(root) = self.roots.get(&place.vmid) else { return false };
         let roots = self.root_places(*root);
         let mut pages: Vec<u64> = roots
@@ -181,7 +188,7 @@ impl Model {
             let index = place.ipa >> shift(level) & 511;
             pages = pages
                 .iter()
-                .flat_map(|page| self.memory.since(since, page + index * 8))
+                .flat_map(|page| self.memory.since(since.pe, since.event, page + index * 8))
                 .filter_map(|bits| match kind(bits, level) {
                     Kind::Table(table) => Some(table),
                     _ => None,
@@ -191,13 +198,15 @@ impl Model {
         pages.contains(&place.table)
     }
 
-    /// Whether an entry says of `[start, end)` what the tables say, or said since event `since`, but for
-    /// what hardware sets.
-    fn is_current(&self, entry: &Entry, since: usize, start: u64, end: u64) -> bool {
+    /// Whether an entry says of `[start, end)` what the tables say, or said since then, but for what
+    /// hardware sets.
+    fn is_current(&self, entry: &Entry, since: Since, start: u64, end: u64) -> bool {
         let hardware = if self.machine.tracks_dirty() { ACCESSED | DIRTY } else { ACCESSED };
         let index = (entry.slot & 0xfff) / 8;
         let same = |slot, bits: u64| {
-            self.memory.since(since, slot).any(|held| (held ^ bits) & !hardware == 0)
+            self.memory
+                .since(since.pe, since.event, slot)
+                .any(|held| (held ^ bits) & !hardware == 0)
         };
         if !same(entry.slot, entry.bits) || !self.linked(&entry.place(), since) {
             return false;

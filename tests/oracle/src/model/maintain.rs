@@ -100,7 +100,7 @@ impl Model {
     }
 
     pub(super) fn barrier(&mut self, pe: Pe, kind: Dsb) {
-        self.memory.barrier(pe, kind);
+        self.memory.barrier(self.trace.len() - 1, pe, kind);
         if matches!(kind, Dsb::Ish | Dsb::Nsh) {
             self.pes[pe].walking = false;
         }
