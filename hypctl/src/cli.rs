@@ -134,7 +134,7 @@ pub struct RunArgs {
     ///
     /// Runs the hypervisor's debug build. With --icount, or one CPU, the order of the steps is total;
     /// else it is known for each CPU's own only. A reset by the guest ends the run. See `hypctl check-trace`.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     pub trace: Option<PathBuf>,
     /// Record at most so many steps [default: 524288, which is what the buffer holds]
     #[arg(long, value_name = "N", requires = "trace")]

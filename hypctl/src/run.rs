@@ -148,13 +148,6 @@ fn plan(
     let small = guest.least_mem > machine.room(hyp_size) / 2;
     let mem = arguments.guest_mem.or(small.then_some(guest.least_mem));
     words.extend(mem.map(|mem| format!("mem={}K", mem.div_ceil(1 << 12) << 2)));
-    if arguments.trace.is_some() {
-        // One CPU's own order is all the order there is.
-        let one = machine.smp == 1;
-        let order = if arguments.icount || one { Order::Total } else { Order::PerCpu };
-        words.push(format!("trace={order}"));
-        words.extend(arguments.trace_max.map(|most| format!("trace-max={most}")));
-    }
     words.extend(arguments.hyp_append.clone());
     machine.append = words.join(" ");
     let elf = workspace.hyp_elf(variant(arguments));
@@ -181,7 +174,7 @@ fn smp(arguments: &RunArgs) -> u32 {
 }
 
 impl Plan {
-    /// The line for a shell: without the report, which only a program reads.
+    /// The line for a shell: without the report and the trace, which only a program reads.
     fn line(&self) -> String {
         shell_line(self.qemu.program(), &self.machine.arguments(&self.addresses))
     }
@@ -190,6 +183,14 @@ impl Plan {
         let nonce = nonce();
         let separator = if self.machine.append.is_empty() { "" } else { " " };
         self.machine.append.push_str(&format!("{separator}report={nonce}"));
+        if arguments.trace.is_some() {
+            // One CPU's own order is all the order there is.
+            let total = self.machine.icount || self.machine.smp == 1;
+            let order = if total { Order::Total } else { Order::PerCpu };
+            self.machine.append.push_str(&format!(" trace={order}"));
+            let most = arguments.trace_max.map(|most| format!(" trace-max={most}"));
+            self.machine.append.push_str(&most.unwrap_or_default());
+        }
         let input = match self.script.take() {
             Some(steps) => Input::Script(steps),
             None => {

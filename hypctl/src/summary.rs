@@ -24,7 +24,8 @@ pub struct Summary {
     pub smp: u32,
     /// The emulator's version, if it was found.
     pub qemu: Option<String>,
-    /// The emulator's command line, ready for a shell, without the mark of the report.
+    /// The emulator's command line, ready for a shell, without the mark of the report and without
+    /// the trace.
     pub command: Option<String>,
     /// What `hypctl` exits with.
     pub exit_code: u8,
