@@ -142,6 +142,11 @@ impl OracleMachine {
         self.state().model.verdicts().to_vec()
     }
 
+    /// The run is over: what is still open, a lock or a transaction, is a defect.
+    pub fn finish(&self) {
+        self.state().model.finish();
+    }
+
     /// What happened so far.
     #[must_use]
     pub fn trace(&self) -> Vec<Event> {

@@ -146,6 +146,7 @@ fn run(seed: u64, software: fn(&mut Rig<'_>) -> BTreeSet<usize>) -> Run {
     let harvest = software(&mut rig);
     (0..10).for_each(|_| rig.step());
     rig.hardware.stop();
+    machine.finish();
     let written: BTreeSet<u64> = rig.hardware.written().collect();
     let missed = written.into_iter().filter(|at| !harvest.contains(&((*at / 0x1000) as usize)));
     Run {
