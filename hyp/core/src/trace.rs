@@ -8,7 +8,7 @@
 //!                                    └────────── after QEMU has ended ─────────▶ Contents::read
 //! ```
 //!
-//! Both ends agree on this file and on nothing else. The buffer is read when nobody writes any more,
+//! Both ends agree on this module and on nothing else. The buffer is read when nobody writes any more,
 //! whatever ended the machine: so it needs no protocol, only a layout that says how far it got.
 //!
 //! * A record's number is taken from [`Head`]'s counter before the record is written, so numbers are
@@ -19,22 +19,16 @@
 //!
 //! Whether the numbers give the order in which things took effect is up to who calls [`Buffer::record`]:
 //! see [`Order`].
-//!
-//! | word | bits | what |
-//! | --- | --- | --- |
-//! | 0 | 7:0 | kind |
-//! |   | 15:8 | CPU |
-//! |   | 23:16 | which barrier, which invalidation; 1 for an atomic write, or a flush of a range |
-//! |   | 31:24 | 0 |
-//! |   | 63:32 | number + 1 |
-//! | 1-3 | | operands |
 
+mod record;
 #[cfg(test)]
 mod tests;
 
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+pub use record::{Barrier, Invalidation, Record, What};
 
 /// First word of a buffer that is in use: the name of the layout.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"s2trace1");
@@ -70,163 +64,6 @@ pub enum Order {
     Total,
     /// The order of each CPU's own steps. Those of different CPUs are numbered about when they happened.
     PerCpu,
-}
-
-/// A data synchronization barrier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Barrier {
-    /// `DSB ISHST`
-    IshSt = 0,
-    /// `DSB ISH`
-    Ish = 1,
-    /// `DSB NSH`
-    Nsh = 2,
-}
-
-impl Barrier {
-    const ALL: [Self; 3] = [Self::IshSt, Self::Ish, Self::Nsh];
-}
-
-/// A TLB invalidation, by instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-#[expect(missing_docs, reason = "the names are the instructions'")]
-pub enum Invalidation {
-    Ipas2e1Is = 0,
-    Ripas2e1Is = 1,
-    Ipas2e1 = 2,
-    Vmalle1Is = 3,
-    Vmalle1 = 4,
-    Vmalls12e1Is = 5,
-    Alle1Is = 6,
-}
-
-impl Invalidation {
-    const ALL: [Self; 7] = [
-        Self::Ipas2e1Is,
-        Self::Ripas2e1Is,
-        Self::Ipas2e1,
-        Self::Vmalle1Is,
-        Self::Vmalle1,
-        Self::Vmalls12e1Is,
-        Self::Alle1Is,
-    ];
-}
-
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum What {
-    /// VTTBR_EL2 was written.
-    SetVttbr {
-        /// Its value.
-        value: u64,
-    },
-    /// A context synchronization: an ISB, or an exception entry or return.
-    Synchronized,
-    /// A descriptor was written.
-    Write {
-        /// Its address.
-        slot: u64,
-        /// What it held.
-        old: u64,
-        /// What it holds now.
-        new: u64,
-        /// By an atomic read-modify-write.
-        atomic: bool,
-    },
-    /// A barrier.
-    Dsb(Barrier),
-    /// A TLB invalidation, with its operand as in the register; 0 if it has none.
-    Tlbi(Invalidation, u64),
-    /// A page became a table, all zero.
-    AllocTable {
-        /// Its address.
-        table: u64,
-    },
-    /// A table page was given back.
-    FreeTable {
-        /// Its address.
-        table: u64,
-    },
-    /// Memory behind leaves was given back.
-    FreeFrame {
-        /// Its address.
-        frame: u64,
-        /// Bytes.
-        bytes: u64,
-    },
-    /// Software goes on as if every CPU's walks read what this one has written.
-    Published,
-    /// Software goes on as if no CPU translated these addresses by anything but the tables.
-    Flushed {
-        /// The VM.
-        vmid: u16,
-        /// The first address and how many bytes; `None` is all of the VM's.
-        range: Option<(u64, u64)>,
-    },
-}
-
-/// What happened, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Record {
-    /// The CPU's number.
-    pub cpu: u8,
-    /// What it did.
-    pub what: What,
-}
-
-impl Record {
-    fn encode(self, number: u64) -> [u64; 4] {
-        let (kind, sub, operands) = match self.what {
-            What::SetVttbr { value } => (1, 0, [value, 0, 0]),
-            What::Synchronized => (2, 0, [0; 3]),
-            What::Write { slot, old, new, atomic } => (3, u64::from(atomic), [slot, old, new]),
-            What::Dsb(barrier) => (4, barrier as u64, [0; 3]),
-            What::Tlbi(invalidation, operand) => (5, invalidation as u64, [operand, 0, 0]),
-            What::AllocTable { table } => (6, 0, [table, 0, 0]),
-            What::FreeTable { table } => (7, 0, [table, 0, 0]),
-            What::FreeFrame { frame, bytes } => (8, 0, [frame, bytes, 0]),
-            What::Flushed { vmid, range: None } => (9, 0, [u64::from(vmid), 0, 0]),
-            What::Flushed { vmid, range: Some((ipa, bytes)) } => {
-                (9, 1, [u64::from(vmid), ipa, bytes])
-            }
-            What::Published => (10, 0, [0; 3]),
-        };
-        let [a, b, c] = operands;
-        let number = number.wrapping_add(1);
-        [number << 32 | sub << 16 | u64::from(self.cpu) << 8 | kind, a, b, c]
-    }
-
-    /// The record `number`; `Ok(None)` if it was not finished.
-    fn decode(words: [u64; 4], number: u64) -> Result<Option<Self>, TraceError> {
-        let [head, a, b, c] = words;
-        if head == 0 {
-            return Ok(None);
-        }
-        let unknown = TraceError::Record { number, head };
-        if head >> 32 != number.wrapping_add(1) || head >> 24 & 0xff != 0 {
-            return Err(unknown);
-        }
-        let sub = (head >> 16 & 0xff) as usize;
-        let what = match (head & 0xff, sub) {
-            (1, 0) => What::SetVttbr { value: a },
-            (2, 0) => What::Synchronized,
-            (3, 0 | 1) => What::Write { slot: a, old: b, new: c, atomic: sub == 1 },
-            (4, _) => What::Dsb(Barrier::ALL.get(sub).copied().ok_or(unknown)?),
-            (5, _) => What::Tlbi(Invalidation::ALL.get(sub).copied().ok_or(unknown)?, a),
-            (6, 0) => What::AllocTable { table: a },
-            (7, 0) => What::FreeTable { table: a },
-            (8, 0) => What::FreeFrame { frame: a, bytes: b },
-            (9, 0 | 1) => {
-                let vmid = u16::try_from(a).map_err(|_| unknown)?;
-                What::Flushed { vmid, range: (sub == 1).then_some((b, c)) }
-            }
-            (10, 0) => What::Published,
-            _ => return Err(unknown),
-        };
-        Ok(Some(Self { cpu: (head >> 8 & 0xff) as u8, what }))
-    }
 }
 
 /// What a trace must be read with.

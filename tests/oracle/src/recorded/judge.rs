@@ -56,14 +56,15 @@ impl Recording {
     /// Judges the trace. `progress` hears how many of how many steps are done.
     ///
     /// # Errors
-    /// [`RecordingError::Line`]: a write in a total order that found what nobody had written.
+    /// [`RecordingError::Line`]: a write that found what nobody had written, in a total order or in a slot
+    /// that one PE alone writes.
     pub fn judge(
         &self,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Judgement, RecordingError> {
         let mut judgement = match self.header.order {
             Order::Total => self.judge_all(&mut progress)?,
-            Order::PerPe => self.judge_each(&mut progress),
+            Order::PerPe => self.judge_each(&mut progress)?,
         };
         if self.header.dropped != 0 {
             judgement.unjudged.push(format!(
@@ -93,7 +94,10 @@ impl Recording {
         Ok(Judgement { found: judge.found(), hw_updates, unjudged: Vec::new() })
     }
 
-    fn judge_each(&self, progress: &mut dyn FnMut(usize, usize)) -> Judgement {
+    fn judge_each(
+        &self,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Judgement, RecordingError> {
         let shared = Shared::of(&self.lines);
         let mut judgement = Judgement::default();
         let (mut done, all) = (0, self.lines.len());
@@ -103,12 +107,19 @@ impl Recording {
             }
             let mut judge = Judge::new(self.header.machine);
             shared.taken_for_granted(pe).iter().for_each(|event| judge.apply(event, None));
+            let mut slots = BTreeMap::new();
             for line in self.lines.iter().filter(|line| line.event.pe() == pe) {
                 progress(done, all);
                 done += 1;
-                if !shared.is_unjudged(pe, line) {
-                    judge.apply(&line.event, Some(line.number));
+                if shared.is_unjudged(pe, line) {
+                    continue;
                 }
+                // Nobody else writes the slots that are judged: what stands there is known.
+                if let Some(update) = missing_update(&self.header.machine, line, &mut slots)? {
+                    judgement.hw_updates += 1;
+                    judge.apply(&update, None);
+                }
+                judge.apply(&line.event, Some(line.number));
             }
             judgement.found.extend(judge.found());
         }
@@ -132,7 +143,7 @@ impl Recording {
                 "{private} table pages that came and went, but for what their own PE did"
             ));
         }
-        judgement
+        Ok(judgement)
     }
 }
 
@@ -167,8 +178,8 @@ impl Judge {
     }
 }
 
-/// The update by hardware that must have come before a line of a total order, if what its write found says
-/// that there was one.
+/// The update by hardware that must have come before a line, if what its write found says that there was
+/// one. `slots` is what the lines before have left.
 fn missing_update(
     machine: &Machine,
     line: &Line,
@@ -196,7 +207,7 @@ fn missing_update(
             }
             let why = format!(
                 "the write to {slot:#x} found {found:#x}, and the lines before leave {known:#x} there: a \
-                 line is missing, or this is no total order"
+                 line is missing, or the order is not what the header says"
             );
             Err(RecordingError::Line { line: line.number, column: 1, why })
         }

@@ -194,7 +194,19 @@ fn a_full_recorder_is_told() {
 }
 
 fn with_old(machine: Machine, found: &[(Event, u64)]) -> Result<Judgement, RecordingError> {
-    let mut text = Header::new(Order::Total, machine).to_line().unwrap() + "\n";
+    // What one PE does alone is the same in both orders.
+    let total = with_old_in(Order::Total, machine, found)?;
+    let alone = with_old_in(Order::PerPe, machine, found)?;
+    assert_eq!((&total.found, total.hw_updates), (&alone.found, alone.hw_updates));
+    Ok(total)
+}
+
+fn with_old_in(
+    order: Order,
+    machine: Machine,
+    found: &[(Event, u64)],
+) -> Result<Judgement, RecordingError> {
+    let mut text = Header::new(order, machine).to_line().unwrap() + "\n";
     text += &(to_line(&Event::AllocTable { pe: 0, table: L3 }, None).unwrap() + "\n");
     for (event, old) in found {
         text += &(to_line(event, Some(*old)).unwrap() + "\n");
