@@ -101,7 +101,9 @@ impl<const CPUS: usize> Epochs<CPUS> {
     #[must_use]
     pub fn join(&self, index: usize) -> Option<Cpu<'_>> {
         let counter = self.cpus.get(index)?;
-        if counter.joined.swap(true, Ordering::AcqRel) {
+        // Acquire: this CPU counts on from where the last holder of its place stopped. Nobody learns
+        // anything from the `true`.
+        if counter.joined.swap(true, Ordering::Acquire) {
             return None;
         }
         Some(Cpu { cpus: &self.cpus, counter, depth: Cell::new(0) })

@@ -11,6 +11,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mmu_oracle::{Event, Machine, OracleMachine};
@@ -22,7 +23,7 @@ use stage2::tlbi::Tlbi;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Descriptor, Epochs, Features, Geometry, HwUpdate, Install,
     InstallError, Ipa, Level, MemType, Memory, Owner, PAGE_SIZE, Pa, Prot, Slot, Space, Table,
-    Tally, View, Vmid,
+    Tally, View, Vmid, Write,
 };
 
 use crate::sched::atomic::{AtomicU64, Ordering};
@@ -84,6 +85,10 @@ pub struct World {
     frames: Vec<AtomicU64>,
     /// Frames that are mapped or at hand of no PE's.
     taken: Mutex<BTreeSet<u64>>,
+    /// What an install maps.
+    leaf: Attributes,
+    /// Threads that have not ended.
+    running: AtomicUsize,
 }
 
 /// One PE, in its fault handler or in its guest.
@@ -144,7 +149,13 @@ impl World {
             hardware.fill(Pa::new(root.get() + table as u64 * PAGE_SIZE), RUBBISH);
         }
         let frames = (0..shape.frames).map(|_| AtomicU64::new(SECRET)).collect();
-        let world = Self { space, epochs, hardware, frames, taken: Mutex::default() };
+        let mut leaf = Attributes::new(Prot::RWX, MemType::Normal);
+        if shape.hw_update == HwUpdate::AccessAndDirty {
+            // Hardware has both to record.
+            (leaf.write, leaf.accessed) = (Write::Clean, false);
+        }
+        let (taken, running) = (Mutex::default(), AtomicUsize::new(0));
+        let world = Self { space, epochs, hardware, frames, taken, leaf, running };
         (0..PES).for_each(|pe| world.on(pe, || world.enter_guest()));
         Arc::new(world)
     }
@@ -165,8 +176,36 @@ impl World {
         frames: &'static [usize],
         work: impl FnOnce(&Pe<'_>) -> T + Send + 'static,
     ) -> thread::JoinHandle<T> {
+        self.thread(move |world| world.pe(pe, frames, work))
+    }
+
+    /// Runs `work` on a thread of its own, as no PE yet.
+    pub fn thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
+        self.running.fetch_add(1, Ordering::Relaxed);
         let world = Arc::clone(self);
-        thread::spawn(move || world.pe(pe, frames, work))
+        thread::spawn(move || {
+            let result = work(&world);
+            world.running.fetch_sub(1, Ordering::Relaxed);
+            result
+        })
+    }
+
+    /// What a wait does between two looks: lets the others run, as long as there are any.
+    ///
+    /// # Panics
+    /// When it is called again and again though every other thread has ended.
+    pub fn patience(&self) -> impl FnMut() {
+        let mut alone = 0;
+        move || {
+            if self.running.load(Ordering::Relaxed) == 0 {
+                alone += 1;
+                assert!(alone < 8, "it waits though every guard has closed");
+            }
+            thread::yield_now();
+        }
     }
 
     /// The VM's tables.
@@ -275,8 +314,7 @@ impl Pe<'_> {
     /// When it meets what an unallocated page holds.
     pub fn install(&self, ipa: Ipa, level: Level) -> Result<Install, InstallError> {
         let space = &self.world.space;
-        let attributes = Attributes::new(Prot::RWX, MemType::Normal);
-        let mapping = space.mapping(level, &attributes, Owner::Vm).unwrap();
+        let mapping = space.mapping(level, &self.world.leaf, Owner::Vm).unwrap();
         let mut tally = self.tally.get();
         let mut frames = self.stock.borrow_mut();
         let result = space.install(&self.cpu.enter(), ipa, &mapping, &mut *frames, &mut tally);

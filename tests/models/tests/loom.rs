@@ -5,7 +5,7 @@
 
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
-use protocol_models::protocol::{clear, epoch, install, retire};
+use protocol_models::protocol::{clear, epoch, hardware, install, retire};
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
 macro_rules! models {
@@ -45,6 +45,12 @@ models! {
         ["install before", "install after", "install met Drain", "guest faulted",
          "guest read before", "guest read after"],
         clear::a_move_against_install;
+    a_clear_has_the_last_word: Some(3), 100,
+        ["wrote", "write faulted", "walked", "walk faulted"],
+        hardware::a_clear_has_the_last_word;
+    a_page_is_written_as_it_comes: Some(3), 100,
+        ["lost the exchange", "found it there", "wrote", "write faulted"],
+        hardware::a_page_is_written_as_it_comes;
     two_clears_side_by_side: None, 4,
         ["both cleared"],
         clear::two_side_by_side;
@@ -54,6 +60,9 @@ models! {
     what_a_guard_wrote: None, 30,
         ["wrote", "refused"],
         epoch::what_a_guard_wrote;
+    a_decision_and_its_try_set: None, 100,
+        ["installed, then swept", "refused"],
+        epoch::a_decision_and_its_try_set;
     a_reader_and_a_retirement: None, 400,
         ["read the old", "read the new"],
         epoch::a_reader_and_a_retirement;

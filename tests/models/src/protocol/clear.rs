@@ -1,5 +1,6 @@
 //! Clears that installs run into: live → Drain, flush, then Empty or the next page.
 
+use mmu_oracle::Event;
 use stage2::tlbi::LeafLevel;
 use stage2::{Descriptor, Install, InstallError, IpaRange, Level, Pa, View};
 
@@ -38,20 +39,27 @@ pub(super) fn populate(pe: &Pe<'_>, number: u64) -> Pa {
     frame
 }
 
-/// Takes a page away: the caller holds the lock of its table.
-pub(super) fn clear(pe: &Pe<'_>, number: u64) -> Pa {
+/// A leaf that is like another one, for another frame.
+pub(super) fn elsewhere(leaf: Descriptor, from: Pa, to: Pa) -> Descriptor {
+    Descriptor::from_bits(leaf.bits() - from.get() + to.get())
+}
+
+/// Takes a page away: the caller holds the lock of its table. Returns the frame, and the final word on
+/// its accessed and dirty state.
+pub(super) fn clear(pe: &Pe<'_>, number: u64) -> (Pa, Descriptor) {
     let (world, range) = (pe.world, IpaRange::page_of(page(number)).unwrap());
-    let (slot, ..) = world.walk(page(number));
+    let found = world.walk(page(number));
     // SAFETY: (1) this PE alone takes pages away, and the page is there.
-    let drained = unsafe { slot.clear(world.hardware()) };
+    let drained = unsafe { found.slot.clear(world.hardware()) };
     let View::Leaf(leaf) = drained.old().view(Level::L3) else {
         panic!("{:?} was live", drained.old())
     };
     let flushed = world.space().tlb().reduce(range, LeafLevel::L3);
+    world.oracle().note(|pe| Event::Harvested { pe, slot: found.address, count: 1 });
     // SAFETY: (1) flushed above.
-    unsafe { drained.release(world.hardware(), &flushed) };
+    let old = unsafe { drained.release(world.hardware(), &flushed) };
     world.free_frame(leaf.pa());
-    leaf.pa()
+    (leaf.pa(), old)
 }
 
 /// A page is taken away while another PE faults on it, twice.
@@ -62,7 +70,7 @@ pub fn against_install() {
         let met = [install(pe, 0), install(pe, 0)];
         (met, pe.at_hand())
     });
-    let cleared = world.pe(0, &[], |pe| clear(pe, 0));
+    let (cleared, _) = world.pe(0, &[], |pe| clear(pe, 0));
     assert_eq!(cleared, old);
     let ([first, second], at_hand) = installer.join().unwrap();
     // In the order in which the slot changes: it never goes back.
@@ -82,7 +90,7 @@ pub fn against_install() {
         (2, 3) => "installed at once",
         other => panic!("{other:?}"),
     });
-    let (_, _, last) = world.walk(page(0));
+    let last = world.walk(page(0)).seen;
     assert_eq!(last == Descriptor::EMPTY, !installed, "{last:?}");
     world.settle();
 }
@@ -93,7 +101,7 @@ pub fn against_two_installs() {
     let _ = world.pe(0, &[0], |pe| populate(pe, 0));
     let a = world.spawn(1, &[1], |pe| install(pe, 0));
     let b = world.spawn(2, &[2], |pe| install(pe, 0));
-    let old = world.pe(0, &[], |pe| clear(pe, 0));
+    let (old, _) = world.pe(0, &[], |pe| clear(pe, 0));
     let (a, b) = (a.join().unwrap(), b.join().unwrap());
     match (a, b) {
         (Met::Installed(x), Met::Installed(y)) => panic!("both installed: {x} and {y}"),
@@ -117,15 +125,15 @@ pub fn a_move_against_install() {
     let reader = world.spawn(2, &[], |pe| pe.world.guest_reads(page(0)));
     let new = world.pe(0, &[2], |pe| {
         let range = IpaRange::page_of(page(0)).unwrap();
-        let (slot, _, live) = world.walk(page(0));
+        let found = world.walk(page(0));
         let new = pe.take();
         // SAFETY: (1) this PE alone moves pages, and the page is there.
-        let drained = unsafe { slot.clear(world.hardware()) };
+        let drained = unsafe { found.slot.clear(world.hardware()) };
         let flushed = world.space().tlb().reduce(range, LeafLevel::L3);
         // Nobody writes to the old frame any more: what is copied is complete.
         let content = world.frame(old).load(Ordering::Relaxed);
         world.frame(new).store(content, Ordering::Relaxed);
-        let moved = Descriptor::from_bits(live.bits() - old.get() + new.get());
+        let moved = elsewhere(found.seen, old, new);
         // SAFETY: (1) flushed above. (2) The frame is the VM's, and was filled.
         unsafe { drained.replace(world.hardware(), &flushed, moved) };
         world.free_frame(old);
@@ -152,8 +160,8 @@ pub fn two_side_by_side() {
     let world = World::new(Shape::small(2, 2));
     let (a, b) = world.pe(0, &[0, 1], |pe| (populate(pe, 0), populate(pe, 1)));
     let other = world.spawn(1, &[], |pe| clear(pe, 1));
-    assert_eq!(world.pe(0, &[], |pe| clear(pe, 0)), a);
-    assert_eq!(other.join().unwrap(), b);
+    assert_eq!(world.pe(0, &[], |pe| clear(pe, 0)).0, a);
+    assert_eq!(other.join().unwrap().0, b);
     reached("both cleared");
     world.settle();
 }
@@ -187,7 +195,7 @@ pub fn churn() {
     world.pe(0, &[], |pe| {
         for round in 0..2 * ROUNDS {
             let number = round as u64 % 2;
-            if world.walk(page(number)).2.is_valid() {
+            if world.walk(page(number)).seen.is_valid() {
                 clear(pe, number);
                 reached("cleared");
             }

@@ -3,52 +3,73 @@
 
 use std::sync::Arc;
 
-use stage2::{Level, View};
+use stage2::arch::Dsb;
+use stage2::{Arch, Guard, Level, View};
 
 use super::clear;
 use crate::outcome::reached;
 use crate::sched::atomic::{AtomicU64, Ordering};
-use crate::sched::thread;
-use crate::world::{Shape, World, page};
+use crate::world::{Pe, Shape, World, page};
 
 /// The region map, as a word: 1 says that the page is RAM.
 type Policy = Arc<AtomicU64>;
 
 /// A fault handler decides by the map and installs; another PE takes the region away, waits, and
 /// sweeps. Nothing may be left that the map no longer allows.
-pub fn a_decision_and_its_install() {
+fn decide(install: impl FnOnce(&Pe<'_>, Guard<'_>, bool) + Send + 'static) {
     let world = World::new(Shape::small(2, 2));
     let policy: Policy = Arc::new(AtomicU64::new(1));
     let _ = world.pe(0, &[1], |pe| clear::populate(pe, 1));
     let handler = {
         let policy = Arc::clone(&policy);
         world.spawn(1, &[0], move |pe| {
-            let _guard = pe.cpu.enter();
+            let guard = pe.cpu.enter();
             let may = policy.load(Ordering::Relaxed) == 1;
-            may.then(|| pe.install(page(0), Level::L3).expect("an Empty slot"));
+            install(pe, guard, may);
             may
         })
     };
     let swept = world.pe(0, &[], |pe| {
         policy.store(0, Ordering::Relaxed);
-        pe.cpu.wait(thread::yield_now).expect("outside a guard");
-        let there = matches!(world.walk(page(0)).2.view(Level::L3), View::Leaf(_));
+        pe.cpu.wait(pe.world.patience()).expect("outside a guard");
+        let there = matches!(world.walk(page(0)).view(), View::Leaf(_));
         there.then(|| clear::clear(pe, 0));
         there
     });
     let installed = handler.join().unwrap();
     assert_eq!(installed, swept, "what was installed under an old guard is swept after the wait");
-    let last = world.walk(page(0)).2;
+    let last = world.walk(page(0)).seen;
     assert!(!last.is_valid(), "the guest keeps memory that was taken away: {last:?}");
     reached(if installed { "installed, then swept" } else { "refused" });
     world.settle();
 }
 
+/// The whole walk.
+pub fn a_decision_and_its_install() {
+    decide(|pe, _guard, may| {
+        may.then(|| pe.install(page(0), Level::L3).expect("an Empty slot"));
+    });
+}
+
+/// The slot alone, and the barrier only when the guard is closed: it is not the barrier that the waiter
+/// relies on.
+pub fn a_decision_and_its_try_set() {
+    decide(|pe, guard, may| {
+        let hardware = pe.world.hardware();
+        if may {
+            let (neighbour, slot) = (pe.world.walk(page(1)), pe.world.walk(page(0)).slot);
+            let View::Leaf(leaf) = neighbour.view() else { panic!("the neighbour is mapped") };
+            let new = clear::elsewhere(neighbour.seen, leaf.pa(), pe.take());
+            // SAFETY: (1) found under the guard. (2) A leaf like its neighbour; the frame was filled.
+            unsafe { slot.try_set(hardware, &guard, new) }.expect("an Empty slot");
+        }
+        drop(guard);
+        hardware.dsb(Dsb::IshSt);
+    });
+}
+
 /// What a retired map points to is used for something else after the wait.
 const GONE: u64 = 0x60e;
-
-/// More polls than a PE needs that lets the others run between them, however they interleave.
-const MANY: u32 = 100;
 
 /// Readers follow a pointer under a guard; a writer publishes another, waits, and reuses the first.
 fn readers_against_reuse(readers: usize, rounds: usize) {
@@ -73,7 +94,7 @@ fn readers_against_reuse(readers: usize, rounds: usize) {
     world.pe(0, &[], |pe| {
         for round in 0..rounds {
             current.store(round as u64 + 1, Ordering::Relaxed);
-            pe.cpu.wait(thread::yield_now).expect("outside a guard");
+            pe.cpu.wait(pe.world.patience()).expect("outside a guard");
             maps[round].store(GONE, Ordering::Relaxed);
         }
     });
@@ -112,7 +133,7 @@ pub fn what_a_guard_wrote() {
     };
     let seen = world.pe(0, &[], |pe| {
         policy.store(0, Ordering::Relaxed);
-        pe.cpu.wait(thread::yield_now).expect("outside a guard");
+        pe.cpu.wait(pe.world.patience()).expect("outside a guard");
         written.load(Ordering::Relaxed) == 1
     });
     let wrote = handler.join().unwrap();
@@ -127,17 +148,14 @@ pub fn a_place_changes_hands() {
     let world = World::new(Shape::small(1, 0));
     let map = Arc::new(AtomicU64::new(0));
     let current = Arc::new(AtomicU64::new(0));
-    let first = {
-        let world = Arc::clone(&world);
-        thread::spawn(move || {
-            if let Some(cpu) = world.epochs().join(1) {
-                drop(cpu.enter());
-            }
-        })
-    };
+    let first = world.thread(|world| {
+        if let Some(cpu) = world.epochs().join(1) {
+            drop(cpu.enter());
+        }
+    });
     let second = {
-        let (world, map, current) = (Arc::clone(&world), Arc::clone(&map), Arc::clone(&current));
-        thread::spawn(move || {
+        let (map, current) = (Arc::clone(&map), Arc::clone(&current));
+        world.thread(move |world| {
             let Some(cpu) = world.epochs().join(1) else { return reached("the place was taken") };
             let _guard = cpu.enter();
             if current.load(Ordering::Relaxed) == 0 {
@@ -151,13 +169,7 @@ pub fn a_place_changes_hands() {
     };
     world.pe(0, &[], |pe| {
         current.store(1, Ordering::Relaxed);
-        let mut polls = 0;
-        let waited = pe.cpu.wait(|| {
-            polls += 1;
-            assert!(polls < MANY, "it waits though every guard has closed");
-            thread::yield_now();
-        });
-        waited.expect("outside a guard");
+        pe.cpu.wait(pe.world.patience()).expect("outside a guard");
         map.store(GONE, Ordering::Relaxed);
     });
     first.join().unwrap();

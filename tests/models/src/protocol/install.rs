@@ -8,12 +8,12 @@ use crate::guest::Access;
 use crate::outcome::reached;
 use crate::world::{FILLED, Pe, Shape, World, page};
 
-type Result = core::result::Result<Install, InstallError>;
+pub(super) type Result = core::result::Result<Install, InstallError>;
 
 /// What a PE came to: its result, what it did, and the frames that it has left.
-type Came = (Result, Tally, usize);
+pub(super) type Came = (Result, Tally, usize);
 
-fn install(pe: &Pe<'_>, number: u64) -> Came {
+pub(super) fn install(pe: &Pe<'_>, number: u64) -> Came {
     let result = pe.install(page(number), Level::L3);
     (result, pe.tally(), pe.at_hand())
 }
@@ -28,7 +28,7 @@ fn frame_of(result: Result) -> (Pa, bool) {
 }
 
 /// Exactly one of two PEs installed, and both have the same frame.
-fn one_winner(a: Came, b: Came) -> Pa {
+pub(super) fn one_winner(a: Came, b: Came) -> Pa {
     let ((mine, i_won), (theirs, they_won)) = (frame_of(a.0), frame_of(b.0));
     assert!(i_won != they_won, "exactly one installs: {a:?} {b:?}");
     assert_eq!(mine, theirs, "both go on with the winner's frame");

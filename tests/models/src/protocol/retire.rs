@@ -10,7 +10,6 @@ use stage2::{Arch, Descriptor, Ipa, IpaRange, Level, Memory, Pa, View};
 
 use super::clear::{Met, install, populate};
 use crate::outcome::reached;
-use crate::sched::thread;
 use crate::world::{Pe, Shape, World, page};
 
 /// Takes away the table of level 3 that serves the first pages, and what is mapped in it.
@@ -37,7 +36,7 @@ fn retire(pe: &Pe<'_>) {
     world.oracle().note(|pe| Event::Unlock { pe, table: table.get() });
     world.oracle().note(|pe| Event::Unlock { pe, table: root.get() });
 
-    pe.cpu.wait(thread::yield_now).expect("outside a guard");
+    pe.cpu.wait(world.patience()).expect("outside a guard");
     locked(&|| {
         for slot in hardware.slots(table) {
             if slot.load(hardware) == Descriptor::DEAD {
@@ -78,7 +77,7 @@ pub fn against_install() {
     let installer = world.spawn(1, &[1, 2], |pe| [install(pe, 1), install(pe, 1)]);
     world.pe(0, &[], retire);
     let met = installer.join().unwrap();
-    let last: Option<Pa> = match world.walk(page(1)).2.view(Level::L3) {
+    let last: Option<Pa> = match world.walk(page(1)).view() {
         View::Leaf(leaf) => Some(leaf.pa()),
         _ => None,
     };
