@@ -34,7 +34,7 @@ Examples:
   hypctl run u-boot                             Debian's U-Boot, interactive; Ctrl-A x leaves
   hypctl run u-boot --send version --send poweroff --timeout 60
   hypctl run ./guest.bin --append 'key=value' --mem 2G
-  hypctl run touch --icount --trace out.jsonl   every step of table maintenance, in order
+  hypctl run hello --icount --trace out.jsonl   every step of table maintenance, in order
   hypctl run touch --dry-run                    the QEMU line, ready to paste
   hypctl run hello -- -d int,guest_errors       more arguments for QEMU
 
@@ -48,8 +48,8 @@ Exit codes:
     2  the file cannot be read, or is no trace
 
 Example:
-  hypctl run touch --vcpus 4 --icount --trace touch.jsonl
-  hypctl check-trace touch.jsonl";
+  hypctl run hello --vcpus 4 --icount --trace hello.jsonl
+  hypctl check-trace hello.jsonl";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
