@@ -395,3 +395,30 @@ fn a_held_entry_writes_until_it_is_flushed() {
     assert!(store_by_held(&machine, 0, 0).is_none());
     assert!(machine.verdicts().is_empty());
 }
+
+/// The change was not broken, but flushed: from then on hardware does not fail.
+#[test]
+fn a_flush_ends_the_risk() {
+    let setup = Machine { hw_access: true, hw_dirty: true, start_level: 3, ..Machine::default() };
+    let machine = OracleMachine::new(setup, 1);
+    let root = (&machine).alloc_table(1).unwrap();
+    // SAFETY: (1) allocated, and never freed.
+    let slot = unsafe { machine.table_at(root) }.slot(0);
+    // SAFETY: (1, 2) a test: nothing is ever reached through these tables.
+    unsafe {
+        (&machine).store(slot, clean(0));
+        (&machine).set_vttbr((1 << 48) | root.get());
+    }
+    (&machine).dsb(Dsb::Ish);
+    (&machine).isb();
+    let at_risk = || machine.with_model(|model| model.at_risk(root.get()));
+    // SAFETY: (1, 2) as above.
+    unsafe { (&machine).swap(slot, clean(0) | 1 << 55) };
+    (&machine).dsb(Dsb::IshSt);
+    (&machine).tlbi(Tlbi::Vmalls12e1Is);
+    assert!(at_risk(), "the invalidation is not complete");
+    (&machine).dsb(Dsb::Ish);
+    assert!(!at_risk());
+    let walk = Walk::begin(&machine, 0, 0, Access::Read).unwrap();
+    assert_eq!(walk.finish(Choice::InventDirty), Outcome::Done(clean(0) | 1 << 55 | AF));
+}
