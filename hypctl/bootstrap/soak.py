@@ -1,9 +1,9 @@
 """Long runs of what searches at random: `./just soak [MINUTES]`.
 
-Half of the time goes to random programs on the real stage 2, half to the protocols under the model
-checkers: loom without its bound on preemptions, shuttle with fresh seeds. Each search is told how long by
-STAGE2_SOAK_SECONDS, and prints what repeats a finding. Every search runs; the exit code is 1 if any found
-something.
+Half of the time goes to random programs on the real stage 2, half to the protocols under shuttle with fresh
+seeds. Each search is told how long by STAGE2_SOAK_SECONDS, and prints what repeats a finding. Both run; the
+exit code is 1 if one found something. (loom is not here: it is exhaustive within its bounds, and runs whole
+in `./just test-models`.)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .stages import table
 
 PROGRAMS = ["cargo", "test", "--release", "--quiet", "-p", "programs", "--test", "programs"]
 MODELS = ["cargo", "test", "--quiet", "--profile", "models", "-p", "protocol-models"]
+SHORTEST = 2  # seconds: in less, a test does not see every outcome that it asks for
 QUIETLY = ["--", "--nocapture", "--test-threads", "1"]
 
 
@@ -40,7 +41,7 @@ class Search:
         if tests == 0:
             print(f"soak: {self.name} cannot be built", file=sys.stderr)
             return self.name, 0.0, 1
-        each = max(1, round(seconds * self.share / tests / self.turns))
+        each = max(SHORTEST, round(seconds * self.share / tests / self.turns))
         times = f" {self.turns} times" if self.turns > 1 else ""
         print(f"\n== {self.name}: {tests} tests, {each} s each{times}", flush=True)
         start = time.monotonic()
@@ -51,11 +52,9 @@ class Search:
 
 def searches() -> list:
     products = Path(os.environ.get("CARGO_TARGET_DIR") or cache.CHECKOUT / "target")
-    under = lambda name: [*MODELS, "--target-dir", products / name, "--test", name]
     return [
         Search("programs", PROGRAMS, 0.5, 1),
-        Search("loom", under("loom"), 0.25, 1, "--cfg loom"),
-        Search("shuttle", under("shuttle"), 0.25, 2, "--cfg shuttle"),
+        Search("shuttle", [*MODELS, "--target-dir", products / "shuttle", "--test", "shuttle"], 0.5, 2, "--cfg shuttle"),
     ]
 
 

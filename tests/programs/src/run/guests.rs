@@ -2,18 +2,20 @@
 
 use mmu_oracle::walker::{Access, Choice, Fault, Outcome, Walk};
 use stage2::Write;
+use stage2::slot::native;
 
 use super::World;
 use crate::program::{PES, Place, Touch};
 use crate::reference::{Expected, Leaf};
-use crate::walk::base;
+use crate::walk::Stop;
 
 /// A walk that has read its leaf and has not updated it.
 #[derive(Clone, Copy)]
 pub(super) struct Flight<'m> {
     walk: Walk<'m>,
     vm: usize,
-    ipa: u64,
+    /// The leaf that it read.
+    leaf: Stop<'m>,
 }
 
 impl World<'_> {
@@ -43,7 +45,8 @@ impl World<'_> {
             }
             (walk, expected) => panic!("{ipa:#x}: {walk:?} where {expected:?} was expected"),
         }
-        self.flying[pe % PES] = walk.ok().map(|walk| Flight { walk, vm, ipa });
+        let leaf = self.vms[&vm].tables.translate(ipa).map(|(stop, _)| stop);
+        self.flying[pe % PES] = walk.ok().zip(leaf).map(|(walk, leaf)| Flight { walk, vm, leaf });
     }
 
     fn goes_through(&self, leaf: &Leaf, access: Access) -> bool {
@@ -56,25 +59,22 @@ impl World<'_> {
 
     /// The second half: hardware updates the leaf if it still is what was read, and the access is made.
     pub(super) fn land(&mut self, pe: usize) {
-        let Some(Flight { walk, vm, ipa }) = self.flying[pe].take() else { return };
+        let Some(Flight { walk, vm, leaf: at }) = self.flying[pe].take() else { return };
         let new = match walk.finish(Choice::Faithful) {
             Outcome::Done(new) => new,
             Outcome::Again => return,
-            other => panic!("{ipa:#x}: {other:?} by faithful hardware"),
+            other => panic!("{:#x}: {other:?} by faithful hardware", at.start),
         };
-        // What hardware wrote is there to be read; an access by an entry that is held writes nothing.
+        // What hardware wrote is there to be read, even in a table that is out of reach meanwhile; an access
+        // by an entry that is held writes nothing.
         let state = self.vms.get_mut(&vm).expect("a VM that runs");
-        let Some((stop, _)) = state.tables.translate(ipa).filter(|(stop, _)| stop.bits == new)
-        else {
-            return;
-        };
-        if let Some(leaf) = state.reference.leaves.get_mut(&base(ipa, stop.level)) {
-            let before = leaf.attributes;
-            leaf.attributes.accessed |= new >> 10 & 1 == 1;
-            if leaf.attributes.write == Write::Clean && new >> 7 & 1 == 1 {
-                leaf.attributes.write = Write::Dirty;
-            }
-            self.report.recorded += usize::from(leaf.attributes != before);
+        let leaf = state.reference.leaves.get_mut(&at.start).filter(|leaf| leaf.level == at.level);
+        let Some(leaf) = leaf.filter(|_| native::load(at.slot) == new) else { return };
+        let before = leaf.attributes;
+        leaf.attributes.accessed |= new >> 10 & 1 == 1;
+        if leaf.attributes.write == Write::Clean && new >> 7 & 1 == 1 {
+            leaf.attributes.write = Write::Dirty;
         }
+        self.report.recorded += usize::from(leaf.attributes != before);
     }
 }
