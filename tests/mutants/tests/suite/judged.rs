@@ -45,7 +45,7 @@ fn only_the_stated_failure_is_a_kill() {
         ["other-text", "sum", "at < n", "at <= n", "sums", "some other text"],
         ["crashed", "sum", "at += 1;", CRASH, "sums", "the sum to three"],
     ]);
-    let output = fixture.run(&["--json", "--timeout", "3"]);
+    let output = fixture.run(&["--json", "--timeout", "6"]);
     let expected = [
         ("killed", "killed"),
         ("const-fn", "killed"),
@@ -61,7 +61,7 @@ fn only_the_stated_failure_is_a_kill() {
     assert_eq!(got, expected, "{}", text(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "a survivor");
 
-    let table = fixture.run(&["--timeout", "3", "killed", "other"]);
+    let table = fixture.run(&["--timeout", "6", "killed", "other"]);
     let words = text(&table.stdout);
     assert!(words.contains("2 mutants: 1 killed, 1 survived"), "{words}");
     assert!(words.contains("SURVIVED, failed elsewhere"), "{words}");
