@@ -197,7 +197,8 @@ impl Ended {
 
     /// The beginning of that, on one line.
     fn said(&self) -> String {
-        let lines: Vec<&str> = self.panics().lines().skip(1).take(3).collect();
+        let lines = self.panics().lines().skip(1).take_while(|line| !line.starts_with("note: "));
+        let lines: Vec<&str> = lines.take(3).map(str::trim).collect();
         lines.join(" ").chars().take(SHOWN).collect()
     }
 

@@ -97,6 +97,11 @@ impl Rig {
         Self { machine, epochs: Epochs::new(), geometry, live: Mutex::default() }
     }
 
+    /// What the machine has.
+    pub(crate) fn caps(&self) -> Caps {
+        self.geometry.features().caps
+    }
+
     pub(crate) fn vm(&self, vmid: u16) -> Vm<'_> {
         let vmid = Vmid::new(vmid, 8).unwrap();
         Space::new(self.geometry, vmid, self.epochs.domain(), Tables(self), &self.machine).unwrap()

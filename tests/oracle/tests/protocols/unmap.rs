@@ -31,7 +31,7 @@ fn round(rig: &Rig, level: Level, ipas: &[u64], span: IpaRange, hint: LeafLevel)
     let vm = rig.vm(VMID);
     rig.enter(&vm, 0);
     rig.enter(&vm, 1);
-    let what = (rig.vttbr(0), level, ipas.len(), span, hint);
+    let what = (rig.caps(), level, ipas.len(), span, hint);
     let mut first = Pool::new(1, level, ipas.len() as u64);
     let mut second = Pool::new(2, level, ipas.len() as u64);
     for ipa in ipas {
