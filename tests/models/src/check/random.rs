@@ -40,7 +40,7 @@ impl Drop for Blame {
             let Self { name, scheduler, seed } = self;
             eprintln!("shuttle: {name} failed with scheduler {scheduler}, seed {seed:#x}");
             eprintln!(
-                "shuttle: to replay: STAGE2_REPLAY=<the schedule above> and this test's name"
+                "shuttle: to replay: STAGE2_REPLAY=<the failing schedule> and this test's name"
             );
         }
     }
@@ -56,53 +56,63 @@ impl Model {
         if let Ok(schedule) = std::env::var("STAGE2_REPLAY") {
             let schedule = std::fs::read_to_string(&schedule).unwrap_or(schedule);
             let scheduler = ReplayScheduler::new_from_encoded(schedule.trim());
-            let ran = Runner::new(scheduler, config(None)).run(move || case());
+            let ran = Runner::new(scheduler, config()).run(move || case());
             return println!("shuttle: {}: {ran} execution replayed", self.name);
         }
         let time = std::env::var("STAGE2_SOAK_SECONDS")
             .ok()
             .map(|n| Duration::from_secs(n.parse().expect("STAGE2_SOAK_SECONDS is a number")));
-        let executions = if time.is_some() { usize::MAX } else { self.executions };
         // A fixed seed where the run is bounded, so that `test` says the same twice.
         let seed = if time.is_some() { clock() } else { 0x5eed };
         outcome::reset();
-        let random = RandomScheduler::new_from_seed(seed, executions);
-        self.run("random", seed, random, time, Arc::clone(&case));
-        let pct = PctScheduler::new_from_seed(seed, DEPTH, executions);
-        self.run("pct", seed, pct, time, case);
+        let count = self.executions;
+        let random = |seed| RandomScheduler::new_from_seed(seed, count);
+        self.run("random", seed, random, time, &case);
+        let pct = |seed| PctScheduler::new_from_seed(seed, DEPTH, count);
+        self.run("pct", seed, pct, time, &case);
         println!("shuttle: {}: outcomes: {}", self.name, outcome::settle(self.outcomes));
     }
 
-    fn run(
+    /// One bounded run, or as many as there is time for, each from the next seed.
+    fn run<S: Scheduler + 'static>(
         &self,
         name: &'static str,
-        seed: u64,
-        scheduler: impl Scheduler + 'static,
+        first: u64,
+        scheduler: impl Fn(u64) -> S,
         time: Option<Duration>,
-        case: Arc<impl Fn() + Send + Sync + 'static>,
+        case: &Arc<impl Fn() + Send + Sync + 'static>,
     ) {
-        let blame = Blame { name: self.name, scheduler: name, seed };
         let (start, steps) = (Instant::now(), Arc::new(AtomicU64::new(0)));
-        let count = Arc::clone(&steps);
-        let ran = Runner::new(scheduler, config(time)).run(move || {
-            case();
-            count.fetch_add(shuttle::current::context_switches() as u64, Ordering::Relaxed);
-        });
-        drop(blame);
+        let (mut executions, mut seed) = (0, first);
+        loop {
+            let blame = Blame { name: self.name, scheduler: name, seed };
+            let (case, count) = (Arc::clone(case), Arc::clone(&steps));
+            let ran = Runner::new(scheduler(seed), config()).run(move || {
+                case();
+                count.fetch_add(shuttle::current::context_switches() as u64, Ordering::Relaxed);
+            });
+            drop(blame);
+            assert_eq!(ran, self.executions, "{}: too few executions", self.name);
+            executions += ran;
+            if time.is_none_or(|time| start.elapsed() >= time) {
+                break;
+            }
+            seed = seed.wrapping_add(1);
+        }
         println!(
-            "shuttle: {}: {name} scheduler, seed {seed:#x}: {ran} executions, {} steps, {:.1} s",
+            "shuttle: {}: {name} scheduler, from seed {first:#x}: {executions} executions, {} steps, {:.1} s",
             self.name,
             steps.load(Ordering::Relaxed),
             start.elapsed().as_secs_f64(),
         );
-        assert!(time.is_some() || ran == self.executions, "{}: only {ran} executions", self.name);
     }
 }
 
-fn config(time: Option<Duration>) -> Config {
+fn config() -> Config {
     let mut config = Config::new();
     config.failure_persistence = FailurePersistence::Print;
-    config.max_time = time;
+    // The first panic is the finding: what the other threads would do after it is not.
+    config.ungraceful_shutdown_config.immediately_return_on_panic = true;
     // It says that orders are not modelled: loom's part.
     config.silence_warnings = true;
     config
