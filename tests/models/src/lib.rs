@@ -7,12 +7,12 @@
 //! crate is empty. The oracle judges every execution; its state is invisible to loom, so that it
 //! adds no order that hardware does not have.
 //!
-//! * [`world`]: one VM on a machine whose memory is dirty: a table page that is seen before it was
+//! * `world`: one VM on a machine whose memory is dirty: a table page that is seen before it was
 //!   zeroed, or a frame before it was filled, reads as rubbish.
-//! * [`guest`]: what a PE's hardware does meanwhile.
-//! * [`protocol`]: the cases. Each is a function that ends in assertions on behaviour, and names the
+//! * `guest`: what a PE's hardware does meanwhile.
+//! * `protocol`: the cases. Each is a function that ends in assertions on behaviour, and names the
 //!   outcome that it came to.
-//! * [`check`]: runs a case under the checker of this build, counts, and insists on every outcome.
+//! * `check`: runs a case under the checker of this build, counts, and insists on every outcome.
 //!
 //! `docs/src/models.md` has what is modelled, what is not, and the counts.
 
