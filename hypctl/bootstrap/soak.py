@@ -18,7 +18,7 @@ from pathlib import Path
 from . import cache, report
 from .stages import table
 
-PROGRAMS = ["cargo", "test", "--release", "--quiet", "-p", "programs", "--test", "programs"]
+PROGRAMS = ["cargo", "test", "--release", "--quiet", "-p", "programs", "--test", "programs", "a_program"]
 MODELS = ["cargo", "test", "--quiet", "--profile", "models", "-p", "protocol-models"]
 SHORTEST = 2  # seconds: in less, a test does not see every outcome that it asks for
 QUIETLY = ["--", "--nocapture", "--test-threads", "1"]
