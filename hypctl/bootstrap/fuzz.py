@@ -159,8 +159,8 @@ def fuzz(target: str, binary: Path, seconds: int) -> Outcome:
 
 def tell(target: str, log: list) -> None:
     text = "".join(log)
-    start = text.find("panicked at")
-    print(text[text.rfind("\n", 0, start) + 1 :] if start >= 0 else text, file=sys.stderr)
+    panic = re.search(r"thread .* panicked at .*?(?=stack backtrace|note: |==\d+==)", text, re.DOTALL)
+    print(panic[0].strip() if panic else text, file=sys.stderr)
     unit = re.search(r"Test unit written to (\S+)", text)
     if unit:
         print(f"fuzz: the input that found it: {unit[1]}", file=sys.stderr)
