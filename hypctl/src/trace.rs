@@ -18,7 +18,8 @@ use std::process::Command;
 use std::{fmt, io};
 
 use hyp_core::trace::{
-    Barrier, Contents, HEAD_BYTES, Head, Invalidation, Order, Record, Setup, TraceError, What,
+    Access, Barrier, Contents, HEAD_BYTES, Head, Invalidation, Order, Record, Setup, TraceError,
+    What,
 };
 use mmu_oracle::event::{Aim, Dsb, Event, Scope, Span};
 use mmu_oracle::model::Machine;
@@ -180,9 +181,9 @@ fn event(record: &Record) -> (Event, Option<u64>) {
     let event = match record.what {
         What::SetVttbr { value } => Event::SetVttbr { pe, value },
         What::Synchronized => Event::Isb { pe },
-        What::Write { slot, old, new, atomic } => {
-            // Every store of the library has release order.
-            return (Event::Write { pe, slot, new, atomic, relaxed: false }, Some(old));
+        What::Write { slot, old, new, by } => {
+            let (atomic, relaxed) = (by == Access::Atomic, by == Access::Relaxed);
+            return (Event::Write { pe, slot, new, atomic, relaxed }, Some(old));
         }
         What::Dsb(barrier) => {
             let kind = match barrier {
@@ -204,6 +205,8 @@ fn event(record: &Record) -> (Event, Option<u64>) {
             };
             Event::Tlbi { pe, scope, aim }
         }
+        What::Locked { table } => Event::Lock { pe, table },
+        What::Unlocked { table } => Event::Unlock { pe, table },
         What::Published => Event::Published { pe },
         What::AllocTable { table } => Event::AllocTable { pe, table },
         What::FreeTable { table } => Event::FreeTable { pe, table },
@@ -273,7 +276,7 @@ mod tests {
             (What::SetVttbr { value: 1 << 48 }, Event::SetVttbr { pe: 1, value: 1 << 48 }),
             (What::Synchronized, Event::Isb { pe: 1 }),
             (
-                What::Write { slot: 8, old: 2, new: 3, atomic: false },
+                What::Write { slot: 8, old: 2, new: 3, by: Access::Store },
                 Event::Write { pe: 1, slot: 8, new: 3, atomic: false, relaxed: false },
             ),
             (What::Dsb(Barrier::IshSt), Event::Dsb { pe: 1, kind: Dsb::IshSt }),

@@ -192,6 +192,18 @@ impl IpaRange {
         self.start.0 <= ipa.0 && ipa.0 < self.end.0
     }
 
+    /// Whether every page of `other` lies inside.
+    #[must_use]
+    pub const fn covers(&self, other: &Self) -> bool {
+        self.start.0 <= other.start.0 && other.end.0 <= self.end.0
+    }
+
+    /// The smallest range that holds both.
+    #[must_use]
+    pub(crate) fn hull(&self, other: &Self) -> Self {
+        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
+
     /// Whether the two ranges share a page.
     #[must_use]
     pub const fn overlaps(&self, other: &Self) -> bool {

@@ -8,7 +8,7 @@
 //! | Empty | 0 | 0 | 0, and all others | nothing here | whoever wins the compare-exchange from 0 |
 //! | leaf, table | 1 | 1 | as hardware says | live | the table's lock, by read-modify-write |
 //! | Busy | 0 | 1 | as it was | live a moment ago, kept as it was | the lock holder that made it Busy |
-//! | Drain | 0 | 0 | 001 | was live, its flush is not complete | who drained it |
+//! | Drain | 0 | 0 | 001 | was live, its flush is not complete; remembers what it was ([`Former`]) | who drained it |
 //! | Note | 0 | 0 | 010 | software's own: ballooned, owned by, trap | the table's lock |
 //! | Dead | 0 | 0 | 011 | slot of a table that is going away | who tears the table down |
 //!
@@ -26,6 +26,9 @@ use core::fmt;
 
 use crate::addr::{Level, Pa};
 use crate::attr::{AttributeError, Attributes, Encoding};
+
+mod former;
+pub use former::Former;
 
 const VALID: u64 = 1 << 0;
 /// Bits 1:0 of a table descriptor, and of a page descriptor at level 3.
@@ -71,8 +74,8 @@ pub enum View {
     /// A leaf or table with its valid bit cleared and everything else kept. The descriptor within
     /// is the live one that it remembers.
     Busy(Descriptor),
-    /// Was live; its flush is not complete.
-    Drain,
+    /// Was live; its flush is not complete. What it was.
+    Drain(Former),
     /// Software's own.
     Note(Note),
     /// Slot of a table that is going away.
@@ -143,8 +146,6 @@ impl From<AttributeError> for DescriptorError {
 impl Descriptor {
     /// Nothing here.
     pub const EMPTY: Self = Self(0);
-    /// Was live; its flush is not complete.
-    pub const DRAIN: Self = Self(TAG_DRAIN);
     /// Slot of a table that is going away.
     pub const DEAD: Self = Self(TAG_DEAD);
 
@@ -247,7 +248,10 @@ impl Descriptor {
             };
         }
         match self.0 & TAG {
-            TAG_DRAIN if self.0 == TAG_DRAIN => View::Drain,
+            TAG_DRAIN => match Former::of(self.0, level) {
+                Some(former) => View::Drain(former),
+                None => View::Foreign(self.0),
+            },
             TAG_DEAD if self.0 == TAG_DEAD => View::Dead,
             TAG_NOTE => match Note::new(self.0 >> NOTE_SHIFT) {
                 Some(note) => View::Note(note),

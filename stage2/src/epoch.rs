@@ -28,6 +28,7 @@ use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 
+use crate::lock::Rank;
 use crate::sync::{AtomicBool, AtomicU64, Ordering, array, const_fn, fence};
 
 /// The counters of up to `CPUS` CPUs.
@@ -66,6 +67,8 @@ pub struct Cpu<'e> {
     counter: &'e Counter,
     /// 64 bits: no program opens that many.
     depth: Cell<u64>,
+    /// Locks of tables that this CPU holds, and the rank of the last that it took.
+    locks: Cell<(u32, Rank)>,
 }
 
 /// Proof that this CPU is inside a guard. Nests; `!Send`, because it stands for the CPU.
@@ -76,7 +79,7 @@ pub struct Guard<'c> {
     not_send: PhantomData<*const ()>,
 }
 
-/// A CPU asked to wait while it is inside a guard itself, which would never end.
+/// A CPU asked to wait while it is inside a guard itself, or holds a lock, which might never end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InsideGuard;
 
@@ -106,7 +109,12 @@ impl<const CPUS: usize> Epochs<CPUS> {
         if counter.joined.swap(true, Ordering::Acquire) {
             return None;
         }
-        Some(Cpu { cpus: &self.cpus, counter, depth: Cell::new(0) })
+        Some(Cpu {
+            cpus: &self.cpus,
+            counter,
+            depth: Cell::new(0),
+            locks: Cell::new((0, Rank::NONE)),
+        })
     }
 
     /// What tables remember of these epochs.
@@ -133,7 +141,7 @@ impl Domain<'_> {
 
 impl Cpu<'_> {
     /// Opens a guard. Inside another one it only counts.
-    #[inline]
+    #[inline(always)]
     pub fn enter(&self) -> Guard<'_> {
         let depth = self.depth.get();
         if depth == 0 {
@@ -145,10 +153,24 @@ impl Cpu<'_> {
         Guard { cpu: self, not_send: PhantomData }
     }
 
-    /// Whether this CPU holds no guard: the condition for waiting, WFI, PSCI and entering a guest.
+    /// Whether this CPU holds no guard and no lock of a table: the condition for waiting, WFI, PSCI
+    /// and entering a guest.
     #[must_use]
     pub fn is_quiescent(&self) -> bool {
-        self.depth.get() == 0
+        self.depth.get() == 0 && self.locks.get().0 == 0
+    }
+
+    /// A table's lock is about to be taken.
+    pub(crate) fn note_lock(&self, rank: Rank) {
+        let (held, last) = self.locks.get();
+        debug_assert!(held == 0 || last < rank, "locks: parent before child, siblings by IPA");
+        self.locks.set((held.wrapping_add(1), rank));
+    }
+
+    /// A table's lock was given back. Until all are, the last rank stands.
+    pub(crate) fn note_unlock(&self) {
+        let (held, last) = self.locks.get();
+        self.locks.set((held.wrapping_sub(1), last));
     }
 
     /// Returns once every CPU has been outside a guard since the call. `relax` runs between polls.
@@ -184,8 +206,15 @@ impl Drop for Cpu<'_> {
     }
 }
 
+impl<'c> Guard<'c> {
+    /// Whose guard it is.
+    pub(crate) const fn cpu(&self) -> &'c Cpu<'c> {
+        self.cpu
+    }
+}
+
 impl Drop for Guard<'_> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         let depth = self.cpu.depth.get().wrapping_sub(1);
         self.cpu.depth.set(depth);

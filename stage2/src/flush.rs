@@ -59,16 +59,27 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     /// Returns once no PE translates by what the slots held. `level` may name the level of the
     /// leaves only if all of them are at that level and no table was linked or unlinked.
     pub fn reduce(&self, range: IpaRange, level: LeafLevel) -> Flushed {
-        if by_ipa(range, level, self.caps).nth(MAX_BY_IPA).is_some() {
+        self.reduce_all(core::iter::once(range), level)
+    }
+
+    /// [`reduce`](Self::reduce) of several ranges by one sequence.
+    pub(crate) fn reduce_all(
+        &self,
+        ranges: impl Iterator<Item = IpaRange> + Clone,
+        level: LeafLevel,
+    ) -> Flushed {
+        let each = ranges.clone().flat_map(|range| by_ipa(range, level, self.caps));
+        if each.clone().nth(MAX_BY_IPA).is_some() {
             return self.vm();
         }
         self.under_vmid(|arch| {
-            by_ipa(range, level, self.caps).for_each(|op| arch.tlbi(op));
+            each.for_each(|op| arch.tlbi(op));
             arch.dsb(Dsb::Ish);
             arch.tlbi(Tlbi::Vmalle1Is);
             arch.dsb(Dsb::Ish);
         });
-        self.flushed(Some(range))
+        ranges.for_each(|range| self.observe(Some(range)));
+        Flushed::DONE
     }
 
     /// After a table that covered `range` was unlinked or replaced: any level, whole span.
@@ -97,12 +108,12 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
             arch.tlbi(Tlbi::Vmalls12e1Is);
             arch.dsb(Dsb::Ish);
         });
-        self.flushed(None)
+        self.observe(None);
+        Flushed::DONE
     }
 
-    fn flushed(&self, range: Option<IpaRange>) -> Flushed {
+    fn observe(&self, range: Option<IpaRange>) {
         self.arch.observe(Observation::Flushed { vmid: self.vmid, range });
-        Flushed::DONE
     }
 
     /// Makes the descriptor writes visible, then runs `flush` while VTTBR_EL2 holds the VM's VMID.

@@ -42,11 +42,14 @@
 pub mod addr;
 pub mod arch;
 pub mod attr;
+pub mod claim;
 pub mod descriptor;
 pub mod epoch;
 pub mod features;
 pub mod flush;
+mod gather;
 pub mod geometry;
+pub mod lock;
 pub mod memory;
 pub mod region;
 pub mod slot;
@@ -60,12 +63,16 @@ pub mod tlbi;
 pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};
 pub use arch::{Arch, Observation};
 pub use attr::{Attributes, Encoding, MemType, Prot, Write};
-pub use descriptor::{Descriptor, Leaf, LeafTemplate, Note, Owner, View};
+pub use claim::{Claim, ClaimError};
+pub use descriptor::{Descriptor, Former, Leaf, LeafTemplate, Note, Owner, View};
 pub use epoch::{Domain, Epochs, Guard};
 pub use features::{Bbm, Caps, Features, IdRegisters};
 pub use flush::{Flushed, Stage2Tlb};
 pub use geometry::{Geometry, HwUpdate};
+pub use lock::TableMeta;
 pub use memory::{Memory, Table};
 pub use region::{Backing, Region, RegionMap};
 pub use slot::Slot;
-pub use space::{Frames, Install, InstallError, Mapping, Space, Tally};
+pub use space::{
+    Frames, Install, InstallError, Mapping, Notes, Progress, Release, Space, Tally, UnmapError,
+};

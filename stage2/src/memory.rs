@@ -2,12 +2,13 @@
 
 use crate::addr::{Pa, SLOTS};
 use crate::descriptor::Descriptor;
+use crate::lock::TableMeta;
 use crate::slot::Slot;
 use crate::sync::{array, const_fn};
 
 /// Slots of a [`Table`] as walks see it: all of them, but a few where a model checker pays for each.
 /// Its models keep to addresses whose indices are below that.
-const ARITY: usize = if cfg!(any(loom, shuttle)) { 4 } else { SLOTS };
+pub(crate) const ARITY: usize = if cfg!(any(loom, shuttle)) { 4 } else { SLOTS };
 
 /// One table page: 512 slots, 4 KiB, aligned to its size.
 #[derive(Debug)]
@@ -47,7 +48,8 @@ impl<const N: usize> Table<N> {
 ///    Inner-shareable write-back as VTCR_EL2 says, and cleaned where walkers do not snoop;
 /// 2. `table` returns the page at that address as long as it is allocated, at the same place for
 ///    every caller;
-/// 3. dropping the implementation frees no page that is still allocated: a walker may be in it.
+/// 3. `meta` returns the metadata of that page, one for each page, apart from it, likewise;
+/// 4. dropping the implementation frees no page that is still allocated: a walker may be in it.
 pub unsafe trait Memory: Sync {
     /// `pages` table pages side by side: 1, or for a root 1 to 16, a power of two.
     ///
@@ -69,6 +71,12 @@ pub unsafe trait Memory: Sync {
     /// 1. `pa` is an allocated table page, and stays so while the reference lives: the caller holds a guard under
     ///    which it was found linked, or owns it.
     unsafe fn table(&self, pa: Pa) -> &Table;
+
+    /// The metadata of the table page at `pa`.
+    ///
+    /// # Safety
+    /// 1. As of [`table`](Self::table).
+    unsafe fn meta(&self, pa: Pa) -> &TableMeta;
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@
 use core::fmt;
 use core::marker::PhantomData;
 
+use crate::addr::Level;
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::Descriptor;
 use crate::epoch::Guard;
@@ -129,7 +130,8 @@ impl Slot {
         }
     }
 
-    /// Swaps a live slot to Drain: the only way out of one.
+    /// Swaps a live slot to Drain, which remembers what the slot held: the only way out of a live one.
+    /// `None`, and no change, if it is not live.
     ///
     /// Afterwards the caller owes the flush that covers what the slot held. Until that completes,
     /// remote PEs may go on using the old translation; new walks fault. The swap returns the final
@@ -137,12 +139,52 @@ impl Slot {
     /// descriptor before they set the dirty state \[RSGJBL\], so none can follow it.
     ///
     /// # Safety
-    /// 1. The caller holds the lock of the slot's table, and the slot is live.
+    /// 1. The caller holds the lock of the slot's table, which is of `level`.
     #[inline]
-    pub unsafe fn clear<A: Arch>(&self, arch: &A) -> Drained<'_> {
-        // SAFETY: (1, 2) the lock's holder may drain what is live.
-        let old = unsafe { arch.swap(self, Descriptor::DRAIN.bits()) };
-        Drained { slot: self, old: Descriptor::from_bits(old), not_send: PhantomData }
+    pub unsafe fn clear<A: Arch>(&self, arch: &A, level: Level) -> Option<Drained<'_>> {
+        let seen = self.load(arch);
+        let drain = seen.to_drain(level)?;
+        // SAFETY: (1) the lock's holder may drain what is live, and nobody else makes it otherwise.
+        let old = Descriptor::from_bits(unsafe { arch.swap(self, drain.bits()) });
+        if old != seen {
+            // Hardware set AF or S2AP[1], or a fault handler granted more, between the two.
+            let drain = old.to_drain(level).unwrap_or(drain);
+            // SAFETY: (1) in Drain since the swap.
+            unsafe { arch.store(self, drain.bits()) };
+        }
+        Some(Drained { slot: self, old, not_send: PhantomData })
+    }
+
+    /// Swaps an Empty slot to Dead, so that nothing is installed in it any more.
+    ///
+    /// # Errors
+    /// [`TrySetError`], as [`try_set`](Self::try_set).
+    ///
+    /// # Safety
+    /// 1. The caller holds the lock of the slot's table and of its parent, and takes the table out of
+    ///    the tree.
+    #[inline]
+    pub unsafe fn kill<A: Arch>(&self, arch: &A) -> Result<(), TrySetError> {
+        // SAFETY: (1) Empty may become Dead by who tears the table down; it points nowhere.
+        let result = unsafe {
+            arch.compare_exchange(self, Descriptor::EMPTY.bits(), Descriptor::DEAD.bits())
+        };
+        match result {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(seen)) => Err(TrySetError::Occupied(Descriptor::from_bits(seen))),
+            None => Err(TrySetError::Unsupported),
+        }
+    }
+
+    /// Makes a slot Empty that is Dead, or in Drain and flushed.
+    ///
+    /// # Safety
+    /// 1. The slot is Dead and the caller killed it, or it is in Drain, is the caller's, and a flush of
+    ///    this VM that covers what it held has completed since.
+    #[inline]
+    pub(crate) unsafe fn empty<A: Arch>(&self, arch: &A) {
+        // SAFETY: (1) the caller's clause; (2) Drain and Dead may become Empty then.
+        unsafe { arch.store(self, Descriptor::EMPTY.bits()) };
     }
 }
 
@@ -158,8 +200,8 @@ impl Drained<'_> {
     /// # Safety
     /// 1. `flushed` comes from a flush of this VM, after the clear, that covers what the slot held.
     pub unsafe fn release<A: Arch>(self, arch: &A, _flushed: &Flushed) -> Descriptor {
-        // SAFETY: (1) in Drain since `clear`; (2) flushed, so it may be Empty.
-        unsafe { arch.store(self.slot, Descriptor::EMPTY.bits()) };
+        // SAFETY: (1) in Drain since `clear`, and flushed.
+        unsafe { self.slot.empty(arch) };
         self.old
     }
 
@@ -202,6 +244,15 @@ pub mod native {
     #[inline]
     pub unsafe fn store(slot: &Slot, bits: u64) {
         slot.0.store(bits, Ordering::Release);
+    }
+
+    /// Writes the slot without any order.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::store_detached`](crate::Arch::store_detached).
+    #[inline]
+    pub unsafe fn store_detached(slot: &Slot, bits: u64) {
+        slot.0.store(bits, Ordering::Relaxed);
     }
 
     /// Writes the slot and returns what it held.
@@ -303,7 +354,8 @@ mod tests {
         let arch = Host::new();
         let note = Descriptor::note(Note::new(0).unwrap());
         let busy = table(0x3000).to_busy().unwrap();
-        for held in [Descriptor::DRAIN, Descriptor::DEAD, note, busy, table(0x3000)] {
+        let drain = table(0x3000).to_drain(Level::L2).unwrap();
+        for held in [drain, Descriptor::DEAD, note, busy, table(0x3000)] {
             let slot = Slot::new(held);
             let lost = try_set(&arch, &slot, table(0x1000));
             assert_eq!(lost, Err(TrySetError::Occupied(held)));
@@ -323,10 +375,11 @@ mod tests {
     fn a_cleared_slot_stays_in_drain_until_flushed() {
         let (arch, slot) = (Host::new(), Slot::new(table(0x1000)));
         // SAFETY: (1) the only user of the slot is this test.
-        let drained = unsafe { slot.clear(&arch) };
+        let drained = unsafe { slot.clear(&arch, Level::L2) }.unwrap();
         assert_eq!(drained.old(), table(0x1000));
         let lost = try_set(&arch, &slot, table(0x2000));
-        assert_eq!(lost, Err(TrySetError::Occupied(Descriptor::DRAIN)));
+        let drain = table(0x1000).to_drain(Level::L2).unwrap();
+        assert_eq!(lost, Err(TrySetError::Occupied(drain)), "it remembers what it was");
         let flushed = flush::all(&arch);
         // SAFETY: (1) everything was flushed, after the clear.
         assert_eq!(unsafe { drained.release(&arch, &flushed) }, table(0x1000));
@@ -334,10 +387,74 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_live_can_be_cleared() {
+        let arch = Host::new();
+        for held in [Descriptor::EMPTY, Descriptor::DEAD, table(0x1000).to_busy().unwrap()] {
+            let slot = Slot::new(held);
+            // SAFETY: (1) the only user of the slot is this test.
+            assert!(unsafe { slot.clear(&arch, Level::L2) }.is_none());
+            assert_eq!(slot.load(&arch), held);
+        }
+    }
+
+    /// A machine whose walker sets S2AP\[1\] in the moment before a swap.
+    struct Writes;
+
+    // SAFETY: the atomics are the host's; there is no TLB.
+    unsafe impl Arch for Writes {
+        fn load(&self, slot: &Slot) -> u64 {
+            native::load(slot)
+        }
+        unsafe fn store(&self, slot: &Slot, bits: u64) {
+            // SAFETY: the caller's clauses.
+            unsafe { native::store(slot, bits) };
+        }
+        unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+            slot.0.fetch_or(1 << 7, Ordering::Relaxed);
+            // SAFETY: the caller's clauses.
+            unsafe { native::swap(slot, bits) }
+        }
+        fn dsb(&self, _: Dsb) {}
+        fn isb(&self) {}
+        fn tlbi(&self, _: crate::tlbi::Tlbi) {}
+        fn vttbr(&self) -> u64 {
+            0
+        }
+        unsafe fn set_vttbr(&self, _: u64) {}
+    }
+
+    #[test]
+    fn drain_remembers_what_hardware_set_last() {
+        // A page with AF and DBM, not yet dirty.
+        let clean = Descriptor::from_bits(0x0108_0000_4020_177f);
+        let slot = Slot::new(clean);
+        // SAFETY: (1) the only user of the slot is this test.
+        let drained = unsafe { slot.clear(&Writes, Level::L3) }.unwrap();
+        assert_eq!(drained.old().bits(), clean.bits() | 1 << 7);
+        let crate::View::Drain(former) = slot.load(&Writes).view(Level::L3) else { panic!() };
+        assert!(former.written(), "the write came before the swap");
+        assert_eq!(former.pa(), Pa::new(0x4020_1000));
+    }
+
+    #[test]
+    fn a_dead_slot_was_empty_and_takes_no_install() {
+        let (arch, slot) = (Host::new(), Slot::default());
+        // SAFETY: (1) the only user of the slot is this test.
+        unsafe {
+            assert_eq!(slot.kill(&arch), Ok(()));
+            assert_eq!(slot.kill(&arch), Err(TrySetError::Occupied(Descriptor::DEAD)));
+        }
+        assert!(try_set(&arch, &slot, table(0x1000)).is_err());
+        // SAFETY: (1) killed above.
+        unsafe { slot.empty(&arch) };
+        assert_eq!(try_set(&arch, &slot, table(0x1000)), Ok(()));
+    }
+
+    #[test]
     fn replace_makes_the_new_descriptor_and_waits_for_it() {
         let (arch, slot) = (Host::new(), Slot::new(table(0x1000)));
         // SAFETY: (1) the only user of the slot is this test.
-        let drained = unsafe { slot.clear(&arch) };
+        let drained = unsafe { slot.clear(&arch, Level::L2) }.unwrap();
         let flushed = flush::all(&arch);
         let _ = arch.take_log();
         // SAFETY: (1) flushed after the clear. (2) Nothing walks it.

@@ -246,7 +246,7 @@ const MAX_PAGES: u64 = (4 << 30 >> PAGE_SHIFT) - 1;
 ///
 /// Every page of the range is covered once and no page outside it is; where leaves are known to be
 /// blocks and there are no ranges, one page of each block, which is enough \[RTVTYQ\].
-pub fn by_ipa(range: IpaRange, level: LeafLevel, caps: Caps) -> impl Iterator<Item = Tlbi> {
+pub fn by_ipa(range: IpaRange, level: LeafLevel, caps: Caps) -> impl Iterator<Item = Tlbi> + Clone {
     let (mut next, end) = (range.start().get(), range.end().get());
     let by_range = caps.contains(Caps::TLBI_RANGE);
     core::iter::from_fn(move || {

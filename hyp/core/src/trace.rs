@@ -28,7 +28,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-pub use record::{Barrier, Invalidation, Record, What};
+pub use record::{Access, Barrier, Invalidation, Record, What};
 
 /// First word of a buffer that is in use: the name of the layout.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"s2trace1");

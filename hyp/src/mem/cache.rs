@@ -36,22 +36,24 @@ impl Stock {
     }
 
     /// Takes a zeroed frame.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&self) -> Option<u64> {
         let len = self.len.get().checked_sub(1)?;
         self.len.set(len);
         self.frames.get(len).map(Cell::get)
     }
 
-    /// Puts back a frame that [`take`](Self::take) gave and that is still all zero.
-    ///
-    /// There is room: it was taken from here. Should there not be, the frame is lost and not the
-    /// hypervisor.
+    /// Puts back a frame that [`take`](Self::take) gave, all zero and clean; `false` if there is no
+    /// room for it.
     #[inline]
-    pub(crate) fn put_back(&self, frame: u64) {
-        if let Some(slot) = self.frames.get(self.len.get()) {
-            slot.set(frame);
-            self.len.set(self.len.get() + 1);
+    pub(crate) fn put_back(&self, frame: u64) -> bool {
+        match self.frames.get(self.len.get()) {
+            Some(slot) => {
+                slot.set(frame);
+                self.len.set(self.len.get() + 1);
+                true
+            }
+            None => false,
         }
     }
 
@@ -71,7 +73,7 @@ impl Stock {
         for frame in batch.into_iter().take(taken) {
             // SAFETY: (1) just taken: ours alone, one page long.
             unsafe { wipe(frame, PAGE) };
-            self.put_back(frame);
+            let _fits = self.put_back(frame);
         }
         if taken != 0 {
             clean::forget_instructions();

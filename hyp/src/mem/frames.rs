@@ -7,8 +7,8 @@
 //! The allocator keeps its lists in the free frames themselves, so a frame's bytes are undefined when it
 //! comes out, and nothing may be given back that a guest or a table walker can still reach.
 //!
-//! Each frame has a [`Meta`]: where it is, and the word of the lock that a translation table will have
-//! ("split page-table lock": in the metadata, so that the table page holds descriptors only).
+//! Each frame has a [`Meta`]: where it is, and what crate `stage2` keeps for it while it is a table page,
+//! such as its lock.
 
 use core::alloc::Layout as AllocLayout;
 use core::ptr::NonNull;
@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use buddy_system_allocator::Heap;
 use hyp_core::PaRange;
 use spin::Once;
+use stage2::TableMeta;
 
 use super::PAGE;
 use crate::lock::Lock;
@@ -40,11 +41,10 @@ enum State {
 
 /// What is known of one frame.
 #[derive(Debug)]
-#[repr(C)]
 pub(crate) struct Meta {
     state: AtomicU32,
-    /// The table's ticket lock: next ticket in the upper half, the one being served in the lower.
-    _lock: AtomicU32,
+    /// While the frame is a table page.
+    pub(crate) table: TableMeta,
 }
 
 /// A stretch of frames and its metadata.
@@ -85,9 +85,12 @@ pub(crate) unsafe fn init(free: &[PaRange]) {
             let Some(slot) = slots.next() else { break };
             let meta = core::ptr::with_exposed_provenance_mut::<Meta>(range.start as usize);
             // SAFETY: (1) the range is ours by clause 1, and its first `bytes` are kept from the
-            // allocator; (2) all-zero is a valid `Meta`, written before the slice is made.
+            // allocator; (2) each is written before the slice is made.
             let meta = unsafe {
-                meta.write_bytes(0, frames as usize);
+                for frame in 0..frames as usize {
+                    let state = AtomicU32::new(State::Free as u32);
+                    meta.add(frame).write(Meta { state, table: TableMeta::new() });
+                }
                 core::slice::from_raw_parts(meta.cast_const(), frames as usize)
             };
             for own in &meta[..((first - range.start) / PAGE) as usize] {

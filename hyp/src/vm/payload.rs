@@ -119,7 +119,7 @@ impl<'a> Source<'a> {
 // SAFETY: (1) a frame of the stock is a page of RAM that is nobody else's; nothing takes pages out of the
 // VM's tables yet. (2) It is zeroed and cleaned, or filled and cleaned, each with its DSB.
 unsafe impl Frames for Source<'_> {
-    #[inline]
+    #[inline(always)]
     fn take(&mut self) -> Option<Pa> {
         let frame = self.stock.take()?;
         if self.payload.may_touch(self.page) {
@@ -136,6 +136,7 @@ unsafe impl Frames for Source<'_> {
             unsafe { wipe(frame.get(), PAGE) };
         }
         trace::frame_given_back(frame.get(), PAGE);
-        self.stock.put_back(frame.get());
+        // There is room: it was taken from here.
+        let _fits = self.stock.put_back(frame.get());
     }
 }

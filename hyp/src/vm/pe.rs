@@ -55,6 +55,12 @@ unsafe impl Arch for Counted {
     }
 
     #[inline]
+    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { self.0.store_detached(slot, bits) };
+    }
+
+    #[inline]
     unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
         // SAFETY: the caller's clauses.
         unsafe { self.0.swap(slot, bits) }

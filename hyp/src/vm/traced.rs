@@ -3,11 +3,11 @@
 //! Each method is that of what it wraps. A write is recorded with what it replaced: a reader of the
 //! trace can tell whether anything between two writes of a slot is missing.
 
-use hyp_core::trace::{Barrier, Invalidation, What};
+use hyp_core::trace::{Access, Barrier, Invalidation, What};
 use stage2::arch::{Arch, Dsb, Observation};
 use stage2::slot::Slot;
 use stage2::tlbi::Tlbi;
-use stage2::{Memory, Pa, Table};
+use stage2::{Memory, Pa, Table, TableMeta};
 
 use crate::event::trace::{note, step};
 use crate::mem::PAGE;
@@ -33,7 +33,17 @@ unsafe impl<A: Arch> Arch for Traced<A> {
             // SAFETY: the caller's clauses.
             unsafe { self.0.store(slot, bits) };
             let slot = address(slot);
-            ((), Some(What::Write { slot, old, new: bits, atomic: false }))
+            ((), Some(What::Write { slot, old, new: bits, by: Access::Store }))
+        });
+    }
+
+    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        step(|| {
+            let old = self.0.load(slot);
+            // SAFETY: the caller's clauses.
+            unsafe { self.0.store_detached(slot, bits) };
+            let slot = address(slot);
+            ((), Some(What::Write { slot, old, new: bits, by: Access::Relaxed }))
         });
     }
 
@@ -42,7 +52,7 @@ unsafe impl<A: Arch> Arch for Traced<A> {
             // SAFETY: the caller's clauses.
             let old = unsafe { self.0.swap(slot, bits) };
             let slot = address(slot);
-            (old, Some(What::Write { slot, old, new: bits, atomic: true }))
+            (old, Some(What::Write { slot, old, new: bits, by: Access::Atomic }))
         })
     }
 
@@ -51,7 +61,7 @@ unsafe impl<A: Arch> Arch for Traced<A> {
             // SAFETY: the caller's clause.
             let result = unsafe { self.0.compare_exchange(slot, old, new) };
             let won = matches!(result, Some(Ok(_)));
-            let what = What::Write { slot: address(slot), old, new, atomic: true };
+            let what = What::Write { slot: address(slot), old, new, by: Access::Atomic };
             (result, won.then_some(what))
         })
     }
@@ -92,9 +102,14 @@ unsafe impl<A: Arch> Arch for Traced<A> {
     }
 
     fn observe(&self, what: Observation) {
-        let Observation::Flushed { vmid, range } = what;
-        let range = range.map(|range| (range.start().get(), range.bytes()));
-        note(What::Flushed { vmid: vmid.get(), range });
+        note(match what {
+            Observation::Flushed { vmid, range } => {
+                let range = range.map(|range| (range.start().get(), range.bytes()));
+                What::Flushed { vmid: vmid.get(), range }
+            }
+            Observation::Locked { table } => What::Locked { table: table.get() },
+            Observation::Unlocked { table } => What::Unlocked { table: table.get() },
+        });
         self.0.observe(what);
     }
 }
@@ -120,5 +135,10 @@ unsafe impl<M: Memory> Memory for Traced<M> {
     unsafe fn table(&self, pa: Pa) -> &Table {
         // SAFETY: (1) the caller's clause.
         unsafe { self.0.table(pa) }
+    }
+
+    unsafe fn meta(&self, pa: Pa) -> &TableMeta {
+        // SAFETY: (1) the caller's clause.
+        unsafe { self.0.meta(pa) }
     }
 }

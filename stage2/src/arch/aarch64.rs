@@ -92,6 +92,12 @@ unsafe impl Arch for Aarch64 {
     }
 
     #[inline]
+    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { native::store_detached(slot, bits) };
+    }
+
+    #[inline]
     unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
         // SAFETY: the caller's clauses; `lse` is set only where every PE has FEAT_LSE.
         unsafe { if self.lse { native::swap_lse(slot, bits) } else { native::swap(slot, bits) } }

@@ -74,6 +74,11 @@ unsafe impl Arch for Host {
         unsafe { native::store(slot, bits) };
     }
 
+    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { native::store_detached(slot, bits) };
+    }
+
     unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
         self.log(Event::Swap(bits));
         // SAFETY: the caller's clauses.

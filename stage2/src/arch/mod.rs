@@ -5,7 +5,7 @@
 //! primitives, so the same code runs on AArch64, in a test on the host, and under a model of the
 //! architecture that judges every step.
 
-use crate::addr::{IpaRange, Vmid};
+use crate::addr::{IpaRange, Pa, Vmid};
 use crate::slot::Slot;
 use crate::tlbi::Tlbi;
 
@@ -36,6 +36,16 @@ pub enum Observation {
         /// Its IPAs; `None` is all of them.
         range: Option<IpaRange>,
     },
+    /// This CPU has taken a table's lock.
+    Locked {
+        /// The table page.
+        table: Pa,
+    },
+    /// This CPU is about to give a table's lock back.
+    Unlocked {
+        /// The table page.
+        table: Pa,
+    },
 }
 
 /// One PE's atomics, barriers and TLB maintenance.
@@ -53,6 +63,18 @@ pub unsafe trait Arch: Sync {
     /// 1. The caller made the slot Busy, Drain or Dead, and it still is.
     /// 2. `bits` are what the table of slot states lets it become.
     unsafe fn store(&self, slot: &Slot, bits: u64);
+
+    /// Writes a slot of a table that nobody else reaches yet: no order is needed, because the
+    /// exchange that links the table publishes it.
+    ///
+    /// # Safety
+    /// 1. The table is not linked and never was, or its flush and grace period are over.
+    /// 2. `bits` are what the table of slot states lets it become.
+    #[inline]
+    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        // SAFETY: (1) nobody else reaches it; (2) the caller's clause.
+        unsafe { self.store(slot, bits) };
+    }
 
     /// Writes a slot and returns what it held, with acquire and release order.
     ///

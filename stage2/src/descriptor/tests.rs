@@ -25,7 +25,9 @@ fn every_state_is_what_the_table_spells() {
     assert_eq!(table.bits(), 0x0100_0000_0000_8003);
     assert_eq!(table.to_busy().unwrap().bits(), 0x0100_0000_0000_8002);
     assert_eq!(Descriptor::EMPTY.bits(), 0);
-    assert_eq!(Descriptor::DRAIN.bits(), 0b0010);
+    let drain = |live: Descriptor, level| live.to_drain(level).unwrap().bits();
+    assert_eq!(drain(scratch, Level::L3), 0x0200_0000_4020_1482);
+    assert_eq!(drain(table, Level::L2), 0x8012);
     assert_eq!(Descriptor::note(Note::new(1).unwrap()).bits(), 0b1_0100);
     assert_eq!(Descriptor::note(Note::new(Note::MAX).unwrap()).bits(), (1 << 55) - 16 + 0b0100);
     assert_eq!(Descriptor::DEAD.bits(), 0b0110);
@@ -94,15 +96,43 @@ fn busy_remembers_what_it_was() {
         assert_eq!(busy.view(level), View::Busy(live));
     }
     assert_eq!(Descriptor::EMPTY.to_busy(), None);
-    assert_eq!(Descriptor::DRAIN.to_busy(), None);
     assert_eq!(Descriptor::from_bits(0x8003).to_busy(), None, "not ours");
+}
+
+#[test]
+fn drain_remembers_address_owner_and_the_final_state() {
+    let clean = Attributes { accessed: false, ..Attributes::new(Prot::RX, MemType::Normal) };
+    for (level, pa) in [(Level::L1, 1 << 30), (Level::L2, 0x4020_0000), (Level::L3, 0x4020_1000)] {
+        for owner in [Owner::Vm, Owner::Other] {
+            for (attributes, touched) in
+                [(clean, false), (Attributes::new(Prot::RWX, MemType::Normal), true)]
+            {
+                let live = Descriptor::leaf(level, Pa::new(pa), &attributes, PLAIN, owner).unwrap();
+                let drain = live.to_drain(level).unwrap();
+                assert!(!drain.is_valid());
+                let View::Drain(former) = drain.view(level) else { panic!("{drain:?}") };
+                assert_eq!((former.pa(), former.level()), (Pa::new(pa), level));
+                assert_eq!((former.owner(), former.is_table()), (owner, false));
+                assert_eq!((former.accessed(), former.written()), (touched, touched));
+                assert_eq!(drain.to_drain(level), None, "it is not live");
+                assert_eq!(drain.to_busy(), None);
+            }
+        }
+    }
+    for level in [Level::L0, Level::L1, Level::L2] {
+        let drain = Descriptor::table(level, Pa::new(0x7000)).unwrap().to_drain(level).unwrap();
+        let View::Drain(former) = drain.view(level) else { panic!("{drain:?}") };
+        assert_eq!((former.pa(), former.is_table()), (Pa::new(0x7000), true));
+    }
+    let block = ram(Level::L2, 0x4020_0000, Owner::Vm).unwrap();
+    let marked = block.with_no_translation(Level::L2, true).unwrap();
+    assert_eq!(marked.to_drain(Level::L2), block.to_drain(Level::L2), "nT is no address");
 }
 
 #[test]
 fn the_invalid_states_mean_the_same_at_every_level() {
     for level in LEVELS {
         assert_eq!(Descriptor::EMPTY.view(level), View::Empty);
-        assert_eq!(Descriptor::DRAIN.view(level), View::Drain);
         assert_eq!(Descriptor::DEAD.view(level), View::Dead);
         for payload in [0, 1, Note::MAX] {
             let note = Note::new(payload).unwrap();
@@ -117,7 +147,7 @@ fn the_invalid_states_mean_the_same_at_every_level() {
 fn remake(view: View, level: Level) -> Option<Descriptor> {
     Some(match view {
         View::Empty => Descriptor::EMPTY,
-        View::Drain => Descriptor::DRAIN,
+        View::Drain(former) => former.descriptor(),
         View::Dead => Descriptor::DEAD,
         View::Note(note) => Descriptor::note(note),
         View::Table(pa) => Descriptor::table(level, pa).unwrap(),
@@ -140,14 +170,16 @@ fn sample(kind: u8, level: Level, seed: u64) -> Option<Descriptor> {
     let pa = seed & ADDRESS & !(level.slot_bytes() - 1);
     let table = Descriptor::table(level, Pa::new(seed & ADDRESS)).ok();
     let leaf = ram(level, pa, if seed & 1 == 0 { Owner::Vm } else { Owner::Other }).ok();
-    match kind % 7 {
+    match kind % 9 {
         0 => leaf,
         1 => table,
         2 => leaf?.to_busy(),
         3 => table?.to_busy(),
         4 => Some(Descriptor::note(Note::new(seed & Note::MAX)?)),
         5 => leaf?.with_no_translation(level, true),
-        _ => Some([Descriptor::EMPTY, Descriptor::DRAIN, Descriptor::DEAD][seed as usize % 3]),
+        6 => leaf?.to_drain(level),
+        7 => table?.to_drain(level),
+        _ => Some([Descriptor::EMPTY, Descriptor::DEAD][seed as usize % 2]),
     }
 }
 

@@ -1,8 +1,8 @@
-//! Why tables could not be created, or nothing was installed.
+//! Why an operation on a VM's tables was refused.
 
 use core::fmt;
 
-use crate::addr::{Ipa, Level, Vmid};
+use crate::addr::{Ipa, IpaRange, Level, Vmid};
 use crate::descriptor::{Descriptor, DescriptorError, Note};
 
 /// Why nothing was installed.
@@ -108,6 +108,12 @@ impl fmt::Display for MappingError {
 
 impl core::error::Error for MappingError {}
 
+impl From<DescriptorError> for MappingError {
+    fn from(error: DescriptorError) -> Self {
+        Self::Descriptor(error)
+    }
+}
+
 /// Why a VM's tables could not be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewSpaceError {
@@ -139,3 +145,73 @@ impl fmt::Display for NewSpaceError {
 }
 
 impl core::error::Error for NewSpaceError {}
+
+/// Why an operation on a range was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotClaimed {
+    /// The claim is another VM's.
+    ForeignClaim,
+    /// The place to begin at is no page of the claimed range.
+    From {
+        /// Where to begin.
+        from: Ipa,
+        /// What is claimed.
+        range: IpaRange,
+    },
+}
+
+impl fmt::Display for NotClaimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ForeignClaim => f.write_str("the claim is another VM's"),
+            Self::From { from, range } => write!(f, "{from} is no page of the claimed {range}"),
+        }
+    }
+}
+
+impl core::error::Error for NotClaimed {}
+
+/// Why a range was not unmapped, or not all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnmapError {
+    /// The claim does not cover it.
+    Claim(NotClaimed),
+    /// The CPU belongs to other epochs than the tables do.
+    ForeignGuard,
+    /// The CPU is inside a guard or holds a lock: it could not wait for others.
+    NotQuiescent,
+    /// A block reaches over the edge of the range: split it first.
+    Straddles {
+        /// First IPA of the block.
+        ipa: Ipa,
+        /// Its level.
+        level: Level,
+    },
+    /// A slot is in a state that the claim should have kept away.
+    Unexpected {
+        /// First IPA of the slot.
+        ipa: Ipa,
+        /// Its level.
+        level: Level,
+        /// What it holds.
+        seen: Descriptor,
+    },
+}
+
+impl fmt::Display for UnmapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claim(error) => error.fmt(f),
+            Self::ForeignGuard => f.write_str("the CPU belongs to other epochs than the tables"),
+            Self::NotQuiescent => f.write_str("the CPU is inside a guard or holds a table's lock"),
+            Self::Straddles { ipa, level } => {
+                write!(f, "the {level} block at {ipa} reaches over the edge of the range")
+            }
+            Self::Unexpected { ipa, level, seen } => {
+                write!(f, "the {level} slot at {ipa} holds {:#x}", seen.bits())
+            }
+        }
+    }
+}
+
+impl core::error::Error for UnmapError {}

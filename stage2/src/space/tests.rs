@@ -9,17 +9,24 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::addr::PAGE_SIZE;
+use crate::arch::Dsb;
 use crate::arch::host::{Event, Host, NoAtomicInstall};
 use crate::attr::{MemType, Prot};
-use crate::descriptor::{DescriptorError, Note};
+use crate::descriptor::{Descriptor, DescriptorError, Note, View};
 use crate::epoch::Epochs;
 use crate::features::{Bbm, Caps, Features};
 use crate::geometry::HwUpdate;
+use crate::lock::TableMeta;
+use crate::memory::Table;
+use crate::slot::native;
 use crate::tlbi::Tlbi;
+
+const PAGES: usize = 2048;
 
 /// Host memory as table pages: an address is the page's place in an arena, so any is a legal [`Pa`].
 struct Pages {
     arena: Box<[Table]>,
+    meta: Box<[TableMeta]>,
     next: AtomicUsize,
     /// Allocations that succeed before the next ones fail.
     budget: AtomicUsize,
@@ -31,7 +38,8 @@ struct Pages {
 impl Pages {
     fn new(budget: usize) -> Self {
         Self {
-            arena: (0..512).map(|_| Table::empty()).collect(),
+            arena: (0..PAGES).map(|_| Table::empty()).collect(),
+            meta: (0..PAGES).map(|_| TableMeta::new()).collect(),
             next: AtomicUsize::new(0),
             budget: AtomicUsize::new(budget),
             freed: Mutex::default(),
@@ -61,12 +69,22 @@ unsafe impl Memory for &Pages {
     }
 
     unsafe fn free_table(&self, pa: Pa, pages: usize) {
-        assert_eq!(pages, 1, "a root is never freed here");
-        assert!(self.freed.lock().unwrap().insert(pa), "freed twice");
+        for page in 0..pages as u64 {
+            let pa = Pa::new(pa.get() + page * PAGE_SIZE);
+            assert!(self.freed.lock().unwrap().insert(pa), "freed twice");
+            // SAFETY: (1) still there: nothing is reused.
+            let table = unsafe { self.table(pa) };
+            let zero = table.slots().iter().all(|slot| native::load(slot) == 0);
+            assert!(zero, "clause 3 of free_table");
+        }
     }
 
     unsafe fn table(&self, pa: Pa) -> &Table {
         &self.arena[usize::try_from(pa.get() / PAGE_SIZE).unwrap()]
+    }
+
+    unsafe fn meta(&self, pa: Pa) -> &TableMeta {
+        &self.meta[usize::try_from(pa.get() / PAGE_SIZE).unwrap()]
     }
 }
 
@@ -151,6 +169,10 @@ fn linked_tables<A: Arch>(space: &Space<'_, &Pages, A>) -> usize {
         .map(|page| below(space, Pa::new(space.root.get() + page * PAGE_SIZE), start))
         .sum()
 }
+
+mod map;
+mod unmap;
+mod whole;
 
 #[test]
 fn a_fault_installs_once_and_is_then_spurious() {
@@ -264,8 +286,10 @@ fn every_state_but_empty_stops_an_install_and_a_lookup() {
     let busy = Descriptor::table(Level::L1, Pa::new(0x1000)).unwrap().to_busy().unwrap();
     let foreign = Descriptor::from_bits(0x1003);
     let retry = |seen| InstallError::Retry { level: Level::L1, seen };
+    let live = Descriptor::table(Level::L1, Pa::new(0x1000)).unwrap();
+    let drain = live.to_drain(Level::L1).unwrap();
     for (held, expected) in [
-        (Descriptor::DRAIN, retry(Descriptor::DRAIN)),
+        (drain, retry(drain)),
         (Descriptor::DEAD, retry(Descriptor::DEAD)),
         (busy, retry(busy)),
         (Descriptor::note(note), InstallError::Note { level: Level::L1, note }),

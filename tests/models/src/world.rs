@@ -23,7 +23,7 @@ use stage2::tlbi::Tlbi;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Descriptor, Epochs, Features, Geometry, HwUpdate, Install,
     InstallError, Ipa, Level, MemType, Memory, Owner, PAGE_SIZE, Pa, Prot, Slot, Space, Table,
-    Tally, View, Vmid, Write,
+    TableMeta, Tally, View, Vmid, Write,
 };
 
 use crate::sched::atomic::{AtomicU64, Ordering};
@@ -412,6 +412,11 @@ unsafe impl Memory for Hardware {
         // SAFETY: the caller's clause.
         unsafe { self.0.oracle.table_at(pa) }
     }
+
+    unsafe fn meta(&self, pa: Pa) -> &TableMeta {
+        // SAFETY: the caller's clause.
+        unsafe { self.0.oracle.meta_at(pa) }
+    }
 }
 
 // SAFETY: each method is the oracle's machine's.
@@ -423,6 +428,11 @@ unsafe impl Arch for Hardware {
     unsafe fn store(&self, slot: &Slot, bits: u64) {
         // SAFETY: the caller's clauses.
         unsafe { (&self.0.oracle).store(slot, bits) };
+    }
+
+    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { (&self.0.oracle).store_detached(slot, bits) };
     }
 
     unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {

@@ -16,7 +16,7 @@ use std::sync::PoisonError;
 
 use order::{Guard, Mutex};
 use stage2::slot::native;
-use stage2::{PAGE_SIZE, Pa, Slot, Table};
+use stage2::{PAGE_SIZE, Pa, Slot, Table, TableMeta};
 
 #[cfg(not(loom))]
 use crate::descriptor;
@@ -49,6 +49,7 @@ struct Race {
 /// The machine.
 pub struct OracleMachine {
     arena: Box<[Table]>,
+    metas: Box<[TableMeta]>,
     state: Mutex<State>,
     /// Of the standard library in every build: it is never held while anything else is called.
     race: std::sync::Mutex<Option<Race>>,
@@ -66,6 +67,7 @@ impl OracleMachine {
     pub fn new(machine: Machine, pages: usize) -> Self {
         Self {
             arena: (0..pages).map(|_| Table::empty()).collect(),
+            metas: (0..pages).map(|_| TableMeta::new()).collect(),
             state: Mutex::new(State {
                 model: Model::new(machine),
                 vttbr: vec![0; machine.pes],
@@ -162,6 +164,16 @@ impl OracleMachine {
     /// Runs `look` on the model as it is now. It must not use the machine, nor, under loom, loom.
     pub fn with_model<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
         look(&self.state().model)
+    }
+
+    /// The metadata of the table page at `pa`: [`Memory::meta`](stage2::Memory::meta) without a
+    /// borrow of a temporary.
+    ///
+    /// # Safety
+    /// 1. As of [`Memory::table`](stage2::Memory::table).
+    #[must_use]
+    pub unsafe fn meta_at(&self, pa: Pa) -> &TableMeta {
+        &self.metas[((pa.get() - BASE) / PAGE_SIZE) as usize]
     }
 
     /// The table page at `pa`: [`stage2::Memory::table`] without a borrow of a temporary.

@@ -67,9 +67,10 @@ fn states(seed: u64, level: usize, machine: Machine) -> Vec<Descriptor> {
     let table = Descriptor::table(at, Pa::new(address)).ok();
     let note = Note::new(seed & Note::MAX).map(Descriptor::note);
     let busy = |live: Option<Descriptor>| live.and_then(Descriptor::to_busy);
-    let fixed = [Descriptor::EMPTY, Descriptor::DRAIN, Descriptor::DEAD].map(Some);
+    let drain = |live: Option<Descriptor>| live.and_then(|live| live.to_drain(at));
+    let fixed = [Descriptor::EMPTY, Descriptor::DEAD].map(Some);
     let moving = leaf.and_then(|leaf| leaf.with_no_translation(at, true));
-    let made = [leaf, table, note, busy(leaf), busy(table), moving];
+    let made = [leaf, table, note, busy(leaf), busy(table), drain(leaf), drain(table), moving];
     made.into_iter().chain(fixed).flatten().collect()
 }
 
@@ -101,7 +102,10 @@ fn decode(bits: u64, level: usize, machine: Machine) {
     assert_eq!(descriptor.is_valid(), bits & 1 == 1);
     match view {
         View::Empty => assert_eq!(bits, 0),
-        View::Drain => assert_eq!(descriptor, Descriptor::DRAIN),
+        View::Drain(former) => {
+            assert_eq!(former.descriptor(), descriptor, "drain remembers exactly what it says");
+            assert!(former.is_table() || former.pa().is_aligned(at.slot_bytes()));
+        }
         View::Dead => assert_eq!(descriptor, Descriptor::DEAD),
         View::Note(note) => assert_eq!(Descriptor::note(note), descriptor),
         View::Busy(live) => {

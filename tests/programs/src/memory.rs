@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mmu_oracle::OracleMachine;
 use stage2::space::Frames;
-use stage2::{Level, Memory, Pa, Table};
+use stage2::{Level, Memory, Pa, Table, TableMeta};
 
 /// Where frames begin: above all table pages.
 const FRAMES: u64 = 1 << 40;
@@ -154,6 +154,11 @@ unsafe impl Memory for &Store<'_> {
         }
         // SAFETY: (1, 2, 3) the caller's clauses.
         unsafe { (&self.machine).free_table(pa, pages) };
+    }
+
+    unsafe fn meta(&self, pa: Pa) -> &TableMeta {
+        // SAFETY: (1) the caller's clause.
+        unsafe { self.machine.meta_at(pa) }
     }
 
     unsafe fn table(&self, pa: Pa) -> &Table {

@@ -1,6 +1,6 @@
 //! A walk as hardware makes it, with nothing of `stage2` but the memory that the slots are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use mmu_oracle::OracleMachine;
 use stage2::slot::native;
@@ -99,16 +99,16 @@ impl<'m> Tables<'m> {
         }
     }
 
-    /// Every table that is linked, by address, the root's pages too; every slot that is neither zero nor a
+    /// The level of every table that is linked, by its address, the root's pages too; every slot that is neither zero nor a
     /// link, by its first IPA and level.
     #[must_use]
-    pub fn all(&self) -> (BTreeSet<u64>, BTreeMap<(u64, usize), u64>) {
+    pub fn all(&self) -> (BTreeMap<u64, usize>, BTreeMap<(u64, usize), u64>) {
         let roots = (0..self.root_pages)
             .map(|n| (self.root + n * 4096, self.start, n << 9 << SHIFT[self.start]));
         let mut todo: Vec<(u64, usize, u64)> = roots.collect();
-        let (mut tables, mut slots) = (BTreeSet::new(), BTreeMap::new());
+        let (mut tables, mut slots) = (BTreeMap::new(), BTreeMap::new());
         while let Some((table, level, ipa)) = todo.pop() {
-            assert!(tables.insert(table), "table {table:#x} is linked twice");
+            assert_eq!(tables.insert(table, level), None, "table {table:#x} is linked twice");
             for (index, slot) in (0..).zip(self.page(table).slots()) {
                 let (bits, ipa) = (native::load(slot), ipa + (index << SHIFT[level]));
                 match format::kind(bits, level) {

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | 0 | 7:0 | kind |
 //! |   | 15:8 | CPU |
-//! |   | 23:16 | which barrier, which invalidation; 1 for an atomic write, or a flush of a range |
+//! |   | 23:16 | which barrier, which invalidation, how a slot was written; 1 for a flush of a range |
 //! |   | 31:24 | 0 |
 //! |   | 63:32 | number + 1 |
 //! | 1-3 | | operands |
@@ -53,6 +53,22 @@ impl Invalidation {
     ];
 }
 
+/// How a descriptor was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Access {
+    /// A store with release order.
+    Store = 0,
+    /// An atomic read-modify-write.
+    Atomic = 1,
+    /// A store without any order.
+    Relaxed = 2,
+}
+
+impl Access {
+    const ALL: [Self; 3] = [Self::Store, Self::Atomic, Self::Relaxed];
+}
+
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum What {
@@ -71,8 +87,8 @@ pub enum What {
         old: u64,
         /// What it holds now.
         new: u64,
-        /// By an atomic read-modify-write.
-        atomic: bool,
+        /// By what.
+        by: Access,
     },
     /// A barrier.
     Dsb(Barrier),
@@ -94,6 +110,16 @@ pub enum What {
         frame: u64,
         /// Bytes.
         bytes: u64,
+    },
+    /// A table's lock was taken.
+    Locked {
+        /// The table's address.
+        table: u64,
+    },
+    /// A table's lock is about to be given back.
+    Unlocked {
+        /// The table's address.
+        table: u64,
     },
     /// Software goes on as if every CPU's walks read what this one has written.
     Published,
@@ -120,7 +146,7 @@ impl Record {
         let (kind, sub, operands) = match self.what {
             What::SetVttbr { value } => (1, 0, [value, 0, 0]),
             What::Synchronized => (2, 0, [0; 3]),
-            What::Write { slot, old, new, atomic } => (3, u64::from(atomic), [slot, old, new]),
+            What::Write { slot, old, new, by } => (3, by as u64, [slot, old, new]),
             What::Dsb(barrier) => (4, barrier as u64, [0; 3]),
             What::Tlbi(invalidation, operand) => (5, invalidation as u64, [operand, 0, 0]),
             What::AllocTable { table } => (6, 0, [table, 0, 0]),
@@ -131,6 +157,8 @@ impl Record {
                 (9, 1, [u64::from(vmid), ipa, bytes])
             }
             What::Published => (10, 0, [0; 3]),
+            What::Locked { table } => (11, 0, [table, 0, 0]),
+            What::Unlocked { table } => (12, 0, [table, 0, 0]),
         };
         let [a, b, c] = operands;
         let number = number.wrapping_add(1);
@@ -151,7 +179,10 @@ impl Record {
         let what = match (head & 0xff, sub) {
             (1, 0) => What::SetVttbr { value: a },
             (2, 0) => What::Synchronized,
-            (3, 0 | 1) => What::Write { slot: a, old: b, new: c, atomic: sub == 1 },
+            (3, _) => {
+                let by = Access::ALL.get(sub).copied().ok_or(unknown)?;
+                What::Write { slot: a, old: b, new: c, by }
+            }
             (4, _) => What::Dsb(Barrier::ALL.get(sub).copied().ok_or(unknown)?),
             (5, _) => What::Tlbi(Invalidation::ALL.get(sub).copied().ok_or(unknown)?, a),
             (6, 0) => What::AllocTable { table: a },
@@ -162,6 +193,8 @@ impl Record {
                 What::Flushed { vmid, range: (sub == 1).then_some((b, c)) }
             }
             (10, 0) => What::Published,
+            (11, 0) => What::Locked { table: a },
+            (12, 0) => What::Unlocked { table: a },
             _ => return Err(unknown),
         };
         Ok(Some(Self { cpu: (head >> 8 & 0xff) as u8, what }))

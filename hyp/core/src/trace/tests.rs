@@ -36,8 +36,11 @@ fn every_kind() -> Vec<What> {
         What::SetVttbr { value: 1 << 48 | 0x8000_0000 },
         What::Synchronized,
         What::Published,
-        What::Write { slot: 0x8008, old: 0, new: u64::MAX, atomic: true },
-        What::Write { slot: 0x8010, old: 2, new: 0, atomic: false },
+        What::Write { slot: 0x8008, old: 0, new: u64::MAX, by: Access::Atomic },
+        What::Write { slot: 0x8010, old: 2, new: 0, by: Access::Store },
+        What::Write { slot: 0x8018, old: 0, new: 3, by: Access::Relaxed },
+        What::Locked { table: 0x8000 },
+        What::Unlocked { table: 0x8000 },
         What::AllocTable { table: 0x9000 },
         What::FreeTable { table: 0x9000 },
         What::FreeFrame { frame: 0xa000, bytes: 0x1000 },
@@ -117,7 +120,14 @@ fn memory_that_is_no_trace_of_this_run_is_refused() {
         assert_eq!(with(at, u64::MAX), TraceError::Head { at, value: u64::MAX });
     }
     let first = HEAD_BYTES / 8;
-    for head in [1 << 32, 1 << 32 | 11, 1 << 32 | 3 << 16 | 4, 2 << 32 | 2, 1 << 32 | 1 << 24 | 2] {
+    for head in [
+        1 << 32,
+        1 << 32 | 13,
+        1 << 32 | 3 << 16 | 3,
+        1 << 32 | 3 << 16 | 4,
+        2 << 32 | 2,
+        1 << 32 | 1 << 24 | 2,
+    ] {
         assert_eq!(with(first, head), TraceError::Record { number: 0, head });
     }
 }

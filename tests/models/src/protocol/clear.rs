@@ -24,8 +24,9 @@ pub(super) fn install(pe: &Pe<'_>, number: u64) -> Met {
     match pe.install(page(number), Level::L3) {
         Ok(Install::Installed(pa)) => Met::Installed(pa),
         Ok(Install::Present(leaf)) => Met::Present(leaf.pa()),
-        Err(InstallError::Retry { seen, .. }) => {
-            assert!([Descriptor::DRAIN, Descriptor::DEAD].contains(&seen), "{seen:?}");
+        Err(InstallError::Retry { seen, level }) => {
+            let view = seen.view(level);
+            assert!(matches!(view, View::Drain(_) | View::Dead), "{seen:?}");
             Met::Retry
         }
         Err(error) => panic!("an install failed: {error:?}"),
@@ -50,7 +51,7 @@ pub(super) fn clear(pe: &Pe<'_>, number: u64) -> (Pa, Descriptor) {
     let (world, range) = (pe.world, IpaRange::page_of(page(number)).unwrap());
     let found = world.walk(page(number));
     // SAFETY: (1) this PE alone takes pages away, and the page is there.
-    let drained = unsafe { found.slot.clear(world.hardware()) };
+    let drained = unsafe { found.slot.clear(world.hardware(), Level::L3) }.expect("live");
     let View::Leaf(leaf) = drained.old().view(Level::L3) else {
         panic!("{:?} was live", drained.old())
     };
@@ -128,7 +129,7 @@ pub fn a_move_against_install() {
         let found = world.walk(page(0));
         let new = pe.take();
         // SAFETY: (1) this PE alone moves pages, and the page is there.
-        let drained = unsafe { found.slot.clear(world.hardware()) };
+        let drained = unsafe { found.slot.clear(world.hardware(), Level::L3) }.expect("live");
         let flushed = world.space().tlb().reduce(range, LeafLevel::L3);
         // Nobody writes to the old frame any more: what is copied is complete.
         let content = world.frame(old).load(Ordering::Relaxed);

@@ -63,7 +63,7 @@ pub fn hand_over(publish: Publish, follow: Follow) {
     let found = unsafe {
         match follow {
             Follow::Load => native::load(slot),
-            Follow::Swap => native::swap(slot, Descriptor::DRAIN.bits()),
+            Follow::Swap => native::swap(slot, Descriptor::DEAD.bits()),
             Follow::LostExchange => {
                 // It expects what never stands there.
                 native::compare_exchange(slot, Descriptor::DEAD.bits(), 0).unwrap_err()

@@ -3,7 +3,7 @@
 use stage2::arch::{Dsb as ArchDsb, Observation};
 use stage2::slot::native;
 use stage2::tlbi::Tlbi;
-use stage2::{Arch, Memory, PAGE_SIZE, Pa, Slot, Table};
+use stage2::{Arch, Memory, PAGE_SIZE, Pa, Slot, Table, TableMeta};
 
 use super::{BASE, OracleMachine, order};
 use crate::event::{Aim, Dsb, Event, Scope, Span};
@@ -46,6 +46,11 @@ unsafe impl Memory for &OracleMachine {
     unsafe fn table(&self, pa: Pa) -> &Table {
         self.page(pa)
     }
+
+    unsafe fn meta(&self, pa: Pa) -> &TableMeta {
+        // SAFETY: (1) the caller's clause.
+        unsafe { self.meta_at(pa) }
+    }
 }
 
 // SAFETY: the atomics are the host's; maintenance is an event for the model.
@@ -57,13 +62,19 @@ unsafe impl Arch for &OracleMachine {
     unsafe fn store(&self, slot: &Slot, bits: u64) {
         // SAFETY: the caller's clauses.
         let store = || unsafe { native::store(slot, bits) };
-        self.access(slot, store, |(), slot, model| written(model, slot, bits, false));
+        self.access(slot, store, |(), slot, model| written(model, slot, bits, Kind::Store));
+    }
+
+    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        let store = || unsafe { native::store_detached(slot, bits) };
+        self.access(slot, store, |(), slot, model| written(model, slot, bits, Kind::Detached));
     }
 
     unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
         // SAFETY: the caller's clauses.
         let swap = || unsafe { native::swap(slot, bits) };
-        self.access(slot, swap, |_, slot, model| written(model, slot, bits, true))
+        self.access(slot, swap, |_, slot, model| written(model, slot, bits, Kind::Atomic))
     }
 
     unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
@@ -78,7 +89,7 @@ unsafe impl Arch for &OracleMachine {
         let exchange = || unsafe { native::compare_exchange(slot, old, new) };
         Some(self.access(slot, exchange, |result, slot, model| {
             if result.is_ok() {
-                written(model, slot, new, true);
+                written(model, slot, new, Kind::Atomic);
             }
         }))
     }
@@ -121,13 +132,31 @@ unsafe impl Arch for &OracleMachine {
     }
 
     fn observe(&self, what: Observation) {
-        let Observation::Flushed { vmid, range } = what;
-        let span = range.map(|range| Span { ipa: range.start().get(), bytes: range.bytes() });
-        self.note(|pe| Event::Flushed { pe, vmid: vmid.get(), span });
+        self.note(|pe| match what {
+            Observation::Flushed { vmid, range } => {
+                let span =
+                    range.map(|range| Span { ipa: range.start().get(), bytes: range.bytes() });
+                Event::Flushed { pe, vmid: vmid.get(), span }
+            }
+            Observation::Locked { table } => Event::Lock { pe, table: table.get() },
+            Observation::Unlocked { table } => Event::Unlock { pe, table: table.get() },
+        });
     }
 }
 
+/// How a slot was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// By a store with release order.
+    Store,
+    /// By a store without any order.
+    Detached,
+    /// By an atomic read-modify-write.
+    Atomic,
+}
+
 /// The event of a write that was done.
-fn written(model: &mut Model, slot: u64, new: u64, atomic: bool) {
-    model.apply(&Event::Write { pe: order::pe(), slot, new, atomic, relaxed: false });
+fn written(model: &mut Model, slot: u64, new: u64, kind: Kind) {
+    let (atomic, relaxed) = (kind == Kind::Atomic, kind == Kind::Detached);
+    model.apply(&Event::Write { pe: order::pe(), slot, new, atomic, relaxed });
 }

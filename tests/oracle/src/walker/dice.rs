@@ -71,10 +71,9 @@ impl<'m> Hardware<'m> {
                 self.land(ipa, walk);
             }
             5 => {
-                if store_by_held(self.machine, pe, ipa).is_some() {
-                    self.counts.by_held += 1;
-                    self.written.insert(ipa);
-                }
+                let stored = store_by_held(self.machine, pe, ipa).is_some();
+                self.counts.by_held += usize::from(stored);
+                self.written.extend(stored.then_some(ipa));
             }
             #[cfg(not(loom))]
             6 => {

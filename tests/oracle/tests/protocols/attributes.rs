@@ -80,7 +80,8 @@ fn what_only_looks_like_a_state_is_none() {
         let view = Descriptor::from_bits(bits).view(level);
         assert_eq!(view, View::Foreign(bits), "{what} is not ours");
     };
-    foreign("Drain with a payload", Level::L2, Descriptor::DRAIN.bits() | 1 << 20);
+    foreign("Drain with a payload", Level::L2, 1 << 5 | 0b0010);
+    foreign("a Drain of an unaligned block", Level::L2, 1 << 12 | 0b0010);
     foreign("Dead with a payload", Level::L2, Descriptor::DEAD.bits() | 1 << 20);
     foreign("a page without MANAGED", Level::L3, page & !(1 << 56));
     foreign("a block without MANAGED", Level::L2, block & !(1 << 56));

@@ -214,7 +214,9 @@ fn a_rival_with_a_block_wins_the_page_with_it() {
 fn an_install_overwrites_no_state_but_empty() {
     let note = Note::new(77).unwrap();
     let busy = Descriptor::table(Level::L2, stage2::Pa::new(0x9000)).unwrap().to_busy().unwrap();
-    for held in [Descriptor::DRAIN, Descriptor::DEAD, Descriptor::note(note), busy] {
+    let page = Descriptor::from_bits(0x0100_0000_0000_97ff);
+    let drain = page.to_drain(Level::L3).unwrap();
+    for held in [drain, Descriptor::DEAD, Descriptor::note(note), busy] {
         let rival: Rival<'_> = &|rig, vm, _| {
             let slot = rig.slot(vm, PAGE);
             // SAFETY: (1) Empty, and nothing is pointed to.

@@ -13,13 +13,15 @@ use stage2::slot::Drained;
 use stage2::space::Frames;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Epochs, Features, Geometry, HwUpdate, Install, InstallError, Ipa,
-    IpaRange, Level, MemType, Memory, Owner, Pa, Prot, Slot, Space, Table, Tally, Vmid,
+    IpaRange, Level, MemType, Memory, Owner, Pa, Prot, Slot, Space, Table, TableMeta, Tally, Vmid,
 };
 
 /// PEs, and CPUs of the epochs.
 pub(crate) const PES: usize = 2;
 /// Table pages of a machine.
 const PAGES: usize = 96;
+/// By their numbers.
+pub(crate) const LEVELS: [Level; 4] = [Level::L0, Level::L1, Level::L2, Level::L3];
 /// Where the oracle's table pages begin.
 const ARENA: u64 = 0x10_0000;
 
@@ -58,6 +60,11 @@ unsafe impl Memory for Tables<'_> {
         }
         // SAFETY: the caller's clauses.
         unsafe { (&self.0.machine).free_table(pa, pages) };
+    }
+
+    unsafe fn meta(&self, pa: Pa) -> &TableMeta {
+        // SAFETY: the caller's clause.
+        unsafe { self.0.machine.meta_at(pa) }
     }
 
     unsafe fn table(&self, pa: Pa) -> &Table {
@@ -141,6 +148,11 @@ impl Rig {
         let (slot, found) = self.walk_to(vm.vttbr(), ipa, level).0.expect("the address has a slot");
         assert_eq!(found, level, "the walk ends above");
         slot
+    }
+
+    /// The level of the slot where the VM's walk to `ipa` ends.
+    pub(crate) fn level(&self, vm: &Vm<'_>, ipa: u64) -> Level {
+        LEVELS[usize::from(self.walk(vm.vttbr(), ipa).0.expect("the address has a slot").1)]
     }
 
     /// Table pages that a walk by the VM's root can reach.
@@ -339,7 +351,7 @@ pub(crate) fn drain<'r>(rig: &'r Rig, vm: &Vm<'_>, ipas: &[u64]) -> Vec<Drained<
     let clear = |ipa: &u64| {
         let slot = rig.slot(vm, *ipa);
         // SAFETY: (1) live, and one thread changes these tables.
-        unsafe { slot.clear(&&rig.machine) }
+        unsafe { slot.clear(&&rig.machine, rig.level(vm, *ipa)) }.expect("it is live")
     };
     ipas.iter().map(clear).collect()
 }

@@ -4,7 +4,7 @@ use mmu_oracle::Event;
 use stage2::addr::PAGE_SIZE;
 use stage2::{Caps, Level, Memory, Pa};
 
-use crate::rig::{Pool, Rig, TLBI_CAPS, Vm, drain, fault, map, range};
+use crate::rig::{LEVELS, Pool, Rig, TLBI_CAPS, Vm, drain, fault, map, range};
 
 const VMID: u16 = 3;
 /// Aligned to 1 GiB.
@@ -19,13 +19,13 @@ fn give_back(rig: &Rig, vm: &Vm<'_>, above: Level, leaves: &[u64], inner: &[u64]
     // Tables inside of the one that is unlinked, then that one.
     let links: Vec<_> = inner
         .iter()
-        .map(|ipa| rig.slot_at(vm, *ipa, above as u8 + 1))
-        .chain([rig.slot_at(vm, BASE, above as u8)])
+        .map(|ipa| (rig.slot_at(vm, *ipa, above as u8 + 1), LEVELS[above as usize + 1]))
+        .chain([(rig.slot_at(vm, BASE, above as u8), above)])
         .collect();
     let unlinked: Vec<_> = links
         .iter()
         // SAFETY: (1) live, and one thread changes these tables.
-        .map(|slot| unsafe { slot.clear(&&rig.machine) })
+        .map(|(slot, level)| unsafe { slot.clear(&&rig.machine, *level) }.expect("it is live"))
         .collect();
     let span = range(BASE, above.slot_bytes());
     let flushed = vm.tlb().table(span);

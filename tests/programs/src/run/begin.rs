@@ -6,7 +6,7 @@ use mmu_oracle::Event;
 use stage2::Space;
 use stage2::space::NewSpaceError;
 
-use super::{Held, Owed, Vm, World, vmid};
+use super::{Held, Owed, Vm, World, level, vmid};
 use crate::program::Who;
 use crate::reference::Reference;
 use crate::walk::Tables;
@@ -101,12 +101,10 @@ impl World<'_> {
         let (linked, _) = tables.all();
         machine.on_pe(pe, || {
             let mut drained = Vec::new();
-            for table in &linked {
+            for (table, at) in &linked {
                 for slot in tables.page(*table).slots() {
-                    if slot.load(&machine).is_valid() {
-                        // SAFETY: (1) the slot is live, and nobody else changes tables of a VM that ends.
-                        drained.push(unsafe { slot.clear(&machine) });
-                    }
+                    // SAFETY: (1) nobody else changes tables of a VM that ends.
+                    drained.extend(unsafe { slot.clear(&machine, level(*at)) });
                 }
             }
             let flushed = ended.space.tlb().vm();
@@ -120,7 +118,7 @@ impl World<'_> {
                 store.give(leaf.frame, leaf.at());
             }
             let roots = tables.root..tables.root + tables.root_pages * 4096;
-            for table in linked.iter().filter(|table| !roots.contains(table)) {
+            for table in linked.keys().filter(|table| !roots.contains(table)) {
                 self.free(*table, 1);
             }
             self.free(tables.root, tables.root_pages as usize);

@@ -43,6 +43,6 @@ impl World<'_> {
             let edges = [start.wrapping_sub(4096), *start, last, last + 4096];
             edges.into_iter().for_each(|ipa| self.look(0, vm, ipa));
         }
-        linked
+        linked.into_keys().collect()
     }
 }

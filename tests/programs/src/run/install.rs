@@ -210,7 +210,7 @@ impl<'m> World<'m> {
             }
             (
                 Expected::Obstacle(at, bits),
-                View::Busy(_) | View::Drain | View::Dead | View::Note(_),
+                View::Busy(_) | View::Drain(_) | View::Dead | View::Note(_),
             ) => {
                 assert_eq!((at, bits), (stop.level, stop.bits));
             }

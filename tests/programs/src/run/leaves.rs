@@ -47,13 +47,15 @@ impl<'m> World<'m> {
 
     fn clear_at(&mut self, pe: usize, vm: usize, ipa: u64) -> bool {
         let Some((stop, leaf)) = self.live(vm, ipa) else { return false };
+        let machine = self.ground.machine;
         // SAFETY: (1) live, and one thread changes these tables.
-        let drained =
-            self.ground.machine.on_pe(pe, || unsafe { stop.slot.clear(&self.ground.machine) });
+        let clear = || unsafe { stop.slot.clear(&machine, level(stop.level)) };
+        let drained = machine.on_pe(pe, clear).expect("it is live");
         assert_eq!(drained.old().bits(), stop.bits, "the last word is what stood there");
         let state = self.vms.get_mut(&vm).expect("checked");
         state.reference.leaves.remove(&stop.start);
-        state.reference.obstacles.insert((stop.level, stop.start), Descriptor::DRAIN.bits());
+        let bits = stop.slot.load(&machine).bits();
+        state.reference.obstacles.insert((stop.level, stop.start), bits);
         state.owed.push(Owed { pe, start: stop.start, leaf, slot: stop.address(), drained });
         true
     }

@@ -145,7 +145,7 @@ impl<'m> World<'m> {
         let (machine, space) = (self.ground.machine, &self.vms[&vm].space);
         machine.on_pe(who.pe(), || {
             // SAFETY: (1) live, and one thread changes these tables.
-            let drained = unsafe { stop.slot.clear(&machine) };
+            let drained = unsafe { stop.slot.clear(&machine, super::level(level)) }.expect("live");
             let range = IpaRange::new(Ipa::new(stop.start), span(level)).expect("whole pages");
             let flushed = space.tlb().table(range);
             // SAFETY: (1) flushed after the clear, the whole span.

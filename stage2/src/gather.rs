@@ -1,0 +1,205 @@
+//! What is owed to the TLBs, gathered until one flush settles it.
+//!
+//! Every operation that takes something away collects here what its flush must cover. Ranges that touch
+//! merge; a few stay apart, so that two pages at the ends of a VM do not cost everything between them;
+//! when there are more, the nearest grow together. A level hint survives only if every leaf is of
+//! that level and no table was unlinked, because a hint spares whatever it does not name \[RXKMMX\].
+//!
+//! [`Owed`] is that debt as a value. It is settled once, for a [`Flushed`]; dropping it settles it too, so
+//! a forgotten flush is a late one and not a missing one. It stays on its PE: the PE that stored is
+//! the one whose DSB counts \[RSPVBD\].
+
+use core::marker::PhantomData;
+
+use crate::addr::{Ipa, IpaRange, Level};
+use crate::arch::Arch;
+use crate::flush::{Flushed, Stage2Tlb};
+use crate::tlbi::LeafLevel;
+
+/// Ranges that are kept apart.
+const RANGES: usize = 8;
+
+/// What is known of the leaves of a gather.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    Nothing,
+    All(Level),
+    Mixed,
+}
+
+/// Translations that ended, and that TLBs may still hold.
+#[derive(Debug)]
+#[must_use = "what is owed is settled by a flush"]
+pub(crate) struct Owed<'s, A: Arch> {
+    tlb: Stage2Tlb<'s, A>,
+    /// Sorted, apart.
+    ranges: [Option<IpaRange>; RANGES],
+    leaves: Leaves,
+    not_send: PhantomData<*const ()>,
+}
+
+impl<'s, A: Arch> Owed<'s, A> {
+    /// Nothing yet.
+    pub(crate) const fn new(tlb: Stage2Tlb<'s, A>) -> Self {
+        Self { tlb, ranges: [None; RANGES], leaves: Leaves::Nothing, not_send: PhantomData }
+    }
+
+    /// A leaf of `level` at `ipa` ended.
+    pub(crate) fn leaf(&mut self, ipa: Ipa, level: Level) {
+        self.leaves = match self.leaves {
+            Leaves::Nothing => Leaves::All(level),
+            Leaves::All(same) if same == level => Leaves::All(level),
+            _ => Leaves::Mixed,
+        };
+        self.cover(ipa, level.slot_bytes());
+    }
+
+    /// The table under the slot of `level` at `ipa` was unlinked: its whole span, any level.
+    pub(crate) fn table(&mut self, ipa: Ipa, level: Level) {
+        self.leaves = Leaves::Mixed;
+        self.cover(ipa, level.slot_bytes());
+    }
+
+    fn cover(&mut self, ipa: Ipa, bytes: u64) {
+        let Ok(new) = IpaRange::new(ipa, bytes) else { return };
+        // By far the most frequent: the neighbour of the last.
+        if let Some(last) = self.ranges.iter_mut().rev().flatten().next()
+            && last.start() <= ipa
+            && ipa <= last.end()
+        {
+            *last = last.hull(&new);
+            return;
+        }
+        let mut merged = new;
+        for slot in &mut self.ranges {
+            if slot.is_some_and(|held| held.start() <= merged.end() && merged.start() <= held.end())
+                && let Some(held) = slot.take()
+            {
+                merged = merged.hull(&held);
+            }
+        }
+        if self.ranges.iter().all(Option::is_some) {
+            self.join_nearest();
+        }
+        if let Some(free) = self.ranges.iter_mut().find(|slot| slot.is_none()) {
+            *free = Some(merged);
+        }
+        self.ranges.sort_unstable_by_key(|slot| slot.map_or(u64::MAX, |range| range.start().get()));
+    }
+
+    /// Makes one range of the two with the smallest gap. All places are taken, so all are sorted.
+    fn join_nearest(&mut self) {
+        let gap = |at: usize| match (self.ranges.get(at), self.ranges.get(at + 1)) {
+            (Some(Some(low)), Some(Some(high))) => high.start().get() - low.end().get(),
+            _ => u64::MAX,
+        };
+        let Some(at) = (0..RANGES - 1).min_by_key(|at| gap(*at)) else { return };
+        if let (Some(low), Some(high)) = (self.ranges[at], self.ranges[at + 1].take()) {
+            self.ranges[at] = Some(low.hull(&high));
+        }
+    }
+
+    /// Flushes; `None` if nothing is owed. Returns once no PE translates by what ended.
+    pub(crate) fn settle(mut self) -> Option<Flushed> {
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Option<Flushed> {
+        let level = match core::mem::replace(&mut self.leaves, Leaves::Nothing) {
+            Leaves::Nothing => return None,
+            Leaves::All(Level::L1) => LeafLevel::L1,
+            Leaves::All(Level::L2) => LeafLevel::L2,
+            Leaves::All(Level::L3) => LeafLevel::L3,
+            Leaves::All(Level::L0) | Leaves::Mixed => LeafLevel::Unknown,
+        };
+        Some(self.tlb.reduce_all(self.ranges.iter().flatten().copied(), level))
+    }
+}
+
+impl<A: Arch> Drop for Owed<'_, A> {
+    fn drop(&mut self) {
+        let _ = self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Vmid;
+    use crate::arch::host::{Event, Host};
+    use crate::features::Caps;
+    use crate::tlbi::Tlbi;
+
+    const VTTBR: u64 = 7 << 48 | 0x8000_0000;
+
+    fn vmid() -> Vmid {
+        Vmid::new(7, 8).unwrap()
+    }
+
+    /// The ranges of pages that a flush of these pages covers, and the hints it gives.
+    fn flush_of(pages: &[u64]) -> Vec<(u64, u64)> {
+        let host = Host::new();
+        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty()));
+        pages.iter().for_each(|page| owed.leaf(Ipa::new(page << 12), Level::L3));
+        let ranges = owed.ranges.iter().flatten();
+        ranges.map(|r| (r.start().get() >> 12, r.end().get() >> 12)).collect()
+    }
+
+    #[test]
+    fn neighbours_merge_in_any_order() {
+        assert_eq!(flush_of(&[5, 6, 7, 8]), [(5, 9)]);
+        assert_eq!(flush_of(&[8, 7, 6, 5]), [(5, 9)]);
+        assert_eq!(flush_of(&[5, 7, 6]), [(5, 8)]);
+        assert_eq!(flush_of(&[5, 5]), [(5, 6)]);
+        assert_eq!(flush_of(&[9, 1, 5]), [(1, 2), (5, 6), (9, 10)]);
+    }
+
+    #[test]
+    fn when_there_are_too_many_the_nearest_grow_together() {
+        let pages = [100, 200, 300, 302, 400, 500, 600, 700, 800];
+        let ranges = flush_of(&pages);
+        assert_eq!(ranges.len(), RANGES);
+        assert!(ranges.contains(&(300, 303)));
+        for page in pages {
+            assert!(ranges.iter().any(|(start, end)| (*start..*end).contains(&page)), "{page}");
+        }
+    }
+
+    fn operands(level: Level, table: bool) -> Vec<u64> {
+        let host = Host::new();
+        // SAFETY: (1, 2) no guest runs on the host.
+        unsafe { Arch::set_vttbr(&host, VTTBR) };
+        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::TTL));
+        owed.leaf(Ipa::new(0x4000_0000), level);
+        if table {
+            owed.table(Ipa::new(0x4000_0000), level);
+        }
+        assert!(owed.settle().is_some());
+        let hint = |event: &Event| match event {
+            Event::Tlbi(Tlbi::Ipas2e1Is(operand), _) => Some(operand.bits() >> 44),
+            _ => None,
+        };
+        let mut hints: Vec<u64> = host.take_log().iter().filter_map(hint).collect();
+        hints.dedup();
+        hints
+    }
+
+    #[test]
+    fn a_hint_survives_only_leaves_of_one_level_and_no_table() {
+        assert_eq!(operands(Level::L3, false), [0b0111]);
+        assert_eq!(operands(Level::L2, false), [0b0110]);
+        assert_eq!(operands(Level::L2, true), [0]);
+    }
+
+    #[test]
+    fn what_is_dropped_is_flushed_once() {
+        let host = Host::new();
+        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty()));
+        drop(Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty())));
+        assert_eq!(host.take_log(), [], "nothing owed");
+        owed.leaf(Ipa::new(0x5000), Level::L3);
+        drop(owed);
+        let tlbis = host.take_log().iter().filter(|e| matches!(e, Event::Tlbi(..))).count();
+        assert_eq!(tlbis, 2, "stage 2, then combined");
+    }
+}

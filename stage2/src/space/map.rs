@@ -1,0 +1,422 @@
+//! Mapping a range, by the largest leaves that fit.
+//!
+//! ```text
+//!  prepare  slots that are Empty -> Busy(leaf), or Busy(table) whose subtree is complete
+//!           anything else there, or no table page at hand: every Busy -> Empty, subtrees freed, error
+//!  commit   each Busy -> live, by one release store that sets the valid bit; DSB ISHST
+//! ```
+//!
+//! A subtree is built detached, by plain stores, because nobody walks it yet; its slot is won by one
+//! compare-exchange, and one store publishes all that is below \[D8.2\]. Until the commit nothing is
+//! valid, so hardware sees nothing of a map that fails, and taking it back needs no flush and no grace
+//! period: neither walkers nor lookups descend through Busy. A fault handler that meets it lets the
+//! guest fault again.
+//!
+//! Where a table is in the way of a block, the pages below it are mapped one by one. A slot on
+//! the way that somebody populates meanwhile is reported as it was found.
+
+use core::fmt;
+
+use super::lookup::Node;
+use super::{Batch, MappingError, NotClaimed, Progress, Space};
+use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa};
+use crate::arch::{Arch, Dsb};
+use crate::attr::Attributes;
+use crate::claim::Claim;
+use crate::descriptor::{Descriptor, LeafTemplate, Owner, View};
+use crate::epoch::{Cpu, Guard};
+use crate::memory::{ARITY as SLOTS, Memory};
+use crate::slot::TrySetError;
+
+/// What a range is to be mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where the first page of the claimed range lies. The others follow.
+    pub pa: Pa,
+    /// What the guest may do with it.
+    pub attributes: Attributes,
+    /// Whose the memory is.
+    pub owner: Owner,
+    /// The largest leaves to use: level 1 (1 GiB) to level 3 (4 KiB).
+    pub coarsest: Level,
+}
+
+/// Why a range was not mapped, or not all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// The claim does not cover it.
+    Claim(NotClaimed),
+    /// The CPU belongs to other epochs than the tables do.
+    ForeignGuard,
+    /// The memory is not page aligned, or ends beyond the machine's physical addresses.
+    Pa {
+        /// Where it begins.
+        pa: Pa,
+        /// Its bytes.
+        bytes: u64,
+        /// Physical address bits of the machine.
+        bits: u32,
+    },
+    /// Something is there already.
+    Occupied {
+        /// First IPA of the slot.
+        ipa: Ipa,
+        /// Its level.
+        level: Level,
+        /// What it holds.
+        seen: Descriptor,
+    },
+    /// No table page at hand: refill where waiting is allowed, and repeat.
+    OutOfTables,
+    /// The machine has no atomic install.
+    Unsupported,
+    /// There is no such leaf.
+    Mapping(MappingError),
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claim(error) => error.fmt(f),
+            Self::ForeignGuard => f.write_str("the CPU belongs to other epochs than the tables"),
+            Self::Pa { pa, bytes, bits } => {
+                write!(f, "{bytes:#x} bytes at {pa} are unaligned or beyond {bits} bits")
+            }
+            Self::Occupied { ipa, level, seen } => {
+                write!(f, "the {level} slot at {ipa} holds {:#x}", seen.bits())
+            }
+            Self::OutOfTables => f.write_str("no table page at hand"),
+            Self::Unsupported => f.write_str("this machine has no atomic install"),
+            Self::Mapping(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+impl<M: Memory, A: Arch> Space<'_, M, A> {
+    /// Maps a batch of the claimed range: all of the batch, or nothing of it.
+    ///
+    /// Remote PEs see the translations as soon as their walks do, and at the latest when this returns.
+    ///
+    /// # Errors
+    /// [`MapError`]. Of this batch nothing is left; earlier ones stay as they are.
+    ///
+    /// # Safety
+    /// 1. The memory of `extent` is the VM's to use (or, for [`Owner::Other`], meant to be), until a
+    ///    flush has completed after it was unmapped again.
+    /// 2. Its content is what the guest may see, and visible to the guest whatever its caches are.
+    pub unsafe fn map(
+        &self,
+        cpu: &Cpu<'_>,
+        claim: &Claim<'_>,
+        batch: Batch,
+        extent: &Extent,
+    ) -> Result<Progress, MapError> {
+        let range = self.claimed(claim, batch.from).map_err(MapError::Claim)?;
+        let leaves = Leaves::new(self, range, extent)?;
+        self.fill(cpu, range, batch, &leaves)
+    }
+
+    /// Fills Empty slots of a batch of `range` with `content`: prepare, then commit.
+    pub(super) fn fill(
+        &self,
+        cpu: &Cpu<'_>,
+        range: IpaRange,
+        batch: Batch,
+        content: &impl Content,
+    ) -> Result<Progress, MapError> {
+        let mut prepare =
+            Prepare { space: self, content, range, at: batch.from, left: batch.slots.max(1) };
+        let result = prepare.run(cpu);
+        let at = prepare.at;
+        self.finish(batch.from, at, result.is_ok());
+        result?;
+        Ok(if at < range.end() { Progress::Until(at) } else { Progress::Done })
+    }
+
+    /// Makes what was prepared in `[from, until)` live, or nothing.
+    fn finish(&self, from: Ipa, until: Ipa, commit: bool) {
+        let start = self.geometry.start();
+        let mut first = from.align_down(start.table_bytes());
+        while first < until {
+            let root = self.geometry.root_page(self.root, first);
+            self.finish_table(root, start, first, (from, until), commit);
+            let Some(next) = first.checked_add(start.table_bytes()) else { break };
+            first = next;
+        }
+        if commit {
+            self.arch.dsb(Dsb::IshSt);
+        }
+    }
+
+    fn finish_table(
+        &self,
+        pa: Pa,
+        level: Level,
+        first: Ipa,
+        (from, until): (Ipa, Ipa),
+        commit: bool,
+    ) {
+        // SAFETY: (1) linked, and the claim covers some of its span: it stays allocated.
+        let table = unsafe { self.memory.table(pa) };
+        let bytes = level.slot_bytes();
+        let skip = from.get().saturating_sub(first.get()) / bytes;
+        for (index, slot) in table.slots().iter().enumerate().skip(skip as usize) {
+            let ipa = Ipa::new(first.get() + index as u64 * bytes);
+            if ipa >= until {
+                return;
+            }
+            match (slot.load(&self.arch).view(level), level.next()) {
+                (View::Table(below), Some(next)) => {
+                    self.finish_table(below, next, ipa, (from, until), commit);
+                }
+                (View::Busy(live), _) if commit => {
+                    // SAFETY: (1) made Busy under this claim; (2) the live form of what it remembers,
+                    // which is complete.
+                    unsafe { self.arch.store(slot, live.bits()) };
+                }
+                (View::Busy(live), below) => {
+                    // SAFETY: (1) made Busy under this claim; (2) it was never live, so no TLB holds it.
+                    unsafe { self.arch.store(slot, Descriptor::EMPTY.bits()) };
+                    if let (Some(table), Some(below)) = (live.as_table(level), below) {
+                        self.free_detached(table, below);
+                    }
+                }
+                (View::Note(_), _) if !commit => {
+                    // SAFETY: (1) written under this claim: the slot was Empty; (2) it was never live.
+                    unsafe { self.arch.store(slot, Descriptor::EMPTY.bits()) };
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Gives back a subtree that was never linked.
+    fn free_detached(&self, pa: Pa, level: Level) {
+        // SAFETY: (1) allocated for a subtree that nobody else knows.
+        let table = unsafe { self.memory.table(pa) };
+        for slot in table.slots() {
+            let held = slot.load(&self.arch);
+            if let (Some(below), Some(next)) = (held.as_table(level), level.next()) {
+                self.free_detached(below, next);
+            }
+            if held != Descriptor::EMPTY {
+                // SAFETY: (1) nobody walks the subtree.
+                unsafe { self.arch.store_detached(slot, Descriptor::EMPTY.bits()) };
+            }
+        }
+        // SAFETY: (1) from `alloc_table`, in no tree; (2) never linked; (3) zeroed above.
+        unsafe { self.memory.free_table(pa, 1) };
+    }
+}
+
+/// What goes into the slots of a range.
+pub(super) trait Content {
+    /// The level of the largest slot that can begin at `ipa`, not above level `above`.
+    fn level_at(&self, ipa: Ipa, above: Level) -> Level;
+
+    /// What a slot of that level holds. A leaf, or a note.
+    fn at(&self, ipa: Ipa, level: Level) -> Result<Descriptor, MapError>;
+
+    /// What one slot's descriptor is more than that of the slot before, in a run of pages.
+    const STEP: u64;
+}
+
+/// The leaves of an extent, of each level.
+struct Leaves {
+    range: IpaRange,
+    pa: Pa,
+    coarsest: Level,
+    /// Levels 1 to 3.
+    templates: [LeafTemplate; 3],
+}
+
+impl Leaves {
+    fn new<M: Memory, A: Arch>(
+        space: &Space<'_, M, A>,
+        range: IpaRange,
+        extent: &Extent,
+    ) -> Result<Self, MapError> {
+        let Extent { pa, attributes, owner, coarsest } = *extent;
+        let bits = space.geometry.features().pa_bits;
+        let end = pa.checked_add(range.bytes());
+        if pa.page() != pa || end.is_none_or(|end| end.get() > 1 << bits) {
+            return Err(MapError::Pa { pa, bytes: range.bytes(), bits });
+        }
+        let template = |level| space.template(level, &attributes, owner).map_err(MapError::Mapping);
+        let templates = [template(Level::L1)?, template(Level::L2)?, template(Level::L3)?];
+        let coarsest = coarsest.max(Level::L1).max(space.geometry.start());
+        Ok(Self { range, pa, coarsest, templates })
+    }
+
+    fn pa_of(&self, ipa: Ipa) -> Pa {
+        Pa::new(self.pa.get() + (ipa.get() - self.range.start().get()))
+    }
+}
+
+/// The largest level, not above `coarsest`, whose slots can begin at `ipa` and end within the range.
+pub(super) fn largest(range: IpaRange, ipa: Ipa, coarsest: Level) -> Level {
+    let fits = |level: &Level| {
+        let bytes = level.slot_bytes();
+        *level >= coarsest && ipa.is_aligned(bytes) && range.end().get() - ipa.get() >= bytes
+    };
+    [Level::L1, Level::L2].into_iter().find(fits).unwrap_or(Level::L3)
+}
+
+impl Content for Leaves {
+    const STEP: u64 = PAGE_SIZE;
+
+    fn level_at(&self, ipa: Ipa, above: Level) -> Level {
+        let mut level = largest(self.range, ipa, self.coarsest.max(above));
+        while let Some(below) = level.next()
+            && !self.pa_of(ipa).is_aligned(level.slot_bytes())
+        {
+            level = below;
+        }
+        level
+    }
+
+    fn at(&self, ipa: Ipa, level: Level) -> Result<Descriptor, MapError> {
+        let [l1, l2, l3] = &self.templates;
+        let template = match level {
+            Level::L0 | Level::L1 => l1,
+            Level::L2 => l2,
+            Level::L3 => l3,
+        };
+        template.at(self.pa_of(ipa)).map_err(|error| MapError::Mapping(error.into()))
+    }
+}
+
+/// The first phase: Empty → Busy.
+struct Prepare<'w, 'e, M, A, C> {
+    space: &'w Space<'e, M, A>,
+    content: &'w C,
+    range: IpaRange,
+    /// Everything of the range before this is prepared.
+    at: Ipa,
+    left: usize,
+}
+
+impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
+    fn run(&mut self, cpu: &Cpu<'_>) -> Result<(), MapError> {
+        while self.at < self.range.end() && self.left > 0 {
+            let guard = cpu.enter();
+            self.step(&guard)?;
+        }
+        Ok(())
+    }
+
+    /// The slots of one table that the walk ends in.
+    fn step(&mut self, guard: &Guard<'_>) -> Result<(), MapError> {
+        let path = self.space.path(guard, self.at).ok_or(MapError::ForeignGuard)?;
+        let Some(node) = path.leaf() else { return Ok(()) };
+        let end = node.end().min(self.range.end().get());
+        while self.at.get() < end && self.left > 0 {
+            if node.level.index(self.at) >= SLOTS {
+                self.at = Ipa::new(end);
+                break;
+            }
+            if !self.slot(guard, node)? {
+                // It leads to a table now.
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Prepares the slot at `at`; `false` if another PE has just linked a table there.
+    fn slot(&mut self, guard: &Guard<'_>, node: Node<'_>) -> Result<bool, MapError> {
+        let level = node.level;
+        let slot = node.table.slot(level.index(self.at));
+        let end = node.ipa_of(level.index(self.at)).get() + level.slot_bytes();
+        let end = Ipa::new(end.min(self.range.end().get()));
+        let seen = slot.load(&self.space.arch);
+        if seen.as_table(level).is_some() {
+            return Ok(false);
+        }
+        if seen != Descriptor::EMPTY {
+            return Err(MapError::Occupied { ipa: self.at, level, seen });
+        }
+        let (live, slots) = if self.content.level_at(self.at, level) == level {
+            (self.content.at(self.at, level)?, 1)
+        } else {
+            self.subtree(level, self.at, end)?
+        };
+        // A note is complete in itself.
+        let busy = live.to_busy().unwrap_or(live);
+        // SAFETY: (1) found under this guard. (2) Not valid; what it remembers is complete.
+        match unsafe { slot.try_set(&self.space.arch, guard, busy) } {
+            Ok(()) => {
+                self.left = self.left.saturating_sub(slots);
+                self.at = end;
+                Ok(true)
+            }
+            Err(lost) => {
+                if let (Some(table), Some(below)) = (live.as_table(level), level.next()) {
+                    self.space.free_detached(table, below);
+                }
+                match lost {
+                    TrySetError::Unsupported => Err(MapError::Unsupported),
+                    TrySetError::Occupied(seen) if seen.as_table(level).is_some() => Ok(false),
+                    TrySetError::Occupied(seen) => {
+                        Err(MapError::Occupied { ipa: self.at, level, seen })
+                    }
+                }
+            }
+        }
+    }
+
+    /// A table, not yet linked, for a slot of `level`, that maps `[from, to)`; and the slots it took.
+    fn subtree(&self, level: Level, from: Ipa, to: Ipa) -> Result<(Descriptor, usize), MapError> {
+        let space = self.space;
+        let below = level.next().ok_or(MapError::OutOfTables)?;
+        let pa = space.memory.alloc_table(1).ok_or(MapError::OutOfTables)?;
+        match self.fill(pa, below, from, to) {
+            Ok(slots) => match Descriptor::table(level, pa) {
+                Ok(table) => Ok((table, slots)),
+                Err(error) => {
+                    space.free_detached(pa, below);
+                    Err(MapError::Mapping(error.into()))
+                }
+            },
+            Err(error) => {
+                space.free_detached(pa, below);
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, pa: Pa, level: Level, from: Ipa, to: Ipa) -> Result<usize, MapError> {
+        // SAFETY: (1) just allocated.
+        let table = unsafe { self.space.memory.table(pa) };
+        let bytes = level.slot_bytes();
+        let (first, mut at, mut slots) = (level.index(from), from, 0);
+        if level == Level::L3 {
+            // By far the most frequent: a run of pages, one after another.
+            let count = ((to.get() - from.get()) / bytes) as usize;
+            let mut bits = self.content.at(from, level)?.bits();
+            for slot in table.slots().iter().skip(first).take(count) {
+                // SAFETY: (1) nobody walks the table yet; (2) a leaf or note for this level.
+                unsafe { self.space.arch.store_detached(slot, bits) };
+                bits += C::STEP;
+            }
+            return Ok(count);
+        }
+        for slot in table.slots().iter().skip(first) {
+            if at >= to {
+                break;
+            }
+            let end = at.align_down(bytes).checked_add(bytes).map_or(to, |end| end.min(to));
+            let (live, took) = if self.content.level_at(at, level) == level {
+                (self.content.at(at, level)?, 1)
+            } else {
+                self.subtree(level, at, end)?
+            };
+            // SAFETY: (1) nobody walks the table yet; (2) a leaf, note or table for this level.
+            unsafe { self.space.arch.store_detached(slot, live.bits()) };
+            (at, slots) = (end, slots + took);
+        }
+        Ok(slots)
+    }
+}

@@ -1,0 +1,378 @@
+//! Taking a range away: frames back to their owner, tables back to [`Memory`].
+//!
+//! ```text
+//!  claim   the caller has published a policy under which nobody populates the range, and has waited
+//!  sweep   live -> Drain; in tables that end, Empty -> Dead, then their parent slot -> Drain
+//!  flush   one for the batch: DSB ISHST, stage 2 by IPA, DSB ISH, VMALLE1IS, DSB ISH
+//!  grace   nobody who looked up a translation or a table before still uses it
+//!  release frames to the caller against the flush's token, tables to Memory; Drain and Dead -> Empty
+//! ```
+//!
+//! **A slot in Drain needs no lock.** It stays what it is for installers (not Empty), for lookups (not a
+//! table) and for other operations (their claims are elsewhere), so the locks are given back before
+//! the flush and one flush serves a whole batch, however many tables it touched. What a Drain remembers
+//! ([`Former`]) replaces a list of what was taken.
+//!
+//! # Giving a table back
+//!
+//! The window to close is an install that lands in a dying table:
+//!
+//! ```text
+//! PE 0, gives table T back            PE 1, in a fault handler
+//!                                     walks through the parent slot into T
+//! sees T empty, parent slot -> Drain
+//! flush, grace ...                    CAS Empty -> page: won, in a table that nobody walks
+//! ```
+//!
+//! So under both locks, parent first, **every slot is made non-installable while T is still linked**:
+//! Empty → Dead by compare-exchange, live → Drain. If one cannot be (a Note that is to stay, something
+//! installed that is a table), the Dead ones thaw and T stays linked. Only then the parent slot goes to
+//! Drain. Nothing is written into the page before the flush that covers its whole span, without a
+//! level hint, is over \[RRVJDB\], and nothing is freed before the grace period.
+//!
+//! A table is given back only by a claim on its whole span, so the tables that a claim's range touches
+//! stay allocated for that claim, also outside a guard.
+
+use super::lookup::{LockedTable, Node};
+use super::{Batch, Progress, Space, UnmapError};
+use crate::addr::{Ipa, IpaRange, Level, Pa};
+use crate::arch::Arch;
+use crate::claim::Claim;
+use crate::descriptor::{Descriptor, Former, Owner, View};
+use crate::epoch::{Cpu, Guard};
+use crate::flush::Flushed;
+use crate::gather::Owed;
+use crate::memory::{ARITY as SLOTS, Memory};
+use crate::slot::{Slot, TrySetError};
+
+/// What becomes of the memory that an unmap takes away.
+pub trait Release {
+    /// The block or page that was mapped at `ipa` is the caller's again: no PE, no TLB and no lookup
+    /// reaches it. `former` has its address, its size and the final state of its leaf.
+    ///
+    /// Memory that was mapped as [`Owner::Other`] is not told: it is not the VM's.
+    fn frame(&mut self, ipa: Ipa, former: &Former, flushed: &Flushed);
+
+    /// The table for the addresses from `ipa` on was given back. For statistics.
+    fn table(&mut self, _ipa: Ipa) {}
+}
+
+/// What an unmap does with notes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notes {
+    /// They stay, and so do the tables that hold them.
+    Keep,
+    /// They go.
+    Remove,
+}
+
+impl<M: Memory, A: Arch> Space<'_, M, A> {
+    /// Takes away what is mapped in a batch of the claimed range.
+    ///
+    /// The caller has seen to it that nobody populates the range: it published a region map without it
+    /// and waited for a grace period. It holds no guard and no lock; `relax` runs while it waits for
+    /// others'. Remote PEs translate by the old entries until the flush within; afterwards they
+    /// fault. A fault that meets a slot on its way gets [`InstallError::Retry`](super::InstallError::Retry).
+    ///
+    /// # Errors
+    /// [`UnmapError`]. What was drained before the error is flushed and released.
+    pub fn unmap(
+        &self,
+        cpu: &Cpu<'_>,
+        claim: &Claim<'_>,
+        batch: Batch,
+        notes: Notes,
+        relax: impl FnMut(),
+        release: &mut impl Release,
+    ) -> Result<Progress, UnmapError> {
+        let range = self.claimed(claim, batch.from).map_err(UnmapError::Claim)?;
+        if !cpu.is_quiescent() {
+            return Err(UnmapError::NotQuiescent);
+        }
+        let mut sweep = Sweep {
+            space: self,
+            range,
+            at: batch.from,
+            high: batch.from.get(),
+            left: batch.slots.max(1),
+            notes,
+            owed: Owed::new(self.tlb()),
+        };
+        let outcome = sweep.run(cpu);
+        let Sweep { at, high, owed, .. } = sweep;
+        if let Some(flushed) = owed.settle() {
+            // Nothing is held here, so this cannot fail; if it did, nothing would be released.
+            cpu.wait(relax).map_err(|_| UnmapError::NotQuiescent)?;
+            let mut releaser = Releaser { space: self, flushed: &flushed, release };
+            releaser.roots(batch.from.get(), high);
+        }
+        outcome?;
+        Ok(if at < range.end() { Progress::Until(at) } else { Progress::Done })
+    }
+}
+
+/// The first pass: live → Drain.
+struct Sweep<'w, 'e, M: Memory, A: Arch> {
+    space: &'w Space<'e, M, A>,
+    range: IpaRange,
+    /// Everything of the range before this is done.
+    at: Ipa,
+    /// End of the highest slot that was drained.
+    high: u64,
+    left: usize,
+    notes: Notes,
+    owed: Owed<'w, A>,
+}
+
+/// Why a table stays.
+enum Stays {
+    /// The parent moved: look again.
+    Stale,
+    /// A slot cannot be made non-installable.
+    InUse,
+}
+
+impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
+    fn run(&mut self, cpu: &Cpu<'_>) -> Result<(), UnmapError> {
+        while self.at < self.range.end() && self.left > 0 {
+            // A guard for each table, so that nobody's grace period waits for a whole range.
+            let guard = cpu.enter();
+            self.step(&guard)?;
+            self.give_back_finished(&guard);
+        }
+        Ok(())
+    }
+
+    /// One table's share of what is left.
+    fn step(&mut self, guard: &Guard<'_>) -> Result<(), UnmapError> {
+        let path = self.space.path(guard, self.at).ok_or(UnmapError::ForeignGuard)?;
+        let Some(node) = path.leaf() else { return Ok(()) };
+        let whole = node.level == Level::L3
+            && self.at == node.start
+            && node.end() <= self.range.end().get();
+        if whole
+            && self.left >= SLOTS
+            && let Some(parent) = path.above(&node)
+            && self.give_back(guard, parent, node).is_ok()
+        {
+            self.left -= SLOTS;
+            self.at = Ipa::new(node.end());
+            return Ok(());
+        }
+        match node.lock(&self.space.arch, guard) {
+            Ok(table) => self.drain(&table),
+            Err(_stale) => Ok(()),
+        }
+    }
+
+    /// Drains the slots of a table from `at` to its end or the range's, or to the first that leads to a
+    /// table.
+    fn drain(&mut self, table: &LockedTable<'_, A>) -> Result<(), UnmapError> {
+        let node = table.node;
+        let end = node.end().min(self.range.end().get());
+        while self.at.get() < end && self.left > 0 {
+            let index = node.level.index(self.at);
+            if index >= SLOTS {
+                self.at = Ipa::new(end);
+                break;
+            }
+            let (slot, ipa) = (node.table.slot(index), node.ipa_of(index));
+            match self.drain_slot(slot, node.level, ipa)? {
+                Drain::Next => {}
+                Drain::Table => return Ok(()),
+            }
+            self.left -= 1;
+            self.at = Ipa::new((ipa.get() + node.level.slot_bytes()).min(end));
+        }
+        Ok(())
+    }
+
+    fn drain_slot(&mut self, slot: &Slot, level: Level, ipa: Ipa) -> Result<Drain, UnmapError> {
+        let arch = &self.space.arch;
+        let seen = slot.load(arch);
+        let bytes = level.slot_bytes();
+        let inside = self.range.start() <= ipa && ipa.get() + bytes <= self.range.end().get();
+        match seen.view(level) {
+            View::Empty => {}
+            View::Table(_) => return Ok(Drain::Table),
+            View::Leaf(_) | View::Drain(_) if !inside => {
+                return Err(UnmapError::Straddles { ipa, level });
+            }
+            View::Leaf(_) => {
+                // SAFETY: (1) the table's lock is held.
+                if unsafe { slot.clear(arch, level) }.is_some() {
+                    self.drained(ipa, level, false);
+                }
+            }
+            // Of an operation that was given up: the claim makes it ours. Its flush may not have been.
+            View::Drain(former) => self.drained(ipa, level, former.is_table()),
+            View::Note(_) if self.notes == Notes::Remove && inside => {
+                // SAFETY: (1) the table's lock is held, and the claim covers the slot; (2) a Note was
+                // never live, so no flush stands between it and Empty.
+                unsafe { arch.store(slot, Descriptor::EMPTY.bits()) };
+            }
+            View::Note(_) => {}
+            View::Busy(_) | View::Dead | View::Foreign(_) => {
+                return Err(UnmapError::Unexpected { ipa, level, seen });
+            }
+        }
+        Ok(Drain::Next)
+    }
+
+    fn drained(&mut self, ipa: Ipa, level: Level, table: bool) {
+        if table {
+            self.owed.table(ipa, level)
+        } else {
+            self.owed.leaf(ipa, level)
+        }
+        self.high = self.high.max(ipa.get() + level.slot_bytes());
+    }
+
+    /// Gives back every table that ends where the sweep has come to, from the lowest up.
+    fn give_back_finished(&mut self, guard: &Guard<'_>) {
+        while self.at > self.range.start() {
+            let last = Ipa::new(self.at.get() - 1);
+            let Some(path) = self.space.path(guard, last) else { return };
+            let Some(node) = path.leaf() else { return };
+            let whole = self.range.start() <= node.start && node.end() == self.at.get();
+            let Some(parent) = path.above(&node).filter(|_| whole) else { return };
+            match self.give_back(guard, parent, node) {
+                Ok(()) | Err(Stays::Stale) => {}
+                Err(Stays::InUse) => return,
+            }
+        }
+    }
+
+    /// Takes a table out of the tree, with all that it maps.
+    fn give_back(
+        &mut self,
+        guard: &Guard<'_>,
+        parent: Node<'_>,
+        node: Node<'_>,
+    ) -> Result<(), Stays> {
+        let arch = &self.space.arch;
+        let Some(link) = node.link else { return Err(Stays::InUse) };
+        let _parent = parent.lock(arch, guard).map_err(|_| Stays::Stale)?;
+        let table = node.lock(arch, guard).map_err(|_| Stays::Stale)?;
+        if !self.kill_all(&table) {
+            thaw(&table);
+            return Err(Stays::InUse);
+        }
+        // SAFETY: (1) the parent's lock is held.
+        if unsafe { link.slot.clear(arch, parent.level) }.is_none() {
+            return Err(Stays::Stale);
+        }
+        self.drained(node.start, parent.level, true);
+        Ok(())
+    }
+
+    /// Makes every slot of a table non-installable; `false` if one cannot be.
+    fn kill_all(&mut self, table: &LockedTable<'_, A>) -> bool {
+        let node = table.node;
+        node.table.slots().iter().enumerate().all(|(index, slot)| {
+            // SAFETY: (1) the table's lock and its parent's are held, to take the table out.
+            match unsafe { slot.kill(&self.space.arch) } {
+                Ok(()) => true,
+                Err(TrySetError::Unsupported) => false,
+                Err(TrySetError::Occupied(_)) => {
+                    let drained = self.drain_slot(slot, node.level, node.ipa_of(index));
+                    matches!(drained, Ok(Drain::Next)) && self.is_shut(slot, node.level)
+                }
+            }
+        })
+    }
+
+    /// Whether nothing can be installed in a slot; one that has just become Empty is killed.
+    fn is_shut(&self, slot: &Slot, level: Level) -> bool {
+        match slot.load(&self.space.arch).view(level) {
+            View::Drain(_) | View::Dead => true,
+            // SAFETY: (1) as in `kill_all`.
+            View::Empty => unsafe { slot.kill(&self.space.arch) }.is_ok(),
+            _ => false,
+        }
+    }
+}
+
+/// What a slot came to.
+enum Drain {
+    /// It maps nothing any more.
+    Next,
+    /// It leads to a table.
+    Table,
+}
+
+/// Makes the Dead slots of a table that stays Empty again.
+fn thaw<A: Arch>(table: &LockedTable<'_, A>) {
+    for slot in table.node.table.slots() {
+        if slot.load(table.arch()) == Descriptor::DEAD {
+            // SAFETY: (1) Dead, and killed under this lock: a Dead slot of a linked table can be no
+            // other's.
+            unsafe { slot.empty(table.arch()) };
+        }
+    }
+}
+
+/// The second pass: Drain → Empty, after flush and grace.
+struct Releaser<'w, 'e, M, A, R> {
+    space: &'w Space<'e, M, A>,
+    flushed: &'w Flushed,
+    release: &'w mut R,
+}
+
+impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
+    fn roots(&mut self, start: u64, end: u64) {
+        let geometry = &self.space.geometry;
+        let level = geometry.start();
+        let mut ipa = Ipa::new(start).align_down(level.table_bytes());
+        while ipa.get() < end {
+            self.table(geometry.root_page(self.space.root, ipa), level, ipa, start, end);
+            let Some(next) = ipa.checked_add(level.table_bytes()) else { return };
+            ipa = next;
+        }
+    }
+
+    /// Releases what the slots of a table between `start` and `end` held. At most four deep.
+    fn table(&mut self, pa: Pa, level: Level, first: Ipa, start: u64, end: u64) {
+        // SAFETY: (1) linked in the claimed range, or unlinked by this claim: allocated until below.
+        let table = unsafe { self.space.memory.table(pa) };
+        let bytes = level.slot_bytes();
+        let from = start.saturating_sub(first.get()) / bytes;
+        let slots = table.slots().iter().enumerate().skip(from as usize);
+        for (index, slot) in slots {
+            let ipa = Ipa::new(first.get() + index as u64 * bytes);
+            if ipa.get() >= end {
+                return;
+            }
+            match slot.load(&self.space.arch).view(level) {
+                View::Table(below) => {
+                    if let Some(next) = level.next() {
+                        self.table(below, next, ipa, start, end);
+                    }
+                }
+                View::Drain(former) => self.drained(slot, ipa, &former),
+                // Only a table that was taken out has these; it is gone through from end to end.
+                // SAFETY: (1) killed by this claim.
+                View::Dead => unsafe { slot.empty(&self.space.arch) },
+                _ => {}
+            }
+        }
+    }
+
+    fn drained(&mut self, slot: &Slot, ipa: Ipa, former: &Former) {
+        match former.level().next().filter(|_| former.is_table()) {
+            Some(below) => {
+                self.table(former.pa(), below, ipa, ipa.get(), u64::MAX);
+                // SAFETY: (1) taken out of the tree; (2) flushed, and the grace period is over; (3) each
+                // slot was Drain or Dead and is Empty now.
+                unsafe { self.space.memory.free_table(former.pa(), 1) };
+                self.release.table(ipa);
+            }
+            None if former.owner() == Owner::Vm => {
+                self.release.frame(ipa, former, self.flushed);
+            }
+            None => {}
+        }
+        // SAFETY: (1) in Drain since the sweep, under this claim; flushed since.
+        unsafe { slot.empty(&self.space.arch) };
+    }
+}

@@ -1,0 +1,245 @@
+//! The operations on ranges, on the oracle's machine: whole programs of them, alone and raced.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mmu_oracle::{Defect, Event, Machine, OracleMachine};
+use stage2::addr::PAGE_SIZE;
+use stage2::arch::Dsb;
+use stage2::epoch::Cpu;
+use stage2::space::{Batch, Extent, Frames, Notes, Progress, Release};
+use stage2::{
+    Arch, Attributes, Bbm, Caps, Epochs, Features, Flushed, Former, Geometry, HwUpdate, Install,
+    InstallError, Ipa, IpaRange, Level, MemType, Note, Owner, Pa, Prot, Space, Tally, Vmid,
+};
+
+const CPUS: usize = 3;
+const VMID: u16 = 3;
+
+type OracleSpace<'m> = Space<'m, &'m OracleMachine, &'m OracleMachine>;
+
+fn geometry(caps: Caps) -> Geometry {
+    let features = Features { caps: caps | Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits: 40 };
+    Geometry::new(39, &features, HwUpdate::Off).unwrap()
+}
+
+fn machine(pages: usize) -> OracleMachine {
+    OracleMachine::new(Machine { pes: CPUS, ..Machine::default() }, pages)
+}
+
+fn ram(pa: u64, coarsest: Level) -> Extent {
+    let attributes = Attributes::new(Prot::RWX, MemType::Normal);
+    Extent { pa: Pa::new(pa), attributes, owner: Owner::Vm, coarsest }
+}
+
+fn range(start: u64, bytes: u64) -> IpaRange {
+    IpaRange::new(Ipa::new(start), bytes).unwrap()
+}
+
+fn enter_guest(machine: &OracleMachine, vttbr: u64, pe: usize) {
+    machine.on_pe(pe, || {
+        (&machine).dsb(Dsb::Ish);
+        // SAFETY: (1) the value is that of the VM that runs; (2) the DSB above.
+        unsafe { (&machine).set_vttbr(vttbr) };
+        (&machine).isb();
+    });
+}
+
+/// Tells the machine of each frame that comes back, and counts the bytes.
+struct Freed<'m>(&'m OracleMachine, Vec<u64>);
+
+impl Release for Freed<'_> {
+    fn frame(&mut self, _: Ipa, former: &Former, _: &Flushed) {
+        let (frame, bytes) = (former.pa().get(), former.level().slot_bytes());
+        self.0.note(|pe| Event::FreeFrame { pe, frame, bytes });
+        self.1.extend((0..bytes).step_by(PAGE_SIZE as usize).map(|page| frame + page));
+    }
+}
+
+fn map(space: &OracleSpace<'_>, cpu: &Cpu<'_>, at: IpaRange, extent: &Extent) {
+    let claim = space.claim(at).unwrap();
+    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+    let mapped = unsafe { space.map(cpu, &claim, Batch::all_of(&claim), extent) };
+    assert_eq!(mapped, Ok(Progress::Done));
+    space.memory().note(|pe| Event::Published { pe });
+}
+
+fn unmap(
+    space: &OracleSpace<'_>,
+    cpu: &Cpu<'_>,
+    at: IpaRange,
+    budget: usize,
+    freed: &mut Freed<'_>,
+) {
+    let claim = space.claim(at).unwrap();
+    let mut from = at.start();
+    while let Progress::Until(next) = space
+        .unmap(
+            cpu,
+            &claim,
+            Batch { from, slots: budget },
+            Notes::Remove,
+            std::thread::yield_now,
+            freed,
+        )
+        .unwrap()
+    {
+        from = next;
+    }
+}
+
+/// Maps, unmaps by pieces, notes, maps anew over the same addresses, and destroys; on PE 0, while
+/// the others may hold whatever the architecture allows.
+#[test]
+fn a_life_of_a_vm_is_sound_on_every_machine() {
+    for caps in [Caps::empty(), Caps::TTL, Caps::TLBI_RANGE, Caps::TLBI_RANGE | Caps::TTL] {
+        for (budget, elsewhere) in [(3, false), (600, true), (usize::MAX, false)] {
+            let machine = machine(64);
+            let epochs = Epochs::<CPUS>::new();
+            let vmid = Vmid::new(VMID, 8).unwrap();
+            let space =
+                Space::new(geometry(caps), vmid, epochs.domain(), &machine, &machine).unwrap();
+            (0..CPUS).for_each(|pe| enter_guest(&machine, space.vttbr(), pe));
+            if elsewhere {
+                // PE 0 has run another VM since.
+                enter_guest(&machine, 9 << 48 | 0x5000_0000, 0);
+            }
+            let cpu = epochs.join(0).unwrap();
+            let mut freed = Freed(&machine, Vec::new());
+            map(&space, &cpu, range(0x1f_e000, 0x3000), &ram(0x8000_0000, Level::L3));
+            map(&space, &cpu, range(0x40_0000, 4 << 20), &ram(0x8040_0000, Level::L2));
+            map(&space, &cpu, range(1 << 30, 0x5000), &ram(0x9000_0000, Level::L3));
+            unmap(&space, &cpu, range(0x1f_f000, 0x1000), budget, &mut freed);
+            unmap(&space, &cpu, range(0x20_0000, 4 << 20), budget, &mut freed);
+            {
+                let claim = space.claim(range(0x20_0000, 4 << 20)).unwrap();
+                let note = Note::new(1).unwrap();
+                let noted = space.annotate(&cpu, &claim, Batch::all_of(&claim), note);
+                assert_eq!(noted, Ok(Progress::Done));
+                let gone = space.deannotate(&cpu, &claim, Batch::all_of(&claim), |_, _, _| {});
+                assert_eq!(gone, Ok(Progress::Done));
+            }
+            // Other memory, other sizes, at the same addresses.
+            map(&space, &cpu, range(0x20_0000, 0x20_1000), &ram(0xa000_1000, Level::L3));
+            unmap(&space, &cpu, range(0x20_0000, 0x20_1000), budget, &mut freed);
+            map(&space, &cpu, range(0x20_0000, 4 << 20), &ram(0xb000_0000, Level::L2));
+            // A table in which nothing is mapped any more is given back, too.
+            map(&space, &cpu, range(3 << 30, 0x1000), &ram(0xc000_0000, Level::L3));
+            unmap(&space, &cpu, range(3 << 30, 0x1000), budget, &mut freed);
+            unmap(&space, &cpu, range(3 << 30, 1 << 30), usize::MAX, &mut freed);
+            // Far apart, for one flush.
+            map(&space, &cpu, range(5 << 30, 0x1000), &ram(0xd000_0000, Level::L3));
+            map(&space, &cpu, range(9 << 30, 0x1000), &ram(0xe000_0000, Level::L3));
+            // What a PE runs is not destroyed under it.
+            (0..CPUS).for_each(|pe| enter_guest(&machine, 9 << 48 | 0x5000_0000, pe));
+            // SAFETY: (1) every PE was given another value.
+            unsafe { space.destroy(&cpu, || {}, &mut freed) }.unwrap();
+            machine.note(|pe| Event::ReuseVmid { pe, vmid: VMID });
+            let verdicts = machine.verdicts();
+            assert!(verdicts.is_empty(), "{caps:?} {budget} {elsewhere}: {}", verdicts[0]);
+            assert_eq!(freed.1.len(), 3 + 1024 + 5 + 513 + 1024 + 3);
+        }
+    }
+}
+
+struct Own(u64);
+
+// SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+unsafe impl Frames for Own {
+    fn take(&mut self) -> Option<Pa> {
+        self.0 += PAGE_SIZE;
+        Some(Pa::new(self.0))
+    }
+
+    fn give_back(&mut self, _: Pa) {
+        self.0 -= PAGE_SIZE;
+    }
+}
+
+/// Two PEs install in fault handlers while a third unmaps the same range again and again.
+#[test]
+fn installs_during_unmaps_are_sound_and_nothing_is_lost() {
+    const ROUNDS: usize = 40;
+    let machine = machine(256);
+    let epochs = Epochs::<CPUS>::new();
+    let vmid = Vmid::new(VMID, 8).unwrap();
+    let caps = Caps::TLBI_RANGE | Caps::TTL;
+    let space = Space::new(geometry(caps), vmid, epochs.domain(), &machine, &machine).unwrap();
+    (0..CPUS).for_each(|pe| enter_guest(&machine, space.vttbr(), pe));
+    let (stop, whole) = (AtomicBool::new(false), range(0, 1 << 30));
+    let attributes = Attributes::new(Prot::RWX, MemType::Normal);
+    let mapping = space.mapping(Level::L3, &attributes, Owner::Vm).unwrap();
+    let install = |pe: usize| {
+        machine.on_pe(pe, || {
+            let cpu = epochs.join(pe).unwrap();
+            let (mut frames, mut tally, mut met) = (Own((pe as u64) << 36), Tally::default(), 0);
+            let mut installed = Vec::new();
+            for n in 0u64.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let page = (n * 7 + pe as u64) % 24;
+                let ipa = Ipa::new((page % 3) << 21 | (page / 3) << 12);
+                match space.install(&cpu.enter(), ipa, &mapping, &mut frames, &mut tally) {
+                    Ok(Install::Installed(pa)) => installed.push(pa.get()),
+                    Ok(Install::Present(_)) => std::thread::yield_now(),
+                    Err(InstallError::Retry { .. }) => met += 1,
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            (installed, met)
+        })
+    };
+    let (mut installed, met, freed) = std::thread::scope(|scope| {
+        let threads = [1, 2].map(|pe| scope.spawn(move || install(pe)));
+        let cpu = epochs.join(0).unwrap();
+        let mut freed = Freed(&machine, Vec::new());
+        for _ in 0..ROUNDS {
+            unmap(&space, &cpu, whole, usize::MAX, &mut freed);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let results = threads.map(|thread| thread.join().unwrap());
+        unmap(&space, &cpu, whole, usize::MAX, &mut freed);
+        let met: usize = results.iter().map(|(_, met)| met).sum();
+        (results.map(|(installed, _)| installed).concat(), met, freed.1)
+    });
+    let verdicts = machine.verdicts();
+    assert!(verdicts.is_empty(), "{}", verdicts[0]);
+    let mut freed = freed;
+    installed.sort_unstable();
+    freed.sort_unstable();
+    assert_eq!(installed, freed, "each frame came back exactly once");
+    println!("{} installs, {met} met a slot in transition", installed.len());
+}
+
+/// The order of `give_back` is needed: a table freed without it is found by the model.
+#[test]
+fn the_model_sees_a_table_that_is_freed_without_its_flush() {
+    let machine = machine(16);
+    let epochs = Epochs::<CPUS>::new();
+    let vmid = Vmid::new(VMID, 8).unwrap();
+    let space =
+        Space::new(geometry(Caps::empty()), vmid, epochs.domain(), &machine, &machine).unwrap();
+    (0..CPUS).for_each(|pe| enter_guest(&machine, space.vttbr(), pe));
+    let cpu = epochs.join(0).unwrap();
+    map(&space, &cpu, range(0, 0x3000), &ram(0x8000_0000, Level::L3));
+    unmap(&space, &cpu, range(0, 1 << 30), usize::MAX, &mut Freed(&machine, Vec::new()));
+    assert!(machine.verdicts().is_empty());
+    let trace = machine.trace();
+    let freed = trace.iter().position(|e| matches!(e, Event::FreeTable { .. })).unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    for left_out in 0..trace.len() {
+        if !matches!(
+            trace[left_out],
+            Event::Tlbi { .. } | Event::Dsb { kind: mmu_oracle::event::Dsb::Ish, .. }
+        ) {
+            continue;
+        }
+        let setup = Machine { pes: CPUS, ..Machine::default() };
+        let mut model = mmu_oracle::Model::new(setup);
+        let events = trace.iter().enumerate().filter(|(at, _)| *at != left_out);
+        events.for_each(|(_, event)| model.apply(event));
+        found.extend(model.verdicts().iter().map(|verdict| verdict.defect));
+    }
+    assert!(freed > 0 && found.contains(&Defect::TableStillWalked), "{found:?}");
+    assert!(found.contains(&Defect::FrameStillReachable), "{found:?}");
+}
