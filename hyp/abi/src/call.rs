@@ -16,6 +16,19 @@ pub const VERDICT: u32 = 0xC600_0001;
 /// the sum is exact only for what happened before the call, and never goes back.
 pub const STAT: u32 = 0xC600_0002;
 
+/// Moves guest memory: `x1` is the first address, `x2` the bytes, whole pages, at most [`MOVE_MAX`].
+///
+/// Each page of the range is taken out of stage 2 and comes back in another frame with its content,
+/// while the guest's other CPUs run on; accesses to it wait meanwhile. It tests the memory manager.
+///
+/// Returns [`SUCCESS`] in `x0` and the number of pages moved in `x1`, or in `x0`
+/// [`INVALID_PARAMETER`] for a range that is not RAM, too large or all of it, [`BUSY`] while another CPU
+/// moves something, [`NO_MEMORY`] when there are not enough free frames. Nothing was changed then.
+pub const MOVE: u32 = 0xC600_0003;
+
+/// The most that [`MOVE`] takes at once, in bytes.
+pub const MOVE_MAX: u64 = 2 << 20;
+
 /// What [`VENDOR_UID`] answers: `w0`..`w3`.
 pub const UID: [u32; 4] = [0x5f7a_93c1, 0x4e8b_62d4, 0xb1d0_9a1e, 0x27c6_e03f];
 
@@ -27,6 +40,12 @@ pub const NOT_SUPPORTED: i64 = -1;
 
 /// An argument is not one that the call knows. Nothing was changed.
 pub const INVALID_PARAMETER: i64 = -3;
+
+/// Another CPU does the same just now: try again.
+pub const BUSY: i64 = -4;
+
+/// Not enough free memory. Nothing was changed.
+pub const NO_MEMORY: i64 = -5;
 
 /// The selector of [`STAT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,11 +69,17 @@ pub enum Stat {
     Mmio = 7,
     /// HVC and SMC calls.
     Hypercalls = 8,
+    /// Faults that met a slot whose translation was just being taken away.
+    Drained = 9,
+    /// Translation tables given back.
+    TablesFreed = 10,
+    /// Pages moved to another frame.
+    Moved = 11,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -64,6 +89,9 @@ impl Stat {
         Self::Spurious,
         Self::Mmio,
         Self::Hypercalls,
+        Self::Drained,
+        Self::TablesFreed,
+        Self::Moved,
     ];
 
     /// The selector with this number, if there is one.
@@ -79,6 +107,9 @@ impl Stat {
             6 => Self::Spurious,
             7 => Self::Mmio,
             8 => Self::Hypercalls,
+            9 => Self::Drained,
+            10 => Self::TablesFreed,
+            11 => Self::Moved,
             _ => return None,
         })
     }
@@ -104,7 +135,7 @@ mod tests {
 
     #[test]
     fn identifiers_are_fast_calls_of_the_vendor_hypervisor_service() {
-        for id in [VENDOR_UID, VERDICT, STAT] {
+        for id in [VENDOR_UID, VERDICT, STAT, MOVE] {
             assert_eq!(id >> 31, 1, "fast call");
             assert_eq!((id >> 24) & 0x3f, 6, "owning entity: vendor specific hypervisor service");
         }

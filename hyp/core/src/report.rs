@@ -93,6 +93,12 @@ pub struct Stats {
     pub mmio: u64,
     /// HVC and SMC calls.
     pub hypercalls: u64,
+    /// Faults that met a slot whose translation was being taken away.
+    pub drained: u64,
+    /// Tables given back.
+    pub tables_freed: u64,
+    /// Pages moved to another frame.
+    pub moved: u64,
     /// Trapped system register accesses.
     pub sysregs: u64,
     /// TLB invalidations by instruction, such as `VMALLS12E1IS`.
@@ -260,6 +266,11 @@ impl Stats {
         row(f, "device accesses", self.mmio)?;
         row(f, "hypercalls", self.hypercalls)?;
         row(f, "register traps", self.sysregs)?;
+        if self.moved != 0 {
+            row(f, "pages moved", self.moved)?;
+            row(f, "faults met in Drain", self.drained)?;
+            row(f, "tables given back", self.tables_freed)?;
+        }
         if self.tlbi.is_empty() {
             row(f, "TLBIs", 0)?;
         }

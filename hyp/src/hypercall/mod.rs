@@ -14,6 +14,7 @@ use hyp_core::psci::Action;
 use crate::cpu;
 use crate::event::counters;
 use crate::platform::gic;
+use crate::vm::moving::{self, Refused};
 use crate::vm::run::{Env, Step};
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::{Entry, Vcpu};
@@ -41,6 +42,21 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
                 answer(vcpu, call::SUCCESS as u64)
             }
             None => answer(vcpu, call::INVALID_PARAMETER as u64),
+        },
+        call::MOVE => match moving::move_memory(env, arguments[0], arguments[1]) {
+            Ok(pages) => {
+                vcpu.context.set_x(1, pages);
+                answer(vcpu, call::SUCCESS as u64)
+            }
+            Err(Refused::Invalid) => answer(vcpu, call::INVALID_PARAMETER as u64),
+            Err(Refused::Busy) => answer(vcpu, call::BUSY as u64),
+            Err(Refused::NoMemory) => answer(vcpu, call::NO_MEMORY as u64),
+            Err(Refused::Broken(why)) => {
+                let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, esr)
+                    .with_ipa(arguments[0])
+                    .with_hint(why);
+                Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
+            }
         },
         _ => psci(env.vm, vcpu, function, arguments, esr),
     }

@@ -103,6 +103,7 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
         features,
         space,
         policy: AtomicPtr::new(Box::leak(Box::new(policy))),
+        moving: Lock::new(()),
         payload,
         psci: Psci::new(config.vcpus, placed.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
@@ -166,7 +167,7 @@ fn policy(space: &Stage2, ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
     let main = Region { range: ram, backing: Backing::Ram { prot: PROT, mem: MEM }, name: "RAM" };
     let regions = RegionMap::new([main, device(0)?, device(1)?])?;
     let ram_page = space.mapping(Level::L3, &Attributes::new(PROT, MEM), Owner::Vm)?;
-    Ok(Policy { ram, ram_page, regions })
+    Ok(Policy { ram, moving: None, ram_page, regions })
 }
 
 fn announce(vm: &Vm, config: &Config, guest: &Guest) {

@@ -93,7 +93,25 @@ fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate
         }
         Populate::Elsewhere => {
             let guard = env.guards.enter();
-            let known = env.vm.policy(&guard).regions.find(Ipa::new(page)).is_some();
+            let policy = env.vm.policy(&guard);
+            if policy.ram.contains(Ipa::new(page)) {
+                // It was being moved a moment ago.
+                drop(guard);
+                return repeat(env, vcpu, page);
+            }
+            if let Some(moving) = &policy.moving
+                && let Some(end) = moving.fault(env, &guard, page)
+            {
+                drop(guard);
+                return match end {
+                    Ok(()) => repeat(env, vcpu, page),
+                    Err(error) => {
+                        let hint = format!("stage 2 cannot map this page: {error}");
+                        diagnose(env, vcpu, Some(ipa(page, abort)), Some(hint))
+                    }
+                };
+            }
+            let known = policy.regions.find(Ipa::new(page)).is_some();
             drop(guard);
             if known {
                 emulate(env, vcpu, abort, ipa(page, abort))

@@ -37,6 +37,7 @@ mod create;
 mod fault;
 pub(crate) mod idregs;
 mod inject;
+pub(crate) mod moving;
 pub(crate) mod payload;
 mod pe;
 pub(crate) mod run;
@@ -94,6 +95,8 @@ pub(crate) struct Vm {
     /// Stage-2 tables.
     pub(crate) space: Stage2,
     policy: AtomicPtr<Policy>,
+    /// Held by who moves memory. Others try it, and never wait.
+    moving: Lock<()>,
     /// What RAM holds initially.
     pub(crate) payload: Payload,
     /// Power states.
@@ -121,8 +124,11 @@ impl Vm {
 /// What guest-physical addresses are: immutable, replaced as a whole.
 #[derive(Debug)]
 pub(crate) struct Policy {
-    /// RAM, which is what nearly every fault is about: looked at before the map.
+    /// RAM, which is what nearly every fault is about: looked at before the map. While memory is moved, a
+    /// part of RAM that is not concerned.
     pub(crate) ram: IpaRange,
+    /// Memory that is being moved.
+    pub(crate) moving: Option<moving::Moving>,
     /// How a page of RAM is mapped.
     pub(crate) ram_page: Mapping,
     /// Everything.

@@ -102,3 +102,19 @@ fn a_guest_larger_than_half_of_a_small_machine_gets_what_it_needs() {
     let run = guest.with("--initrd", path.display()).passes();
     run.checks("room for the initrd", |report| report.guest_mem >= 44 << 20);
 }
+
+// Memory is moved under vCPUs that work with it; the guest verifies every word.
+on_every_cpu!(churn, |cpu| {
+    let run = Scenario::of("churn").cpu(cpu).vcpus(4).append("moves=60 seconds=90 min-freed=8");
+    run.alone()
+        .timeout(150)
+        .passes()
+        .checks("pages were moved", |report| report.stats.moved > 500)
+        .checks("faults met what was being taken away", |report| report.stats.drained > 0)
+        .checks("tables were given back", |report| report.stats.tables_freed >= 8);
+});
+
+#[test]
+fn one_vcpu_has_nobody_to_move_memory_under() {
+    Scenario::of("churn").vcpus(1).run().exits(1).shows("churn needs two vCPUs");
+}

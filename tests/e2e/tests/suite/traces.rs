@@ -7,7 +7,7 @@ use e2e::trace::Checked;
 use e2e::{Run, Scenario, Trace, debug_images, images, on_every_cpu};
 use hypctl::workspace::Variant;
 use mmu_oracle::Event;
-use mmu_oracle::event::Dsb;
+use mmu_oracle::event::{Aim, Dsb, Scope};
 use mmu_oracle::recorded::Order;
 use rustix::process::Signal;
 
@@ -61,6 +61,33 @@ fn tables_of_a_guest_that_maps_all_over_are_sound() {
     assert_eq!(json["order"], "total");
     assert!(json["writes"].as_u64().is_some_and(|writes| writes > 150), "{json}");
     assert!(json["tables_allocated"].as_u64().is_some_and(|tables| tables > 30), "{json}");
+}
+
+/// Unmaps, tables given back, frames that get other owners: what other guests do not make EL2 do.
+#[test]
+fn moves_of_memory_are_sound_and_a_flush_that_lacks_a_step_is_found() {
+    let trace = Trace::none();
+    let guest = Scenario::of("churn").vcpus(2).flag("--icount").trace(&trace.path());
+    guest.append("moves=12 min-freed=4 seconds=600").timeout(120).passes();
+    trace.check().exits(0).shows("verdicts             none");
+    let recording = trace.recording();
+    assert!(recording.lines.iter().any(|line| matches!(line.event, Event::FreeTable { .. })));
+    // The first flush of a range, step by step; other PEs' events may stand between.
+    let mut lines = recording.lines.iter();
+    let mut next = |wanted: fn(&Event) -> bool| {
+        lines.find(|line| line.event.pe() == 0 && wanted(&line.event)).unwrap().number - 1
+    };
+    let steps = [
+        next(|e| matches!(e, Event::Tlbi { aim: Aim::Ipa(_) | Aim::IpaRange(_), .. })),
+        next(|e| matches!(e, Event::Dsb { kind: Dsb::Ish, .. })),
+        next(|e| matches!(e, Event::Tlbi { aim: Aim::VmStage1, scope: Scope::Is, .. })),
+        next(|e| matches!(e, Event::Dsb { kind: Dsb::Ish, .. })),
+        next(|e| matches!(e, Event::Isb { .. })),
+    ];
+    for step in steps {
+        let without = trace.doctored(|lines| drop(lines.remove(step)));
+        without.check().exits(1).shows("stale-translation: ");
+    }
 }
 
 #[test]
