@@ -104,7 +104,11 @@ fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate
             {
                 drop(guard);
                 return match end {
-                    Ok(()) => repeat(env, vcpu, page),
+                    // Not counted: how long it takes is up to the CPU that moves, and that goes on.
+                    Ok(()) => {
+                        relax();
+                        Step::Resume
+                    }
                     Err(error) => {
                         let hint = format!("stage 2 cannot map this page: {error}");
                         diagnose(env, vcpu, Some(ipa(page, abort)), Some(hint))
