@@ -22,6 +22,7 @@
 //! would otherwise fill a TLB under the wrong VMID. A completed flush returns a [`Flushed`], against
 //! which memory may be given back.
 
+use crate::account::Ledger;
 use crate::addr::{Ipa, IpaRange, Vmid};
 use crate::arch::{Arch, Dsb, Observation};
 use crate::features::Caps;
@@ -46,12 +47,20 @@ pub struct Stage2Tlb<'a, A> {
     vmid: Vmid,
     vttbr: u64,
     caps: Caps,
+    ledger: &'a Ledger,
 }
 
 impl<'a, A: Arch> Stage2Tlb<'a, A> {
-    /// For the VM with `vmid`, whose VTTBR_EL2 value is `vttbr`, on a machine with `caps`.
-    pub(crate) const fn new(arch: &'a A, vmid: Vmid, vttbr: u64, caps: Caps) -> Self {
-        Self { arch, vmid, vttbr, caps }
+    /// For the VM with `vmid`, whose VTTBR_EL2 value is `vttbr`, on a machine with `caps`; counted in
+    /// `ledger`.
+    pub(crate) const fn new(
+        arch: &'a A,
+        vmid: Vmid,
+        vttbr: u64,
+        caps: Caps,
+        ledger: &'a Ledger,
+    ) -> Self {
+        Self { arch, vmid, vttbr, caps, ledger }
     }
 
     /// After an unmap, or a change that takes permission away, of leaves in `range`.
@@ -73,9 +82,9 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
             return self.vm();
         }
         self.under_vmid(|arch| {
-            each.for_each(|op| arch.tlbi(op));
+            each.for_each(|op| self.tlbi(op));
             arch.dsb(Dsb::Ish);
-            arch.tlbi(Tlbi::Vmalle1Is);
+            self.tlbi(Tlbi::Vmalle1Is);
             arch.dsb(Dsb::Ish);
         });
         ranges.for_each(|range| self.observe(Some(range)));
@@ -95,9 +104,9 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     pub fn relax_local(&self, ipa: Ipa, level: LeafLevel) {
         // A local flush is no ground to give memory back: there is no token.
         self.under_vmid(|arch| {
-            arch.tlbi(Tlbi::Ipas2e1(PageOperand::new(ipa, level, self.caps)));
+            self.tlbi(Tlbi::Ipas2e1(PageOperand::new(ipa, level, self.caps)));
             arch.dsb(Dsb::Nsh);
-            arch.tlbi(Tlbi::Vmalle1);
+            self.tlbi(Tlbi::Vmalle1);
             arch.dsb(Dsb::Nsh);
         });
     }
@@ -105,14 +114,20 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     /// Everything of the VM, both stages: before its VMID serves another VM, or its tables end.
     pub fn vm(&self) -> Flushed {
         self.under_vmid(|arch| {
-            arch.tlbi(Tlbi::Vmalls12e1Is);
+            self.tlbi(Tlbi::Vmalls12e1Is);
             arch.dsb(Dsb::Ish);
         });
         self.observe(None);
         Flushed::DONE
     }
 
+    fn tlbi(&self, op: Tlbi) {
+        self.ledger.tlbi(&op);
+        self.arch.tlbi(op);
+    }
+
     fn observe(&self, range: Option<IpaRange>) {
+        self.ledger.flushed(range.as_ref());
         self.arch.observe(Observation::Flushed { vmid: self.vmid, range });
     }
 
@@ -160,7 +175,7 @@ mod tests {
         // SAFETY: (1, 2) no guest runs on the host.
         unsafe { arch::Arch::set_vttbr(&host, before) };
         let _ = host.take_log();
-        flush(&Stage2Tlb::new(&host, VMID, VTTBR, caps));
+        flush(&Stage2Tlb::new(&host, VMID, VTTBR, caps, &Ledger::default()));
         assert_eq!(arch::Arch::vttbr(&host), before, "VTTBR_EL2 is as it was");
         host.take_log()
     }

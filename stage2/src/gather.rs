@@ -126,6 +126,7 @@ impl<A: Arch> Drop for Owed<'_, A> {
 mod tests {
     use super::*;
     use crate::Vmid;
+    use crate::account::Ledger;
     use crate::arch::host::{Event, Host};
     use crate::features::Caps;
     use crate::tlbi::Tlbi;
@@ -138,8 +139,8 @@ mod tests {
 
     /// The ranges of pages that a flush of these pages covers, and the hints it gives.
     fn flush_of(pages: &[u64]) -> Vec<(u64, u64)> {
-        let host = Host::new();
-        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty()));
+        let (host, ledger) = (Host::new(), Ledger::default());
+        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty(), &ledger));
         pages.iter().for_each(|page| owed.leaf(Ipa::new(page << 12), Level::L3));
         let ranges = owed.ranges.iter().flatten();
         ranges.map(|r| (r.start().get() >> 12, r.end().get() >> 12)).collect()
@@ -166,10 +167,10 @@ mod tests {
     }
 
     fn operands(level: Level, table: bool) -> Vec<u64> {
-        let host = Host::new();
+        let (host, ledger) = (Host::new(), Ledger::default());
         // SAFETY: (1, 2) no guest runs on the host.
         unsafe { Arch::set_vttbr(&host, VTTBR) };
-        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::TTL));
+        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::TTL, &ledger));
         owed.leaf(Ipa::new(0x4000_0000), level);
         if table {
             owed.table(Ipa::new(0x4000_0000), level);
@@ -193,9 +194,9 @@ mod tests {
 
     #[test]
     fn what_is_dropped_is_flushed_once() {
-        let host = Host::new();
-        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty()));
-        drop(Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty())));
+        let (host, ledger) = (Host::new(), Ledger::default());
+        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty(), &ledger));
+        drop(Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty(), &ledger)));
         assert_eq!(host.take_log(), [], "nothing owed");
         owed.leaf(Ipa::new(0x5000), Level::L3);
         drop(owed);

@@ -39,6 +39,7 @@
 #![deny(missing_docs)]
 #![deny(missing_debug_implementations)]
 
+pub mod account;
 pub mod addr;
 pub mod arch;
 pub mod attr;
@@ -60,6 +61,7 @@ mod sync;
 pub mod sync;
 pub mod tlbi;
 
+pub use account::Account;
 pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};
 pub use arch::{Arch, Observation};
 pub use attr::{Attributes, Encoding, MemType, Prot, Write};

@@ -14,6 +14,7 @@
 //! see. They work in batches of a stated number of slots and say where they stopped; between two
 //! batches no lock, guard, Busy, Drain or Dead of theirs is left, and no flush is owed.
 
+use crate::account::{Account, Ledger};
 use crate::addr::{Ipa, IpaRange, Level, Pa, Vmid};
 use crate::arch::Arch;
 use crate::attr::{Attributes, Encoding};
@@ -51,6 +52,7 @@ pub struct Space<'e, M, A> {
     root: Pa,
     domain: Domain<'e>,
     claims: Claims,
+    ledger: Ledger,
     memory: M,
     arch: A,
 }
@@ -79,8 +81,17 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
         let pages = geometry.root_tables();
         let root = memory.alloc_table(pages).ok_or(NewSpaceError::OutOfTables { pages })?;
         let encoding = Encoding::of(geometry.features());
-        let space =
-            Self { geometry, encoding, vmid, root, domain, claims: Claims::new(), memory, arch };
+        let space = Self {
+            geometry,
+            encoding,
+            vmid,
+            root,
+            domain,
+            claims: Claims::new(),
+            ledger: Ledger::default(),
+            memory,
+            arch,
+        };
         let _ = space.tlb().vm();
         Ok(space)
     }
@@ -116,7 +127,19 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     /// Flushes of this VM's translations.
     #[must_use]
     pub const fn tlb(&self) -> Stage2Tlb<'_, A> {
-        Stage2Tlb::new(&self.arch, self.vmid, self.vttbr(), self.geometry.features().caps)
+        let caps = self.geometry.features().caps;
+        Stage2Tlb::new(&self.arch, self.vmid, self.vttbr(), caps, &self.ledger)
+    }
+
+    /// What has happened to these tables so far.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        self.ledger.account()
+    }
+
+    /// Adds what installs did to the account: by their caller, when it suits.
+    pub fn credit(&self, tally: &Tally) {
+        self.ledger.credit(tally);
     }
 
     /// A kind of leaf for [`install`](Self::install): made once, used for many.

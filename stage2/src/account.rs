@@ -1,0 +1,201 @@
+//! What a VM's tables have been through: counts of events, for people and for tests.
+//!
+//! What is there *now* is asked of the tables themselves ([`Space::census`](crate::Space::census)); here
+//! is what *happened* since the space was made.
+//!
+//! Range operations and flushes count as they go: next to a broadcast TLBI, an atomic addition costs
+//! nothing. An install does not: an addition to a line that all PEs share would cost it more than
+//! its own compare-exchange. It fills the caller's [`Tally`], which may be one for each CPU, and the
+//! caller adds that when it suits ([`Space::credit`](crate::Space::credit)).
+//!
+//! The counters order nothing and are read one by one: exact when no operation is under way, and never
+//! going back while some are.
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::addr::IpaRange;
+use crate::space::Tally;
+use crate::tlbi::Tlbi;
+
+/// Names of the TLB invalidations of one VM, as [`Tlbi::name`] gives them.
+pub const TLBI_KINDS: [&str; 6] =
+    ["IPAS2E1IS", "RIPAS2E1IS", "IPAS2E1", "VMALLE1IS", "VMALLE1", "VMALLS12E1IS"];
+
+/// Counts of one space's events, at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Leaves that faults installed, as far as it was credited, like the next three.
+    pub installed: u64,
+    /// Frames given back because another PE had installed one.
+    pub lost_races: u64,
+    /// Table pages linked by faults and by range operations.
+    pub tables: u64,
+    /// Table pages given back because another PE had linked one.
+    pub lost_tables: u64,
+    /// Leaves that range operations mapped: blocks of 1 GiB, of 2 MiB, pages.
+    pub mapped: [u64; 3],
+    /// Leaves that they took away, likewise.
+    pub unmapped: [u64; 3],
+    /// Linked table pages that were given back to [`Memory`](crate::Memory).
+    pub tables_freed: u64,
+    /// Invalidations, in the order of [`TLBI_KINDS`]. An instruction of a range form is one.
+    pub tlbi: [u64; TLBI_KINDS.len()],
+    /// Completed flushes of ranges.
+    pub flushes: u64,
+    /// Pages of 4 KiB in those ranges.
+    pub pages_flushed: u64,
+    /// Completed flushes of everything of the VM.
+    pub whole_flushes: u64,
+}
+
+impl Account {
+    /// Invalidations of all kinds.
+    #[must_use]
+    pub fn tlbis(&self) -> u64 {
+        self.tlbi.iter().sum()
+    }
+
+    /// Table pages that are linked, if every install was credited and nothing is under way. The root is none.
+    #[must_use]
+    pub fn tables_now(&self) -> u64 {
+        self.tables.wrapping_sub(self.tables_freed)
+    }
+
+    /// Leaves that are mapped, under the same conditions.
+    #[must_use]
+    pub fn leaves_now(&self) -> u64 {
+        let sum = |counts: &[u64; 3]| counts.iter().sum::<u64>();
+        (self.installed + sum(&self.mapped)).wrapping_sub(sum(&self.unmapped))
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sizes = |f: &mut fmt::Formatter<'_>, name, [gib, mib, pages]: [u64; 3]| {
+            writeln!(f, "{name:<13} {gib} x 1 GiB, {mib} x 2 MiB, {pages} x 4 KiB")
+        };
+        writeln!(f, "installed     {}, races lost {}", self.installed, self.lost_races)?;
+        sizes(f, "mapped", self.mapped)?;
+        sizes(f, "unmapped", self.unmapped)?;
+        write!(f, "tables        {} linked, {} given back", self.tables, self.tables_freed)?;
+        writeln!(f, ", races lost {}", self.lost_tables)?;
+        write!(f, "flushes       {} of {} pages", self.flushes, self.pages_flushed)?;
+        writeln!(f, ", {} of everything", self.whole_flushes)?;
+        write!(f, "TLBI          {}", self.tlbis())?;
+        let kinds = TLBI_KINDS.iter().zip(self.tlbi).filter(|(_, count)| *count != 0);
+        for (number, (name, count)) in kinds.enumerate() {
+            write!(f, "{} {count} {name}", if number == 0 { ":" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+/// The counters behind an [`Account`].
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    installed: AtomicU64,
+    lost_races: AtomicU64,
+    tables: AtomicU64,
+    lost_tables: AtomicU64,
+    mapped: [AtomicU64; 3],
+    unmapped: [AtomicU64; 3],
+    tables_freed: AtomicU64,
+    tlbi: [AtomicU64; TLBI_KINDS.len()],
+    flushes: AtomicU64,
+    pages_flushed: AtomicU64,
+    whole_flushes: AtomicU64,
+}
+
+impl Ledger {
+    pub(crate) fn account(&self) -> Account {
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        Account {
+            installed: get(&self.installed),
+            lost_races: get(&self.lost_races),
+            tables: get(&self.tables),
+            lost_tables: get(&self.lost_tables),
+            mapped: self.mapped.each_ref().map(get),
+            unmapped: self.unmapped.each_ref().map(get),
+            tables_freed: get(&self.tables_freed),
+            tlbi: self.tlbi.each_ref().map(get),
+            flushes: get(&self.flushes),
+            pages_flushed: get(&self.pages_flushed),
+            whole_flushes: get(&self.whole_flushes),
+        }
+    }
+
+    pub(crate) fn credit(&self, tally: &Tally) {
+        add(&self.installed, tally.installed.into());
+        add(&self.lost_races, tally.lost_races.into());
+        add(&self.tables, tally.tables.into());
+        add(&self.lost_tables, tally.lost_tables.into());
+    }
+
+    /// One invalidation.
+    pub(crate) fn tlbi(&self, op: &Tlbi) {
+        let kind = TLBI_KINDS.iter().position(|name| *name == op.name());
+        if let Some(counter) = kind.and_then(|kind| self.tlbi.get(kind)) {
+            add(counter, 1);
+        }
+    }
+
+    /// A completed flush.
+    pub(crate) fn flushed(&self, range: Option<&IpaRange>) {
+        match range {
+            Some(range) => {
+                add(&self.flushes, 1);
+                add(&self.pages_flushed, range.pages());
+            }
+            None => add(&self.whole_flushes, 1),
+        }
+    }
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{Ipa, Vmid};
+    use crate::arch::Arch;
+    use crate::arch::host::{Event, Host};
+    use crate::features::Caps;
+    use crate::flush::Stage2Tlb;
+    use crate::tlbi::LeafLevel;
+
+    fn kind(account: &Account, name: &str) -> u64 {
+        account.tlbi[TLBI_KINDS.iter().position(|known| *known == name).unwrap()]
+    }
+
+    #[test]
+    fn each_invalidation_is_counted_under_its_name() {
+        let (host, ledger) = (Host::new(), Ledger::default());
+        // SAFETY: (1, 2) no guest runs on the host.
+        unsafe { host.set_vttbr(7 << 48) };
+        let of = |caps| Stage2Tlb::new(&host, Vmid::new(7, 8).unwrap(), 7 << 48, caps, &ledger);
+        let range = IpaRange::new(Ipa::new(0x4000_0000), 5 << 12).unwrap();
+        let _ = of(Caps::empty()).reduce(range, LeafLevel::L3);
+        let _ = of(Caps::TLBI_RANGE).reduce(range, LeafLevel::L3);
+        of(Caps::empty()).relax_local(range.start(), LeafLevel::L3);
+        let _ = of(Caps::empty()).vm();
+
+        let mut issued = [0; TLBI_KINDS.len()];
+        for event in host.take_log() {
+            if let Event::Tlbi(op, _) = event {
+                issued[TLBI_KINDS.iter().position(|name| *name == op.name()).unwrap()] += 1;
+            }
+        }
+        let account = ledger.account();
+        assert_eq!(account.tlbi, issued, "counted as issued");
+        assert!(issued.iter().all(|count| *count != 0), "every kind: {issued:?}");
+        assert_eq!(kind(&account, "IPAS2E1IS"), 5 + 1, "five, and the odd page beside a range");
+        assert_eq!((account.flushes, account.pages_flushed, account.whole_flushes), (2, 10, 1));
+        let text = account.to_string();
+        assert!(text.contains("flushes       2 of 10 pages, 1 of everything"), "{text}");
+        assert!(text.contains(": 6 IPAS2E1IS, 1 RIPAS2E1IS, 1 IPAS2E1, "), "{text}");
+    }
+}
