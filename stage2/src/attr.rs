@@ -357,7 +357,14 @@ mod tests {
 
     #[test]
     fn the_encoding_follows_the_features() {
-        let of = |caps| Encoding::of(&Features { caps, bbm: crate::Bbm::Level0, pa_bits: 40 });
+        let of = |caps| {
+            Encoding::of(&Features {
+                caps,
+                bbm: crate::Bbm::Level0,
+                pa_bits: 40,
+                errata: crate::Errata::empty(),
+            })
+        };
         assert_eq!(of(Caps::empty()), PLAIN);
         assert_eq!(of(Caps::FWB), FWB);
         assert_eq!(of(Caps::XNX), XNX);

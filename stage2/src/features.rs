@@ -1,13 +1,16 @@
 //! What the machine's stage 2 can do.
 //!
 //! [`Features`] is read once from every PE's ID registers and **ANDed over all of them**: a table is
-//! shared by all PEs of a VM, so only what each of them understands may be used in it. It is plain
-//! data, so a test on the host can build any machine, and a mask on the hypervisor's command line
-//! can hide what the machine has, which is how every fallback path gets exercised.
+//! shared by all PEs of a VM, so only what each of them understands may be used in it. What is wrong
+//! with a PE ([`Errata`]) is **ORed**: one PE that needs a workaround is enough. Both are plain data, so
+//! a test on the host can build any machine, and hide what it has ([`Features::without`]) or break it
+//! ([`Features::with_errata`]), which is how every fallback path gets exercised.
 
 use core::fmt;
 
 use bitflags::bitflags;
+
+use crate::errata::Errata;
 
 bitflags! {
     /// One bit for each optional part of the architecture that changes what this crate does.
@@ -31,7 +34,8 @@ bitflags! {
         const FWB = 1 << 7;
         /// Separate execute permissions for EL1 and EL0 (FEAT_XNX).
         const XNX = 1 << 8;
-        /// The data cache needs no cleaning to the point of unification for instruction fetch (CTR_EL0.IDC).
+        /// The data cache needs no cleaning to the point of unification for instruction fetch: the
+        /// Effective value of CTR_EL0.IDC, which CLIDR_EL1 may make 1 \[D24.2.42\].
         const IDC = 1 << 9;
         /// The instruction cache needs no invalidation for freshly written code (CTR_EL0.DIC).
         const DIC = 1 << 10;
@@ -62,6 +66,10 @@ pub struct IdRegisters {
     pub isar0: u64,
     /// CTR_EL0.
     pub ctr: u64,
+    /// CLIDR_EL1.
+    pub clidr: u64,
+    /// MIDR_EL1.
+    pub midr: u64,
 }
 
 /// What every PE of the machine supports.
@@ -74,6 +82,8 @@ pub struct Features {
     /// Physical address bits that a 4 KiB-granule stage 2 can put out: 32 to 48. A machine with 52
     /// bits counts as 48, because this crate does not use FEAT_LPA2.
     pub pa_bits: u32,
+    /// What one PE or another does wrong.
+    pub errata: Errata,
 }
 
 /// The 4-bit unsigned ID field at `shift`.
@@ -97,6 +107,21 @@ pub const fn pa_bits_of(pa_range: u64) -> Option<u32> {
     }
 }
 
+/// The Effective value of CTR_EL0.IDC \[D24.2.42\]: the bit, or no level of cache before the point of
+/// coherency, or none before both points of unification.
+const fn idc(ctr: u64, clidr: u64) -> bool {
+    let [louis, loc, louu] = [clidr >> 21 & 7, clidr >> 24 & 7, clidr >> 27 & 7];
+    ctr >> 28 & 1 != 0 || loc == 0 || (louis == 0 && louu == 0)
+}
+
+/// What cannot be used on a machine with these errata.
+fn broken(errata: Errata) -> Caps {
+    let mut caps = Caps::empty();
+    caps.set(Caps::HW_DIRTY, errata.contains(Errata::NO_HW_DIRTY));
+    caps.set(Caps::DIC, errata.contains(Errata::NO_DIC));
+    caps
+}
+
 impl Features {
     /// What one PE's registers promise. A reserved PARange counts as the smallest, 32 bits.
     #[must_use]
@@ -118,7 +143,7 @@ impl Features {
             (Caps::TTL, field(id.mmfr2, 48) >= 1),
             (Caps::FWB, field(id.mmfr2, 40) >= 1),
             (Caps::XNX, field(id.mmfr1, 28) >= 1),
-            (Caps::IDC, id.ctr >> 28 & 1 != 0),
+            (Caps::IDC, idc(id.ctr, id.clidr)),
             (Caps::DIC, id.ctr >> 29 & 1 != 0),
         ];
         let caps = present
@@ -130,7 +155,8 @@ impl Features {
             1 => Bbm::Level1,
             _ => Bbm::Level2,
         };
-        Self { caps, bbm, pa_bits: pa_bits_of(field(id.mmfr0, 0)).unwrap_or(32) }
+        let pa_bits = pa_bits_of(field(id.mmfr0, 0)).unwrap_or(32);
+        Self { caps, bbm, pa_bits, errata: Errata::empty() }.with_errata(Errata::of(id.midr))
     }
 
     /// What both support: the features of a machine are the `and` over its PEs.
@@ -140,6 +166,7 @@ impl Features {
             caps: self.caps & other.caps,
             bbm: self.bbm.min(other.bbm),
             pa_bits: self.pa_bits.min(other.pa_bits),
+            errata: self.errata | other.errata,
         }
     }
 
@@ -147,6 +174,13 @@ impl Features {
     #[must_use]
     pub fn without(self, hidden: Caps) -> Self {
         Self { caps: self.caps - hidden, ..self }
+    }
+
+    /// The same machine with `more` wrong with it, and without what cannot be used then.
+    #[must_use]
+    pub fn with_errata(self, more: Errata) -> Self {
+        let errata = self.errata | more;
+        Self { caps: self.caps - broken(errata), errata, ..self }
     }
 
     /// Whether all of `caps` are there.
@@ -168,6 +202,12 @@ impl fmt::Display for Features {
         for (name, _) in self.caps.iter_names() {
             write!(f, ", {name}")?;
         }
+        if !self.errata.is_empty() {
+            f.write_str("; errata")?;
+        }
+        for (name, _) in self.errata.iter_names() {
+            write!(f, " {name}")?;
+        }
         Ok(())
     }
 }
@@ -177,8 +217,15 @@ mod tests {
     use super::*;
 
     /// The ID registers of a Cortex-A53 (r0p4), from its technical reference manual.
-    const CORTEX_A53: IdRegisters =
-        IdRegisters { mmfr0: 0x1122, mmfr1: 0, mmfr2: 0, isar0: 0x11120, ctr: 0x8444_8004 };
+    const CORTEX_A53: IdRegisters = IdRegisters {
+        mmfr0: 0x1122,
+        mmfr1: 0,
+        mmfr2: 0,
+        isar0: 0x11120,
+        ctr: 0x8444_8004,
+        clidr: 0x0a20_0023,
+        midr: 0x410f_d034,
+    };
 
     #[test]
     fn cortex_a53_has_the_granule_and_nothing_optional() {
@@ -197,6 +244,8 @@ mod tests {
             mmfr2: 2 << 52 | 1 << 48 | 1 << 40,
             isar0: 2 << 56 | 2 << 20,
             ctr: 1 << 29 | 1 << 28,
+            clidr: CORTEX_A53.clidr,
+            midr: 0,
         };
         let features = Features::from_id_registers(&id);
         assert_eq!(features.caps, Caps::all());
@@ -243,10 +292,51 @@ mod tests {
 
     #[test]
     fn and_keeps_what_both_have() {
-        let big = Features { caps: Caps::all(), bbm: Bbm::Level2, pa_bits: 48 };
+        let errata = Errata::empty();
+        let big = Features { caps: Caps::all(), bbm: Bbm::Level2, pa_bits: 48, errata };
         let little = Features::from_id_registers(&CORTEX_A53);
         assert_eq!(big.and(little), little);
         assert_eq!(little.and(big), little);
         assert!(!big.without(Caps::LSE).has(Caps::LSE));
+    }
+
+    /// CTR_EL0.IDC and CLIDR_EL1: the three ways to an Effective value of 1, and those that are none.
+    #[test]
+    fn cleaning_for_fetch_is_not_needed_where_the_manual_says_so() {
+        let clidr = |louu: u64, loc: u64, louis: u64| louu << 27 | loc << 24 | louis << 21;
+        let cases = [
+            (0, clidr(1, 2, 1), false),
+            (1 << 28, clidr(1, 2, 1), true),
+            (0, clidr(1, 0, 1), true),
+            (0, clidr(0, 2, 0), true),
+            (0, clidr(1, 2, 0), false),
+            (0, clidr(0, 2, 1), false),
+            (1 << 29, clidr(1, 2, 1), false),
+        ];
+        for (ctr, clidr, expected) in cases {
+            let id = IdRegisters { ctr, clidr, ..CORTEX_A53 };
+            let idc = Features::from_id_registers(&id).has(Caps::IDC);
+            assert_eq!(idc, expected, "CTR_EL0 {ctr:#x}, CLIDR_EL1 {clidr:#x}");
+        }
+    }
+
+    #[test]
+    fn an_erratum_of_one_pe_is_the_machines() {
+        let all = IdRegisters { mmfr1: 2, ctr: 1 << 29 | 1 << 28, ..CORTEX_A53 };
+        let (healthy, a55, n1) = (
+            Features::from_id_registers(&all),
+            Features::from_id_registers(&IdRegisters { midr: 0x412f_d050, ..all }),
+            Features::from_id_registers(&IdRegisters { midr: 0x413f_d0c1, ..all }),
+        );
+        let both = Caps::HW_DIRTY | Caps::DIC;
+        assert!(healthy.has(both) && healthy.errata.is_empty());
+        assert_eq!(a55.caps & both, Caps::DIC, "dirty state of a Cortex-A55 is not used");
+        assert!(a55.has(Caps::HW_ACCESS), "its access flag is");
+        assert_eq!(n1.caps & both, Caps::HW_DIRTY, "DIC of a Neoverse N1 is not believed");
+        for machine in [healthy.and(a55).and(n1), n1.and(healthy).and(a55)] {
+            assert_eq!(machine.errata, a55.errata | n1.errata, "errata are ORed");
+            assert_eq!(machine.caps & both, Caps::empty());
+        }
+        assert_eq!(healthy.with_errata(a55.errata), a55, "a mask does the same");
     }
 }

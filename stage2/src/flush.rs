@@ -21,10 +21,36 @@
 //! restores; before it switches, a full DSB ends the walks of the guest that ran here \[IQVPYJ\], which
 //! would otherwise fill a TLB under the wrong VMID. A completed flush returns a [`Flushed`], against
 //! which memory may be given back.
+//!
+//! # On PEs with errata
+//!
+//! With [`Errata::REPEAT_TLBI`](crate::Errata::REPEAT_TLBI) the last DSB may end before accesses that were
+//! translated by an invalidated entry have been observed. The entries are gone; what is missing is the
+//! wait. One more broadcast TLBI and DSB makes up for any number of TLBIs before it, and which one does
+//! not matter (Arm's notices for CVE-2025-10263; Linux, "arm64: tlb: Optimize `ARM64_WORKAROUND_REPEAT_TLBI`"):
+//!
+//! ```text
+//! …; TLBI VMALLE1IS; DSB ISH; TLBI IPAS2E1IS of one page; DSB ISH
+//! ```
+//!
+//! With [`Errata::SPECULATIVE_AT`](crate::Errata::SPECULATIVE_AT) a PE may walk the tables of EL1's registers
+//! under a VMID that is not theirs, and keep the result. So the switch to another VM's VTTBR_EL2 becomes
+//!
+//! ```text
+//! DSB ISH                      the guest's walks have ended
+//! TCR_EL1.EPD0 = EPD1 = 1; ISB; SCTLR_EL1.M = 1; ISB      none can start: they would fault at once
+//! VTTBR_EL2 = the other VM's; ISB; the flush; VTTBR_EL2 = what it was; ISB
+//! SCTLR_EL1 as it was; ISB; TCR_EL1 as it was; ISB
+//! ```
+//!
+//! Stage 1 is turned on because without it there is no walk to disable: an address would go straight to
+//! stage 2. The order back keeps "stage 1 on, walks enabled" from existing while the guest has stage 1 off.
+//! (The sequence is that of Linux' `__tlb_switch_to_guest` without VHE.)
 
 use crate::account::Ledger;
 use crate::addr::{Ipa, IpaRange, Vmid};
 use crate::arch::{Arch, Dsb, Observation};
+use crate::errata::Errata;
 use crate::features::Caps;
 use crate::tlbi::{LeafLevel, PageOperand, Tlbi, by_ipa};
 
@@ -39,6 +65,10 @@ impl Flushed {
 /// More invalidations by IPA than this are not worth it, and would hold the CPU for too long: the
 /// whole VMID goes instead.
 const MAX_BY_IPA: usize = 512;
+
+/// What is invalidated once more where a DSB may end too early: one page, which costs the least.
+const ONCE_MORE: Tlbi =
+    Tlbi::Ipas2e1Is(PageOperand::new(Ipa::new(0), LeafLevel::Unknown, Caps::empty()));
 
 /// Flushes of one VM's translations: see [`Space::tlb`](crate::Space::tlb).
 #[derive(Debug)]
@@ -85,7 +115,7 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
             each.for_each(|op| self.tlbi(op));
             arch.dsb(Dsb::Ish);
             self.tlbi(Tlbi::Vmalle1Is);
-            arch.dsb(Dsb::Ish);
+            complete(arch, |op| self.tlbi(op));
         });
         ranges.for_each(|range| self.observe(Some(range)));
         Flushed::DONE
@@ -115,7 +145,7 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     pub fn vm(&self) -> Flushed {
         self.under_vmid(|arch| {
             self.tlbi(Tlbi::Vmalls12e1Is);
-            arch.dsb(Dsb::Ish);
+            complete(arch, |op| self.tlbi(op));
         });
         self.observe(None);
         Flushed::DONE
@@ -139,12 +169,19 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
             flush(self.arch);
         } else {
             self.arch.dsb(Dsb::Ish);
+            let speculates = self.arch.errata().contains(Errata::SPECULATIVE_AT);
+            let held = speculates.then(|| self.arch.hold_walks());
             // SAFETY: (1) restored below, before any guest runs; (2) the DSB above.
             unsafe { self.arch.set_vttbr(self.vttbr) };
             self.arch.isb();
             flush(self.arch);
             // SAFETY: (1) what stood there before; (2) no guest has run since.
             unsafe { self.arch.set_vttbr(before) };
+            if let Some(held) = held {
+                self.arch.isb();
+                // SAFETY: (1) this PE's, from above; (2) restored, and the ISB.
+                unsafe { self.arch.release_walks(held) };
+            }
         }
         // For the issuing PE a TLBI is complete after DSB and context synchronization [RBLDZX]; it
         // also puts the restored VMID in force.
@@ -152,11 +189,21 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     }
 }
 
+/// Waits until the broadcast invalidations before it are complete on every PE, and with them every
+/// access that used an entry.
+fn complete<A: Arch>(arch: &A, tlbi: impl FnOnce(Tlbi)) {
+    arch.dsb(Dsb::Ish);
+    if arch.errata().contains(Errata::REPEAT_TLBI) {
+        tlbi(ONCE_MORE);
+        arch.dsb(Dsb::Ish);
+    }
+}
+
 /// Everything of every VM: once at boot, when TLBs may hold anything, and when VMIDs start anew.
 pub fn all<A: Arch>(arch: &A) -> Flushed {
     arch.dsb(Dsb::IshSt);
     arch.tlbi(Tlbi::Alle1Is);
-    arch.dsb(Dsb::Ish);
+    complete(arch, |op| arch.tlbi(op));
     arch.isb();
     Flushed::DONE
 }
@@ -165,13 +212,22 @@ pub fn all<A: Arch>(arch: &A) -> Flushed {
 mod tests {
     use super::*;
     use crate::arch;
+    use crate::arch::HeldWalks;
     use crate::arch::host::{Event, Host};
 
     const VMID: Vmid = Vmid::new(7, 8).unwrap();
     const VTTBR: u64 = 7 << 48 | 0x8000_0000;
 
     fn run(before: u64, caps: Caps, flush: impl FnOnce(&Stage2Tlb<'_, Host>)) -> Vec<Event> {
-        let host = Host::new();
+        run_on(Host::new(), before, caps, flush)
+    }
+
+    fn run_on(
+        host: Host,
+        before: u64,
+        caps: Caps,
+        flush: impl FnOnce(&Stage2Tlb<'_, Host>),
+    ) -> Vec<Event> {
         // SAFETY: (1, 2) no guest runs on the host.
         unsafe { arch::Arch::set_vttbr(&host, before) };
         let _ = host.take_log();
@@ -293,5 +349,78 @@ mod tests {
                 Event::Isb
             ]
         );
+    }
+
+    #[test]
+    fn a_dsb_that_may_end_early_is_followed_by_one_more_invalidation() {
+        let host = || Host::with_errata(Errata::REPEAT_TLBI);
+        let once_more = [Event::Tlbi(ONCE_MORE, VTTBR), Event::Dsb(Dsb::Ish)];
+        let plain = |log: &mut Vec<Event>| {
+            let at = log.windows(2).position(|pair| pair == once_more);
+            let at = at.expect("one more TLBI and DSB");
+            assert_eq!(log[at - 1], Event::Dsb(Dsb::Ish), "after the flush is complete");
+            assert_eq!(log[at + 2], Event::Isb, "at the end of the flush");
+            log.drain(at..at + 2);
+        };
+        // Two pages apart, neither of them the one that is invalidated once more.
+        let pages = [page(), IpaRange::page_of(Ipa::new(0x4100_0000)).unwrap()];
+        type Flush = fn(&Stage2Tlb<'_, Host>, [IpaRange; 2]);
+        let flushes: [Flush; 3] = [
+            |tlb, pages| _ = tlb.reduce_all(pages.into_iter(), LeafLevel::L3),
+            |tlb, pages| _ = tlb.table(pages[0]),
+            |tlb, _| _ = tlb.vm(),
+        ];
+        for flush in flushes {
+            let mut log = run_on(host(), VTTBR, Caps::TTL, |tlb| flush(tlb, pages));
+            plain(&mut log);
+            assert_eq!(log, run(VTTBR, Caps::TTL, |tlb| flush(tlb, pages)), "otherwise the same");
+        }
+        let local = |host| {
+            run_on(host, VTTBR, Caps::TTL, |tlb| tlb.relax_local(page().start(), LeafLevel::L3))
+        };
+        assert_eq!(local(host()), local(Host::new()), "a local flush needs no more");
+    }
+
+    #[test]
+    fn a_flush_of_everything_is_repeated_too() {
+        let host = Host::with_errata(Errata::REPEAT_TLBI);
+        let _ = all(&host);
+        assert_eq!(
+            host.take_log(),
+            [
+                Event::Dsb(Dsb::IshSt),
+                Event::Tlbi(Tlbi::Alle1Is, 0),
+                Event::Dsb(Dsb::Ish),
+                Event::Tlbi(ONCE_MORE, 0),
+                Event::Dsb(Dsb::Ish),
+                Event::Isb
+            ]
+        );
+    }
+
+    #[test]
+    fn no_walk_starts_under_another_vms_vttbr() {
+        let other = 9 << 48 | 0x8000_0000;
+        let host = || Host::with_errata(Errata::SPECULATIVE_AT);
+        let held = HeldWalks { tcr: 0x7c12, sctlr: 0x5c71 };
+        assert_eq!(
+            run_on(host(), other, Caps::empty(), |tlb| _ = tlb.vm()),
+            [
+                Event::Dsb(Dsb::Ish),
+                Event::HoldWalks,
+                Event::SetVttbr(VTTBR),
+                Event::Isb,
+                Event::Tlbi(Tlbi::Vmalls12e1Is, VTTBR),
+                Event::Dsb(Dsb::Ish),
+                Event::SetVttbr(other),
+                Event::Isb,
+                Event::ReleaseWalks(held),
+                Event::Isb,
+                told(None),
+            ],
+            "walks are held as long as VTTBR_EL2 is not that of EL1's registers"
+        );
+        let own = run_on(host(), VTTBR, Caps::empty(), |tlb| _ = tlb.vm());
+        assert!(!own.contains(&Event::HoldWalks), "the VM's own VTTBR_EL2 is not switched");
     }
 }

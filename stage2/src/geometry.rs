@@ -240,10 +240,16 @@ fn vtcr(ipa_bits: u32, start: Level, ps: u64, features: &Features, hw_update: Hw
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Errata;
     use crate::features::{Bbm, pa_bits_of};
 
     fn machine(pa_bits: u32, caps: Caps) -> Features {
-        Features { caps: caps | Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits }
+        Features {
+            caps: caps | Caps::GRANULE_4K,
+            bbm: Bbm::Level0,
+            pa_bits,
+            errata: Errata::empty(),
+        }
     }
 
     /// The architecture's own check, independent of the code above: what a walk from `start` with

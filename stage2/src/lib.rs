@@ -30,7 +30,7 @@
 //! * [`space`]: the walk that populates.
 //! * [`flush`] and [`tlbi`]: what the architecture asks when a translation ends.
 //! * [`epoch`]: how a decision and the change that it leads to are kept together.
-//! * [`geometry`], [`attr`], [`features`], [`region`]: the shapes.
+//! * [`geometry`], [`attr`], [`features`], [`region`]: the shapes; [`errata`]: what is wrong with which CPU.
 //!
 //! Rule names in brackets, such as \[RXCLRD\], are those of the Arm Architecture Reference Manual,
 //! DDI 0487 issue M.a.a; section numbers too.
@@ -46,6 +46,7 @@ pub mod attr;
 pub mod claim;
 pub mod descriptor;
 pub mod epoch;
+pub mod errata;
 pub mod features;
 pub mod flush;
 mod gather;
@@ -68,6 +69,7 @@ pub use attr::{Attributes, Encoding, MemType, Prot, Write};
 pub use claim::{Claim, ClaimError};
 pub use descriptor::{Descriptor, Former, Leaf, LeafTemplate, Note, Owner, View};
 pub use epoch::{Domain, Epochs, Guard};
+pub use errata::Errata;
 pub use features::{Bbm, Caps, Features, IdRegisters};
 pub use flush::{Flushed, Stage2Tlb};
 pub use geometry::{Geometry, HwUpdate};

@@ -1,11 +1,11 @@
 //! The executing CPU as crate `stage2` uses it, with what it does counted, and in builds for that
 //! recorded (`traced`).
 
-use stage2::Features;
 use stage2::arch::aarch64::Aarch64;
-use stage2::arch::{Arch, Dsb};
+use stage2::arch::{Arch, Dsb, HeldWalks};
 use stage2::slot::Slot;
 use stage2::tlbi::Tlbi;
+use stage2::{Errata, Features};
 
 use crate::cpu;
 use crate::event::counters::Own;
@@ -97,5 +97,19 @@ unsafe impl Arch for Counted {
     unsafe fn set_vttbr(&self, value: u64) {
         // SAFETY: (1, 2) the caller's clauses.
         unsafe { self.0.set_vttbr(value) };
+    }
+
+    #[inline]
+    fn errata(&self) -> Errata {
+        self.0.errata()
+    }
+
+    fn hold_walks(&self) -> HeldWalks {
+        self.0.hold_walks()
+    }
+
+    unsafe fn release_walks(&self, held: HeldWalks) {
+        // SAFETY: (1, 2) the caller's clauses.
+        unsafe { self.0.release_walks(held) };
     }
 }

@@ -4,10 +4,10 @@
 //! trace can tell whether anything between two writes of a slot is missing.
 
 use hyp_core::trace::{Access, Barrier, Invalidation, What};
-use stage2::arch::{Arch, Dsb, Observation};
+use stage2::arch::{Arch, Dsb, HeldWalks, Observation};
 use stage2::slot::Slot;
 use stage2::tlbi::Tlbi;
-use stage2::{Memory, Pa, Table, TableMeta};
+use stage2::{Errata, Memory, Pa, Table, TableMeta};
 
 use crate::event::trace::{note, step};
 use crate::mem::PAGE;
@@ -99,6 +99,19 @@ unsafe impl<A: Arch> Arch for Traced<A> {
     unsafe fn set_vttbr(&self, value: u64) {
         // SAFETY: (1, 2) the caller's clauses.
         step(|| (unsafe { self.0.set_vttbr(value) }, Some(What::SetVttbr { value })));
+    }
+
+    fn errata(&self) -> Errata {
+        self.0.errata()
+    }
+
+    fn hold_walks(&self) -> HeldWalks {
+        self.0.hold_walks()
+    }
+
+    unsafe fn release_walks(&self, held: HeldWalks) {
+        // SAFETY: (1, 2) the caller's clauses.
+        unsafe { self.0.release_walks(held) };
     }
 
     fn observe(&self, what: Observation) {

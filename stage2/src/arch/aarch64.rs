@@ -7,10 +7,11 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::VTTBR_EL2;
+use aarch64_cpu::registers::{SCTLR_EL1, TCR_EL1, VTTBR_EL2};
 use tock_registers::interfaces::{Readable, Writeable};
 
-use super::{Arch, Dsb};
+use super::{Arch, Dsb, HeldWalks};
+use crate::errata::Errata;
 use crate::features::{Caps, Features, IdRegisters};
 use crate::slot::{Slot, native};
 use crate::tlbi::{Sys, Tlbi};
@@ -19,6 +20,7 @@ use crate::tlbi::{Sys, Tlbi};
 #[derive(Clone, Copy, Debug)]
 pub struct Aarch64 {
     lse: bool,
+    errata: Errata,
 }
 
 impl Aarch64 {
@@ -29,7 +31,7 @@ impl Aarch64 {
     ///    EL1&0 regime of the current VMID.
     #[must_use]
     pub const unsafe fn new(features: &Features) -> Self {
-        Self { lse: features.has(Caps::LSE) }
+        Self { lse: features.has(Caps::LSE), errata: features.errata }
     }
 
     /// Reads the ID registers of the executing PE.
@@ -53,6 +55,8 @@ impl Aarch64 {
             mmfr2: read!("S3_0_C0_C7_2"),
             isar0: read!("ID_AA64ISAR0_EL1"),
             ctr: read!("CTR_EL0"),
+            clidr: read!("CLIDR_EL1"),
+            midr: read!("MIDR_EL1"),
         }
     }
 }
@@ -150,5 +154,30 @@ unsafe impl Arch for Aarch64 {
     unsafe fn set_vttbr(&self, value: u64) {
         // `set` writes all 64 bits; the crate's `set_baddr` would zero the VMID.
         VTTBR_EL2.set(value);
+    }
+
+    #[inline]
+    fn errata(&self) -> Errata {
+        self.errata
+    }
+
+    fn hold_walks(&self) -> HeldWalks {
+        let held = HeldWalks { tcr: TCR_EL1.get(), sctlr: SCTLR_EL1.get() };
+        TCR_EL1.set(
+            held.tcr | (TCR_EL1::EPD0::DisableTTBR0Walks + TCR_EL1::EPD1::DisableTTBR1Walks).value,
+        );
+        // Stage 1 must not be on for a moment with walks enabled.
+        barrier::isb(barrier::SY);
+        SCTLR_EL1.set(held.sctlr | SCTLR_EL1::M::Enable.value);
+        barrier::isb(barrier::SY);
+        held
+    }
+
+    unsafe fn release_walks(&self, held: HeldWalks) {
+        SCTLR_EL1.set(held.sctlr);
+        // Walks must not be enabled for a moment with stage 1 on that the guest has off.
+        barrier::isb(barrier::SY);
+        TCR_EL1.set(held.tcr);
+        barrier::isb(barrier::SY);
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 
-use super::{Arch, Dsb, Observation};
+use super::{Arch, Dsb, HeldWalks, Observation};
+use crate::errata::Errata;
 use crate::slot::{Slot, native};
 use crate::tlbi::Tlbi;
 
@@ -22,6 +23,10 @@ pub(crate) enum Event {
     Tlbi(Tlbi, u64),
     /// VTTBR_EL2 was written.
     SetVttbr(u64),
+    /// Stage-1 walks cannot start any more.
+    HoldWalks,
+    /// They can again.
+    ReleaseWalks(HeldWalks),
     /// A descriptor was stored.
     Store(u64),
     /// A descriptor was swapped in.
@@ -36,6 +41,7 @@ pub(crate) enum Event {
 #[derive(Debug, Default)]
 pub(crate) struct Host {
     vttbr: AtomicU64,
+    errata: Errata,
     log: Mutex<Vec<Event>>,
 }
 
@@ -44,6 +50,12 @@ impl Host {
     #[must_use]
     pub(crate) fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, with something wrong.
+    #[must_use]
+    pub(crate) fn with_errata(errata: Errata) -> Self {
+        Self { errata, ..Self::default() }
     }
 
     /// Takes what was logged so far.
@@ -111,6 +123,19 @@ unsafe impl Arch for Host {
     unsafe fn set_vttbr(&self, value: u64) {
         self.vttbr.store(value, Ordering::Relaxed);
         self.log(Event::SetVttbr(value));
+    }
+
+    fn errata(&self) -> Errata {
+        self.errata
+    }
+
+    fn hold_walks(&self) -> HeldWalks {
+        self.log(Event::HoldWalks);
+        HeldWalks { tcr: 0x7c12, sctlr: 0x5c71 }
+    }
+
+    unsafe fn release_walks(&self, held: HeldWalks) {
+        self.log(Event::ReleaseWalks(held));
     }
 
     fn observe(&self, what: Observation) {

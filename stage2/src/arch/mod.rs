@@ -6,6 +6,7 @@
 //! architecture that judges every step.
 
 use crate::addr::{IpaRange, Pa, Vmid};
+use crate::errata::Errata;
 use crate::slot::Slot;
 use crate::tlbi::Tlbi;
 
@@ -46,6 +47,16 @@ pub enum Observation {
         /// The table page.
         table: Pa,
     },
+}
+
+/// EL1's registers as they were before [`Arch::hold_walks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "no guest may run before the walks are released"]
+pub struct HeldWalks {
+    /// TCR_EL1.
+    pub tcr: u64,
+    /// SCTLR_EL1.
+    pub sctlr: u64,
 }
 
 /// One PE's atomics, barriers and TLB maintenance.
@@ -121,6 +132,26 @@ pub unsafe trait Arch: Sync {
     ///    after the exception to EL2 \[RLFHQG\], have ended \[IQVPYJ\] and cannot fill a TLB under the
     ///    new value.
     unsafe fn set_vttbr(&self, value: u64);
+
+    /// What is wrong with the PEs: nothing, unless an implementation says so.
+    #[inline]
+    fn errata(&self) -> Errata {
+        Errata::empty()
+    }
+
+    /// Keeps every stage-1 walk of the EL1&0 regime from starting on this PE, speculatively too: walks
+    /// are disabled in TCR_EL1 (EPD0, EPD1), and stage 1 is on, so that they count. For PEs with
+    /// [`Errata::SPECULATIVE_AT`]: VTTBR_EL2 may then be another VM's than EL1's registers.
+    fn hold_walks(&self) -> HeldWalks {
+        HeldWalks { tcr: 0, sctlr: 0 }
+    }
+
+    /// Ends what [`hold_walks`](Self::hold_walks) began.
+    ///
+    /// # Safety
+    /// 1. `held` is what it returned, on this PE, and no guest has run since.
+    /// 2. VTTBR_EL2 is what it was then, and an ISB has been executed since it was written.
+    unsafe fn release_walks(&self, _held: HeldWalks) {}
 
     /// Hears what a protocol has reached. Models and traces listen; hardware has nothing to do.
     #[inline]

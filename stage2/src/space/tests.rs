@@ -14,6 +14,7 @@ use crate::arch::host::{Event, Host, NoAtomicInstall};
 use crate::attr::{MemType, Prot};
 use crate::descriptor::{Descriptor, DescriptorError, Note, View};
 use crate::epoch::Epochs;
+use crate::errata::Errata;
 use crate::features::{Bbm, Caps, Features};
 use crate::geometry::HwUpdate;
 use crate::lock::TableMeta;
@@ -122,7 +123,7 @@ unsafe impl Frames for Counted {
 }
 
 fn features(pa_bits: u32) -> Features {
-    Features { caps: Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits }
+    Features { caps: Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits, errata: Errata::empty() }
 }
 
 fn geometry(ipa_bits: u32) -> Geometry {

@@ -21,7 +21,7 @@ use stage2::slot::native;
 use stage2::space::Frames;
 use stage2::tlbi::Tlbi;
 use stage2::{
-    Arch, Attributes, Bbm, Caps, Descriptor, Epochs, Features, Geometry, HwUpdate, Install,
+    Arch, Attributes, Bbm, Caps, Descriptor, Epochs, Errata, Features, Geometry, HwUpdate, Install,
     InstallError, Ipa, Level, MemType, Memory, Owner, PAGE_SIZE, Pa, Prot, Slot, Space, Table,
     TableMeta, Tally, View, Vmid, Write,
 };
@@ -124,7 +124,7 @@ impl World {
     pub fn new(shape: Shape) -> Arc<Self> {
         let caps =
             Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY | Caps::TLBI_RANGE | Caps::TTL;
-        let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40 };
+        let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
         let geometry = Geometry::new(shape.ipa_bits, &features, shape.hw_update).unwrap();
         let machine = Machine {
             pes: PES,

@@ -8,8 +8,9 @@ use stage2::arch::Dsb;
 use stage2::epoch::Cpu;
 use stage2::space::{Batch, Extent, Frames, Notes, Progress, Release};
 use stage2::{
-    Arch, Attributes, Bbm, Caps, Epochs, Features, Flushed, Former, Geometry, HwUpdate, Install,
-    InstallError, Ipa, IpaRange, Level, MemType, Note, Owner, Pa, Prot, Space, Tally, Vmid,
+    Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Flushed, Former, Geometry, HwUpdate,
+    Install, InstallError, Ipa, IpaRange, Level, MemType, Note, Owner, Pa, Prot, Space, Tally,
+    Vmid,
 };
 
 const CPUS: usize = 3;
@@ -18,7 +19,12 @@ const VMID: u16 = 3;
 type OracleSpace<'m> = Space<'m, &'m OracleMachine, &'m OracleMachine>;
 
 fn geometry(caps: Caps) -> Geometry {
-    let features = Features { caps: caps | Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits: 40 };
+    let features = Features {
+        caps: caps | Caps::GRANULE_4K,
+        bbm: Bbm::Level0,
+        pa_bits: 40,
+        errata: Errata::empty(),
+    };
     Geometry::new(39, &features, HwUpdate::Off).unwrap()
 }
 

@@ -6,8 +6,8 @@ use stage2::arch::Dsb;
 use stage2::space::Frames;
 use stage2::tlbi::LeafLevel;
 use stage2::{
-    Arch, Attributes, Bbm, Caps, Epochs, Features, Geometry, HwUpdate, Install, Ipa, IpaRange,
-    Level, MemType, Owner, Pa, Prot, Slot, Space, Tally, View, Vmid,
+    Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Geometry, HwUpdate, Install, Ipa,
+    IpaRange, Level, MemType, Owner, Pa, Prot, Slot, Space, Tally, View, Vmid,
 };
 
 const CPUS: usize = 2;
@@ -25,7 +25,12 @@ unsafe impl Frames for Frame {
 }
 
 fn features(caps: Caps) -> Features {
-    Features { caps: caps | Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits: 40 }
+    Features {
+        caps: caps | Caps::GRANULE_4K,
+        bbm: Bbm::Level0,
+        pa_bits: 40,
+        errata: Errata::empty(),
+    }
 }
 
 fn machine(geometry: &Geometry) -> OracleMachine {

@@ -6,7 +6,8 @@
 use arbitrary::Arbitrary;
 use mmu_oracle::walker::Access;
 use stage2::{
-    Attributes, Bbm, Caps, Features, Geometry, HwUpdate, Ipa, Level, MemType, Owner, Prot, Write,
+    Attributes, Bbm, Caps, Errata, Features, Geometry, HwUpdate, Ipa, Level, MemType, Owner, Prot,
+    Write,
 };
 
 /// PEs of the machine.
@@ -59,7 +60,7 @@ impl Setup {
         ];
         let chosen = all.into_iter().enumerate().filter(|(n, _)| self.caps >> n & 1 != 0);
         let caps = chosen.fold(Caps::GRANULE_4K, |caps, (_, cap)| caps | cap);
-        Features { caps, bbm: Bbm::Level0, pa_bits: 48 }
+        Features { caps, bbm: Bbm::Level0, pa_bits: 48, errata: Errata::empty() }
     }
 
     /// Whether hardware manages the access flag: wherever it can.

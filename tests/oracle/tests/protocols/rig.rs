@@ -12,8 +12,9 @@ use stage2::arch::Dsb;
 use stage2::slot::Drained;
 use stage2::space::Frames;
 use stage2::{
-    Arch, Attributes, Bbm, Caps, Epochs, Features, Geometry, HwUpdate, Install, InstallError, Ipa,
-    IpaRange, Level, MemType, Memory, Owner, Pa, Prot, Slot, Space, Table, TableMeta, Tally, Vmid,
+    Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Geometry, HwUpdate, Install,
+    InstallError, Ipa, IpaRange, Level, MemType, Memory, Owner, Pa, Prot, Slot, Space, Table,
+    TableMeta, Tally, Vmid,
 };
 
 /// PEs, and CPUs of the epochs.
@@ -89,7 +90,12 @@ impl Rig {
 
     pub(crate) fn with(ipa_bits: u32, caps: Caps, hw_update: HwUpdate, pes: usize) -> Self {
         let pa_bits = if ipa_bits > 40 { 48 } else { 40 };
-        let features = Features { caps: caps | Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits };
+        let features = Features {
+            caps: caps | Caps::GRANULE_4K,
+            bbm: Bbm::Level0,
+            pa_bits,
+            errata: Errata::empty(),
+        };
         let geometry = Geometry::new(ipa_bits, &features, hw_update).unwrap();
         let (start_level, top_bits) = start_of(geometry.vtcr());
         let machine = Machine {
