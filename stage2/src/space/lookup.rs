@@ -280,6 +280,17 @@ impl<'g, A: Arch> LockedTable<'g, A> {
     pub(super) const fn arch(&self) -> &'g A {
         self.arch
     }
+
+    /// The slot that translates `ipa`, for the holder of this lock to write; `None` outside the table.
+    ///
+    /// Its methods are `unsafe` where they write: the lock is the first clause of each. An Empty slot may
+    /// be populated meanwhile, and hardware may update a live one.
+    #[must_use]
+    pub fn slot(&self, ipa: Ipa) -> Option<&Slot> {
+        let node = &self.node;
+        let inside = ipa >= node.start && ipa.get() < node.end();
+        inside.then(|| node.table.slot(node.level.index(ipa)))
+    }
 }
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {

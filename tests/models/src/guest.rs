@@ -4,7 +4,7 @@ use mmu_oracle::descriptor::{Kind, kind};
 use mmu_oracle::walker::{Access as Purpose, Choice, Outcome, Walk};
 use stage2::{Descriptor, Ipa, Level, Pa, Slot, View};
 
-use crate::sched::atomic::Ordering;
+use crate::sched::atomic::{Ordering, fence};
 use crate::sched::thread;
 use crate::world::{RUBBISH, SECRET, World};
 
@@ -53,6 +53,41 @@ impl World {
         let content = self.frame(leaf.pa()).load(Ordering::Relaxed);
         assert_ne!(content, SECRET, "a guest saw what the frame's last owner left");
         Access::Read(leaf.pa(), content)
+    }
+
+    /// As [`guest_reads`](Self::guest_reads), where memory and tables are taken away meanwhile: a
+    /// flush that completes has ended every walk and access under way, so what they read until then
+    /// counts, and they begin again. Loom's stores take effect at any time; a barrier's before it are
+    /// seen by a walk that begins after it.
+    ///
+    /// # Panics
+    /// When a walk meets a table page after it was given back, or an access a frame.
+    #[must_use]
+    pub fn guest_reads_meanwhile(&self, ipa: Ipa) -> Access {
+        'walk: loop {
+            let flushes = self.hardware().flushes();
+            let ended = || self.hardware().flushes() != flushes;
+            fence(Ordering::SeqCst);
+            let mut level = self.space().geometry().start();
+            let mut table = self.root(ipa);
+            let leaf = loop {
+                let seen = self.hardware().slots(table)[level.index(ipa)].load(self.hardware());
+                if ended() {
+                    continue 'walk;
+                }
+                assert_ne!(seen.bits(), RUBBISH, "a walk met a table that was given back");
+                match (kind(seen.bits(), level as u8), level.next()) {
+                    (Kind::Table(below), Some(next)) => (table, level) = (Pa::new(below), next),
+                    _ => break seen.view(level),
+                }
+            };
+            let View::Leaf(leaf) = leaf else { return Access::Fault };
+            let content = self.frame(leaf.pa()).load(Ordering::Relaxed);
+            if !ended() {
+                assert_ne!(content, SECRET, "a guest read a frame that was given back");
+                return Access::Read(leaf.pa(), content);
+            }
+        }
     }
 
     /// Walks to where a walk ends.

@@ -10,6 +10,7 @@
 //! * `world`: one VM on a machine whose memory is dirty: a table page that is seen before it was
 //!   zeroed, or a frame before it was filled, reads as rubbish.
 //! * `guest`: what a PE's hardware does meanwhile.
+//! * `ranges`: the operations on ranges, as a PE does them.
 //! * `protocol`: the cases. Each is a function that ends in assertions on behaviour, and names the
 //!   outcome that it came to.
 //! * `check`: runs a case under the checker of this build, counts, and insists on every outcome.
@@ -27,6 +28,7 @@ pub mod check;
 pub mod guest;
 pub mod outcome;
 pub mod protocol;
+pub mod ranges;
 pub mod world;
 
 /// The checker's threads and atomics.

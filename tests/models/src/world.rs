@@ -11,7 +11,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64 as PlainU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mmu_oracle::{Event, Machine, OracleMachine};
@@ -41,6 +41,8 @@ pub const FILLED: u64 = 0;
 /// Frames start here, each at the start of a block of its own: good for pages and for blocks.
 const FRAMES: u64 = 0x8000_0000;
 const FRAME_STRIDE: u64 = 2 << 20;
+/// Pages of a frame that have content: as many as a table has slots here.
+const FRAME_PAGES: usize = 4;
 
 /// The shape of a world.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +75,8 @@ struct Inner {
     allocated: Mutex<BTreeSet<u64>>,
     /// The pool's order, for each page by itself.
     pool: Vec<AtomicU64>,
+    /// Flushes that completed, as plain data.
+    flushes: PlainU64,
 }
 
 /// One VM, and the machine under it.
@@ -82,7 +86,8 @@ pub struct World {
     space: Space<'static, Hardware, Hardware>,
     epochs: Box<Epochs<PES>>,
     hardware: Hardware,
-    frames: Vec<AtomicU64>,
+    /// One word for each page of a frame.
+    frames: Vec<[AtomicU64; FRAME_PAGES]>,
     /// Frames that are mapped or at hand of no PE's.
     taken: Mutex<BTreeSet<u64>>,
     /// What an install maps.
@@ -137,7 +142,8 @@ impl World {
         };
         let oracle = OracleMachine::new(machine, shape.tables);
         let pool = (0..shape.tables).map(|_| AtomicU64::new(0)).collect();
-        let hardware = Hardware(Arc::new(Inner { oracle, allocated: Mutex::default(), pool }));
+        let (allocated, flushes) = (Mutex::default(), PlainU64::new(0));
+        let hardware = Hardware(Arc::new(Inner { oracle, allocated, pool, flushes }));
         let epochs = Box::new(Epochs::new());
         // SAFETY: (1) the box does not move, and the space, the only borrower, is dropped before it.
         let borrowed: &'static Epochs<PES> = unsafe { &*core::ptr::from_ref(&*epochs) };
@@ -148,7 +154,8 @@ impl World {
         for table in geometry.root_tables()..shape.tables {
             hardware.fill(Pa::new(root.get() + table as u64 * PAGE_SIZE), RUBBISH);
         }
-        let frames = (0..shape.frames).map(|_| AtomicU64::new(SECRET)).collect();
+        let secret = |_| AtomicU64::new(SECRET);
+        let frames = (0..shape.frames).map(|_| core::array::from_fn(secret)).collect();
         let mut leaf = Attributes::new(Prot::RWX, MemType::Normal);
         if shape.hw_update == HwUpdate::AccessAndDirty {
             // Hardware has both to record.
@@ -238,10 +245,11 @@ impl World {
         self.space.geometry().root_page(Pa::new(self.space.vttbr() & 0xffff_ffff_f000), ipa)
     }
 
-    /// The content of the frame at `pa`.
+    /// The content of the page of a frame at `pa`.
     #[must_use]
     pub fn frame(&self, pa: Pa) -> &AtomicU64 {
-        &self.frames[((pa.get() - FRAMES) / FRAME_STRIDE) as usize]
+        let (frame, offset) = ((pa.get() - FRAMES) / FRAME_STRIDE, pa.get() % FRAME_STRIDE);
+        &self.frames[frame as usize][(offset / PAGE_SIZE) as usize]
     }
 
     /// The frame at `pa` serves something else from now on.
@@ -251,6 +259,47 @@ impl World {
     pub fn free_frame(&self, pa: Pa) {
         self.oracle().note(|pe| Event::FreeFrame { pe, frame: pa.get(), bytes: PAGE_SIZE });
         assert!(lock(&self.taken).remove(&pa.get()), "frame {pa} was freed twice");
+    }
+
+    /// What an install and a map map.
+    #[must_use]
+    pub const fn leaf(&self) -> &Attributes {
+        &self.leaf
+    }
+
+    /// Memory from frame `number` on, as many bytes, filled: for a map.
+    ///
+    /// # Panics
+    /// If some of it is in use.
+    pub fn take_memory(&self, number: usize, bytes: u64) -> Pa {
+        let start = Pa::new(FRAMES + number as u64 * FRAME_STRIDE);
+        self.enter_taken(start, bytes);
+        for page in (0..bytes).step_by(PAGE_SIZE as usize) {
+            self.frame(Pa::new(start.get() + page)).store(FILLED, Ordering::Relaxed);
+        }
+        start
+    }
+
+    /// These pages are taken, too.
+    ///
+    /// # Panics
+    /// If some of them were.
+    pub fn enter_taken(&self, start: Pa, bytes: u64) {
+        for page in (0..bytes).step_by(PAGE_SIZE as usize) {
+            assert!(lock(&self.taken).insert(start.get() + page), "memory was taken twice");
+        }
+    }
+
+    /// Memory that was taken and not mapped.
+    ///
+    /// # Panics
+    /// If it was free already.
+    pub fn give_memory(&self, start: Pa, bytes: u64) {
+        for page in (0..bytes).step_by(PAGE_SIZE as usize) {
+            let pa = Pa::new(start.get() + page);
+            self.frame(pa).store(SECRET, Ordering::Relaxed);
+            assert!(lock(&self.taken).remove(&pa.get()), "memory was given back twice");
+        }
     }
 
     /// To be called when every thread has ended: nothing leaked, nothing was given back twice, nothing
@@ -286,7 +335,7 @@ impl World {
                 (View::Leaf(leaf), _) => {
                     assert!(frames.insert(leaf.pa().get()), "a frame is mapped twice");
                 }
-                (View::Empty, _) => {}
+                (View::Empty | View::Note(_), _) => {}
                 (other, _) => panic!("{other:?} was left behind in table {table}"),
             }
         }
@@ -358,6 +407,13 @@ unsafe impl Frames for Stock<'_> {
 }
 
 impl Hardware {
+    /// How many flushes have completed. Each has ended all walks, and accesses by what they found, that
+    /// began before it.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.0.flushes.load(Ordering::Relaxed)
+    }
+
     /// The slots of a table page.
     #[must_use]
     pub fn slots(&self, table: Pa) -> &[Slot] {
@@ -467,6 +523,9 @@ unsafe impl Arch for Hardware {
     }
 
     fn observe(&self, what: Observation) {
+        if matches!(what, Observation::Flushed { .. }) {
+            self.0.flushes.fetch_add(1, Ordering::Relaxed);
+        }
         (&self.0.oracle).observe(what);
     }
 }

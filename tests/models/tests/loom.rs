@@ -5,7 +5,9 @@
 
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
-use protocol_models::protocol::{clear, epoch, hardware, install, retire};
+use protocol_models::protocol::{
+    clear, disjoint, epoch, fill, hardware, install, look, policy, retire,
+};
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
 macro_rules! models {
@@ -76,6 +78,49 @@ models! {
         ["after", "before", "before, then met Dead or Drain", "before and after",
          "met Dead or Drain, then after", "met Dead or Drain"],
         retire::against_install;
+    a_guest_in_a_table_that_goes: Some(3), 40_000,
+        ["guest read", "guest faulted"],
+        look::a_guest_in_a_table_that_goes;
+    a_write_against_unmap: Some(3), 3_000,
+        ["wrote", "Stale", "too late"],
+        look::a_write_against_unmap;
+    an_access_of_el2_against_unmap: Some(3), 2_000,
+        ["read", "nothing was there"],
+        look::an_access_of_el2_against_unmap;
+    a_visit_against_unmap: Some(2), 5_000,
+        ["saw nothing", "saw one page", "saw both"],
+        look::a_visit_against_unmap;
+    unmaps_in_one_table: Some(2), 3_000,
+        ["guest read", "guest faulted"],
+        disjoint::unmaps_in_one_table;
+    unmaps_under_one_parent: Some(3), 2_500,
+        ["both went"],
+        disjoint::unmaps_under_one_parent;
+    an_unmap_that_another_resumes: None, 8,
+        ["resumed", "all was done", "Conflict"],
+        disjoint::an_unmap_that_another_resumes;
+    an_unmap_beside_notes: Some(3), 20_000,
+        ["guest read", "guest faulted"],
+        disjoint::an_unmap_beside_notes;
+    a_map_against_install: Some(3), 6_000,
+        ["mapped first", "mapped, and met Busy", "Occupied", "guest read", "guest faulted"],
+        fill::a_map_against_install;
+    a_map_into_a_table_against_install: Some(3), 9_000,
+        ["mapped first", "mapped, and met Busy", "Occupied", "guest read", "guest faulted"],
+        fill::a_map_into_a_table_against_install;
+    a_block_against_install: Some(3), 100,
+        ["mapped first", "mapped by pages", "mapped, and met Busy", "Occupied", "guest read",
+         "guest faulted"],
+        fill::a_block_against_install;
+    an_annotate_against_install: None, 1_000,
+        ["met the note", "noted, and met Busy", "Occupied"],
+        fill::an_annotate_against_install;
+    a_page_is_given_away: Some(3), 4_000,
+        ["installed, then swept", "refused", "guest read", "guest faulted"],
+        policy::a_page_is_given_away;
+    a_page_is_taken_back: None, 90,
+        ["installed", "refused"],
+        policy::a_page_is_taken_back;
 }
 
 /// One test for each of the nine: the name says how it was published, and how found.

@@ -3,7 +3,7 @@
 #![cfg(all(shuttle, not(loom)))]
 
 use protocol_models::check::Model;
-use protocol_models::protocol::{clear, epoch, install, retire};
+use protocol_models::protocol::{clear, disjoint, epoch, fill, install, look, policy, retire};
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
 macro_rules! models {
@@ -29,4 +29,25 @@ models! {
     a_table_is_retired: 1000,
         ["after", "before", "before, then met Dead or Drain", "met Dead or Drain"],
         retire::against_install;
+    a_guest_in_a_table_that_goes: 500,
+        ["guest read", "guest faulted"],
+        look::a_guest_in_a_table_that_goes;
+    a_write_against_unmap: 500,
+        ["wrote", "Stale", "too late"],
+        look::a_write_against_unmap;
+    unmaps_in_one_table: 500,
+        ["guest read", "guest faulted"],
+        disjoint::unmaps_in_one_table;
+    unmaps_under_one_parent: 500,
+        ["both went"],
+        disjoint::unmaps_under_one_parent;
+    an_unmap_that_another_resumes: 500,
+        ["resumed", "all was done", "Conflict"],
+        disjoint::an_unmap_that_another_resumes;
+    a_map_against_install: 500,
+        ["mapped first", "mapped, and met Busy", "Occupied", "guest read", "guest faulted"],
+        fill::a_map_against_install;
+    a_page_is_given_away: 500,
+        ["installed, then swept", "refused", "guest read", "guest faulted"],
+        policy::a_page_is_given_away;
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Pe};
 use crate::memory::{Memory, page};
-use crate::tlb::{Entry, Mask, Place, Tlb};
+use crate::tlb::{Entry, Form, Mask, Place, Tlb};
 use crate::verdict::{Defect, Verdict};
 
 mod check;
@@ -86,8 +86,8 @@ struct PeState {
     /// TLBIs that were executed and are not complete.
     pending: Vec<maintain::Pending>,
     /// What completed invalidations took away from this PE by its own TLBIs, with no context
-    /// synchronization since.
-    unsynchronized: Vec<Entry>,
+    /// synchronization since, and in which form.
+    unsynchronized: Vec<(Entry, Form)>,
     locks: Vec<u64>,
     /// Event at which the maintenance began that the PE has done since it last did anything else.
     maintains: Option<usize>,

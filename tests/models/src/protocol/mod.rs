@@ -1,8 +1,13 @@
 //! The cases.
 
 pub mod clear;
+pub mod disjoint;
 pub mod epoch;
+pub mod fill;
 pub mod hardware;
 pub mod install;
+pub mod look;
+pub mod policy;
 pub mod primitive;
+pub mod ranges;
 pub mod retire;

@@ -161,7 +161,7 @@ impl Model {
             entry.vmid == vmid && from < end && ipa < to && stale(entry)
         };
         let own = (0..self.pes.len()).find_map(|pe| {
-            let entry = self.pes[pe].unsynchronized.iter().find(|entry| meets(entry))?;
+            let (entry, _) = self.pes[pe].unsynchronized.iter().find(|(entry, _)| meets(entry))?;
             Some((pe, *entry))
         });
         if let Some((pe, entry)) = own {

@@ -5,6 +5,9 @@
 //! * the old descriptor is not readable, because another stands and the store has completed,
 //! * or nothing that the invalidation spares leads to its table;
 //! * a combined entry goes only if its stage-2 entry is gone already, or goes with it.
+//!
+//! What a PE's own invalidation took away the PE itself may use until its next context synchronization
+//! \[RBLDZX\]; another PE's that reaches it ends that, too, at its own DSB.
 
 use std::collections::BTreeSet;
 
@@ -19,6 +22,8 @@ pub(super) struct Pending {
     local: bool,
     /// What it removes once complete, and from whom; in order.
     doomed: Vec<(Entry, Held)>,
+    /// What other PEs may only use because they have not synchronized.
+    others: Vec<(Pe, Entry, Form)>,
 }
 
 impl Pending {
@@ -53,7 +58,28 @@ impl Model {
             }
         };
         doomed.sort_unstable_by_key(|(entry, _)| *entry);
-        self.pes[pe].pending.push(Pending { local: scope == Scope::Local, doomed });
+        let local = scope == Scope::Local;
+        let others = if local { Vec::new() } else { self.unsynchronized(pe, aim) };
+        self.pes[pe].pending.push(Pending { local, doomed, others });
+    }
+
+    /// What PEs other than `by` have taken away and not synchronized, as far as an invalidation of `by`
+    /// hits it: a combined entry only if it cannot be made again from its stage-2 one.
+    fn unsynchronized(&self, by: Pe, aim: Aim) -> Vec<(Pe, Entry, Form)> {
+        let vmid = self.vmid_in_force(by);
+        let aimed = |entry: &Entry| aim == Aim::All || vmid == Some(entry.vmid);
+        let mut found = Vec::new();
+        for (pe, state) in self.pes.iter().enumerate().filter(|(pe, _)| *pe != by) {
+            for (entry, form) in state.unsynchronized.iter().filter(|(entry, _)| aimed(entry)) {
+                let made_again = *form == Form::Combined
+                    && !hits(aim, entry, Form::Stage2)
+                    && state.unsynchronized.contains(&(*entry, Form::Stage2));
+                if hits(aim, entry, *form) && !made_again {
+                    found.push((pe, *entry, *form));
+                }
+            }
+        }
+        found
     }
 
     /// The VMID that `IPAS2*` and `VMALL*` of `pe` act on, if that is determined.
@@ -134,8 +160,9 @@ impl Model {
                 let gone = |entry: &Entry| pending.takes(pe, entry, Form::Stage2);
                 let stays = held.stage2 & bit != 0 && !gone(entry);
                 if !stays && !self.readable_again(pe, entry, &gone) {
-                    out.stage2 |= doomed.stage2 & bit;
-                    out.combined |= doomed.combined & bit;
+                    // Another PE's may have come before.
+                    out.stage2 |= doomed.stage2 & held.stage2 & bit;
+                    out.combined |= doomed.combined & held.combined & bit;
                 }
             }
             if out.any() != 0 {
@@ -145,8 +172,10 @@ impl Model {
         let mut closed: BTreeSet<(Pe, Place)> = BTreeSet::new();
         for (entry, out) in &removed {
             self.tlb.remove(entry, out.stage2, out.combined);
-            if out.any() >> by & 1 != 0 {
-                self.pes[by].unsynchronized.push(*entry);
+            for (form, mask) in [(Form::Stage2, out.stage2), (Form::Combined, out.combined)] {
+                if mask >> by & 1 != 0 {
+                    self.pes[by].unsynchronized.push((*entry, form));
+                }
             }
             if let Some(below) = entry.below() {
                 closed.extend(pes(out.stage2).map(|pe| (pe, below)));
@@ -154,6 +183,11 @@ impl Model {
         }
         for (pe, place) in closed {
             self.close_unless_reached(pe, &place);
+        }
+        for (pe, state) in self.pes.iter_mut().enumerate().filter(|(pe, _)| *pe != by) {
+            state.unsynchronized.retain(|(entry, form)| {
+                !pending.takes(pe, entry, *form) && !pending.others.contains(&(pe, *entry, *form))
+            });
         }
     }
 }
