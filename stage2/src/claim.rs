@@ -5,10 +5,24 @@
 //! it gets a [`Conflict`](ClaimError::Conflict) at once instead of meeting half of the first one's work. Fault handlers claim
 //! nothing; they only ever fill Empty slots.
 //!
-//! Two rules hang on it. **Drain, Busy and Dead slots in a claimed range belong to the claim**, so an
-//! operation that was given up in the middle is finished by whoever claims the range next. And **a
+//! Three rules hang on it. **Drain, Busy and Dead slots that lie in a claimed range belong to the claim**, so
+//! an operation that was given up in the middle is finished by whoever claims the range next. **A
 //! table is given back only by who claims its whole span**, so a table that a claimed range touches
-//! stays where it is, even outside a guard.
+//! stays where it is, even outside a guard. And **a claim has one user at a time**: operations take it
+//! by `&mut`, because two of them would both finish what they find in Drain, and release it twice:
+//!
+//! ```text
+//! PE 0, unmap                         PE 1, unmap by the same claim
+//! live -> Drain, flush, grace
+//!                                     finds Drain: given up, mine to finish; flush, grace
+//! releases the frame; Drain -> 0
+//!                                     releases the frame   <- the race: it has a new owner by now
+//! ```
+//!
+//! A slot above the pages may reach over the edge of a claim. If it is Empty, a map whose claim covers a
+//! part of it makes it Busy for the moment in which it links a table. A neighbour's map then has to be
+//! repeated ([`MapError::Retry`](crate::space::MapError::Retry)); a neighbour's unmap has nothing to do
+//! there, because nothing was mapped.
 
 use core::fmt;
 

@@ -18,6 +18,8 @@ use crate::tlbi::LeafLevel;
 
 /// Ranges that are kept apart.
 const RANGES: usize = 8;
+/// Places for ranges: one more, for a moment, before two grow together.
+const PLACES: usize = RANGES + 1;
 
 /// What is known of the leaves of a gather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +34,8 @@ enum Leaves {
 #[must_use = "what is owed is settled by a flush"]
 pub(crate) struct Owed<'s, A: Arch> {
     tlb: Stage2Tlb<'s, A>,
-    /// Sorted, apart.
-    ranges: [Option<IpaRange>; RANGES],
+    /// Sorted and apart; the last place is free.
+    ranges: [Option<IpaRange>; PLACES],
     leaves: Leaves,
     not_send: PhantomData<*const ()>,
 }
@@ -41,7 +43,7 @@ pub(crate) struct Owed<'s, A: Arch> {
 impl<'s, A: Arch> Owed<'s, A> {
     /// Nothing yet.
     pub(crate) const fn new(tlb: Stage2Tlb<'s, A>) -> Self {
-        Self { tlb, ranges: [None; RANGES], leaves: Leaves::Nothing, not_send: PhantomData }
+        Self { tlb, ranges: [None; PLACES], leaves: Leaves::Nothing, not_send: PhantomData }
     }
 
     /// A leaf of `level` at `ipa` ended.
@@ -78,22 +80,28 @@ impl<'s, A: Arch> Owed<'s, A> {
                 merged = merged.hull(&held);
             }
         }
-        if self.ranges.iter().all(Option::is_some) {
-            self.join_nearest();
-        }
         if let Some(free) = self.ranges.iter_mut().find(|slot| slot.is_none()) {
             *free = Some(merged);
         }
+        self.sort();
+        if self.ranges.iter().all(Option::is_some) {
+            self.join_nearest();
+            self.sort();
+        }
+    }
+
+    fn sort(&mut self) {
         self.ranges.sort_unstable_by_key(|slot| slot.map_or(u64::MAX, |range| range.start().get()));
     }
 
-    /// Makes one range of the two with the smallest gap. All places are taken, so all are sorted.
+    /// Makes one range of the two with the smallest gap. They are sorted and apart, the new one among them, so
+    /// no other lies between.
     fn join_nearest(&mut self) {
         let gap = |at: usize| match (self.ranges.get(at), self.ranges.get(at + 1)) {
             (Some(Some(low)), Some(Some(high))) => high.start().get() - low.end().get(),
             _ => u64::MAX,
         };
-        let Some(at) = (0..RANGES - 1).min_by_key(|at| gap(*at)) else { return };
+        let Some(at) = (0..PLACES - 1).min_by_key(|at| gap(*at)) else { return };
         if let (Some(low), Some(high)) = (self.ranges[at], self.ranges[at + 1].take()) {
             self.ranges[at] = Some(low.hull(&high));
         }
@@ -164,6 +172,14 @@ mod tests {
         for page in pages {
             assert!(ranges.iter().any(|(start, end)| (*start..*end).contains(&page)), "{page}");
         }
+    }
+
+    #[test]
+    fn one_that_falls_between_two_grows_with_the_nearer() {
+        let ranges = flush_of(&[10, 20, 30, 40, 44, 70, 80, 90, 42, 100]);
+        assert_eq!(ranges.len(), RANGES);
+        assert!(ranges.is_sorted() && ranges.windows(2).all(|pair| pair[0].1 < pair[1].0));
+        assert!(ranges.contains(&(40, 45)), "{ranges:?}");
     }
 
     fn operands(level: Level, table: bool) -> Vec<u64> {

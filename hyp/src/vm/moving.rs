@@ -151,13 +151,13 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
     let ram = vm.policy(&guards.enter()).ram;
     let rest = rest(ram, range).ok_or(Refused::Invalid)?;
     let mut stash = Stash::new(range.pages() as usize)?;
-    let claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
+    let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
 
     publish(env, rest, Some(Moving { ram, range, pages: None }))?;
     let mut batch = Batch { from: range.start(), slots: BATCH };
     while let Progress::Until(next) = vm
         .space
-        .unmap(guards, &claim, batch, Notes::Keep, relax, &mut stash)
+        .unmap(guards, &mut claim, batch, Notes::Keep, relax, &mut stash)
         .map_err(|error| Refused::Broken(format!("cannot unmap: {error}")))?
     {
         batch.from = next;

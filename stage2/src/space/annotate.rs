@@ -43,7 +43,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     pub fn annotate(
         &self,
         cpu: &Cpu<'_>,
-        claim: &Claim<'_>,
+        claim: &mut Claim<'_>,
         batch: Batch,
         note: Note,
     ) -> Result<Progress, MapError> {
@@ -63,7 +63,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     pub fn deannotate(
         &self,
         cpu: &Cpu<'_>,
-        claim: &Claim<'_>,
+        claim: &mut Claim<'_>,
         batch: Batch,
         mut removed: impl FnMut(Ipa, u64, Note),
     ) -> Result<Progress, UnmapError> {

@@ -5,11 +5,12 @@ use crate::claim::Claim;
 
 /// A part of a claimed range: from an address on, so many slots.
 ///
-/// A slot is a page, or a block or an empty stretch of 2 MiB or more. A table that is filled, or that
-/// ends, is done as a whole and may exceed the number.
+/// A slot is a page, or a block or an empty stretch of 2 MiB or more. A table of pages that is filled, or a
+/// table that ends, is done as a whole and may exceed the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Where to begin.
+    /// Where to begin: at the start of the claimed range, or where the last batch ended. What lies before
+    /// stays as it is.
     pub from: Ipa,
     /// Slots at the most; at least one is done.
     pub slots: usize,

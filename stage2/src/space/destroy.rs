@@ -82,10 +82,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let everything = IpaRange::new(Ipa::new(0), 1 << self.geometry.ipa_bits());
         // An IPA size is a power of two of at least a page, and no claim is left: claims borrow.
         let Ok(everything) = everything else { return Ok(()) };
-        let claim = self.claim(everything).map_err(Leak::Claim)?;
+        let mut claim = self.claim(everything).map_err(Leak::Claim)?;
         let mut batch = Batch::all_of(&claim);
         while let Progress::Until(next) = self
-            .unmap(cpu, &claim, batch, Notes::Remove, &mut *relax, release)
+            .unmap(cpu, &mut claim, batch, Notes::Remove, &mut *relax, release)
             .map_err(Leak::Unmap)?
         {
             batch.from = next;

@@ -192,8 +192,8 @@ pub struct LockedTable<'g, A: Arch> {
     _held: Held<'g>,
 }
 
-/// A table that is read under its lock: what is not Empty stays, but for what hardware and fault
-/// handlers may do to a live slot.
+/// A table that is read under its lock: what is live stays so, but for what hardware and fault handlers may
+/// do to it. Empty slots may be filled, and Drain and Dead may end: their owner needs no lock for that.
 #[derive(Debug)]
 pub struct RoLocked<'g, A: Arch>(LockedTable<'g, A>);
 

@@ -66,6 +66,15 @@ pub enum MapError {
         /// What it holds.
         seen: Descriptor,
     },
+    /// Another operation, on other pages of the same slot, is about to link a table there: repeat.
+    Retry {
+        /// First IPA that could not be mapped.
+        ipa: Ipa,
+        /// Level of the slot.
+        level: Level,
+        /// What it holds: Busy.
+        seen: Descriptor,
+    },
     /// No table page at hand: refill where waiting is allowed, and repeat.
     OutOfTables,
     /// The machine has no atomic install.
@@ -84,6 +93,9 @@ impl fmt::Display for MapError {
             }
             Self::Occupied { ipa, level, seen } => {
                 write!(f, "the {level} slot at {ipa} holds {:#x}", seen.bits())
+            }
+            Self::Retry { ipa, level, seen } => {
+                write!(f, "the {level} slot at {ipa} is being changed: {:#x}", seen.bits())
             }
             Self::OutOfTables => f.write_str("no table page at hand"),
             Self::Unsupported => f.write_str("this machine has no atomic install"),
@@ -109,7 +121,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     pub unsafe fn map(
         &self,
         cpu: &Cpu<'_>,
-        claim: &Claim<'_>,
+        claim: &mut Claim<'_>,
         batch: Batch,
         extent: &Extent,
     ) -> Result<Progress, MapError> {
@@ -137,6 +149,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 
     /// Makes what was prepared in `[from, until)` live, or nothing.
     fn finish(&self, from: Ipa, until: Ipa, commit: bool) {
+        if from == until {
+            // Not even the slot that `from` lies in was prepared: it is somebody else's.
+            return;
+        }
         let start = self.geometry.start();
         let mut first = from.align_down(start.table_bytes());
         while first < until {
@@ -336,12 +352,12 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
             return Ok(false);
         }
         if seen != Descriptor::EMPTY {
-            return Err(MapError::Occupied { ipa: self.at, level, seen });
+            return Err(self.occupied(level, seen));
         }
-        let (live, slots) = if self.content.level_at(self.at, level) == level {
-            (self.content.at(self.at, level)?, 1)
+        let (live, slots, end) = if self.content.level_at(self.at, level) == level {
+            (self.content.at(self.at, level)?, 1, end)
         } else {
-            self.subtree(level, self.at, end)?
+            self.subtree(level, self.at, end, self.left)?
         };
         // A note is complete in itself.
         let busy = live.to_busy().unwrap_or(live);
@@ -359,22 +375,39 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
                 match lost {
                     TrySetError::Unsupported => Err(MapError::Unsupported),
                     TrySetError::Occupied(seen) if seen.as_table(level).is_some() => Ok(false),
-                    TrySetError::Occupied(seen) => {
-                        Err(MapError::Occupied { ipa: self.at, level, seen })
-                    }
+                    TrySetError::Occupied(seen) => Err(self.occupied(level, seen)),
                 }
             }
         }
     }
 
-    /// A table, not yet linked, for a slot of `level`, that maps `[from, to)`; and the slots it took.
-    fn subtree(&self, level: Level, from: Ipa, to: Ipa) -> Result<(Descriptor, usize), MapError> {
+    /// Why the slot at `at`, which holds `seen`, cannot be prepared.
+    fn occupied(&self, level: Level, seen: Descriptor) -> MapError {
+        let (ipa, bytes) = (self.at, level.slot_bytes());
+        let first = ipa.align_down(bytes);
+        let claimed = self.range.start() <= first
+            && first.checked_add(bytes).is_some_and(|end| end <= self.range.end());
+        match seen.view(level) {
+            View::Busy(_) if !claimed => MapError::Retry { ipa, level, seen },
+            _ => MapError::Occupied { ipa, level, seen },
+        }
+    }
+
+    /// A table, not yet linked, for a slot of `level`, that maps `[from, to)` or as much of it as `left`
+    /// slots allow; the slots it took, and where it ends.
+    fn subtree(
+        &self,
+        level: Level,
+        from: Ipa,
+        to: Ipa,
+        left: usize,
+    ) -> Result<(Descriptor, usize, Ipa), MapError> {
         let space = self.space;
         let below = level.next().ok_or(MapError::OutOfTables)?;
         let pa = space.memory.alloc_table(1).ok_or(MapError::OutOfTables)?;
-        match self.fill(pa, below, from, to) {
-            Ok(slots) => match Descriptor::table(level, pa) {
-                Ok(table) => Ok((table, slots)),
+        match self.fill(pa, below, from, to, left) {
+            Ok((slots, end)) => match Descriptor::table(level, pa) {
+                Ok(table) => Ok((table, slots, end)),
                 Err(error) => {
                     space.free_detached(pa, below);
                     Err(MapError::Mapping(error.into()))
@@ -387,7 +420,14 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
         }
     }
 
-    fn fill(&self, pa: Pa, level: Level, from: Ipa, to: Ipa) -> Result<usize, MapError> {
+    fn fill(
+        &self,
+        pa: Pa,
+        level: Level,
+        from: Ipa,
+        to: Ipa,
+        left: usize,
+    ) -> Result<(usize, Ipa), MapError> {
         // SAFETY: (1) just allocated.
         let table = unsafe { self.space.memory.table(pa) };
         let bytes = level.slot_bytes();
@@ -401,22 +441,22 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
                 unsafe { self.space.arch.store_detached(slot, bits) };
                 bits += C::STEP;
             }
-            return Ok(count);
+            return Ok((count, to));
         }
         for slot in table.slots().iter().skip(first) {
-            if at >= to {
+            if at >= to || slots >= left {
                 break;
             }
             let end = at.align_down(bytes).checked_add(bytes).map_or(to, |end| end.min(to));
-            let (live, took) = if self.content.level_at(at, level) == level {
-                (self.content.at(at, level)?, 1)
+            let (live, took, end) = if self.content.level_at(at, level) == level {
+                (self.content.at(at, level)?, 1, end)
             } else {
-                self.subtree(level, at, end)?
+                self.subtree(level, at, end, left - slots)?
             };
             // SAFETY: (1) nobody walks the table yet; (2) a leaf, note or table for this level.
             unsafe { self.space.arch.store_detached(slot, live.bits()) };
             (at, slots) = (end, slots + took);
         }
-        Ok(slots)
+        Ok((slots, at))
     }
 }

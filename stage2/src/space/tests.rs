@@ -172,6 +172,7 @@ fn linked_tables<A: Arch>(space: &Space<'_, &Pages, A>) -> usize {
 }
 
 mod map;
+mod neighbours;
 mod unmap;
 mod whole;
 

@@ -79,7 +79,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     pub fn unmap(
         &self,
         cpu: &Cpu<'_>,
-        claim: &Claim<'_>,
+        claim: &mut Claim<'_>,
         batch: Batch,
         notes: Notes,
         relax: impl FnMut(),
@@ -92,6 +92,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let mut sweep = Sweep {
             space: self,
             range,
+            from: batch.from,
             at: batch.from,
             high: batch.from.get(),
             left: batch.slots.max(1),
@@ -115,7 +116,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 struct Sweep<'w, 'e, M: Memory, A: Arch> {
     space: &'w Space<'e, M, A>,
     range: IpaRange,
-    /// Everything of the range before this is done.
+    /// Where the batch begins: what lies before is done, or is to stay.
+    from: Ipa,
+    /// Everything of the batch before this is done.
     at: Ipa,
     /// End of the highest slot that was drained.
     high: u64,
@@ -190,28 +193,32 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
     fn drain_slot(&mut self, slot: &Slot, level: Level, ipa: Ipa) -> Result<Drain, UnmapError> {
         let arch = &self.space.arch;
         let seen = slot.load(arch);
-        let bytes = level.slot_bytes();
-        let inside = self.range.start() <= ipa && ipa.get() + bytes <= self.range.end().get();
+        let within = ipa.get() + level.slot_bytes() <= self.range.end().get();
+        let (claimed, inside) = (within && self.range.start() <= ipa, within && self.from <= ipa);
         match seen.view(level) {
             View::Empty => {}
             View::Table(_) => return Ok(Drain::Table),
-            View::Leaf(_) | View::Drain(_) if !inside => {
-                return Err(UnmapError::Straddles { ipa, level });
+            // Of an operation that was given up: the claim makes it ours. Its flush may not have been. Or a table
+            // that this batch, which may have begun in the middle of it, has just taken out.
+            View::Drain(former) if inside || claimed && former.is_table() => {
+                self.drained(ipa, level, former.is_table())
             }
-            View::Leaf(_) => {
+            View::Leaf(_) if inside => {
                 // SAFETY: (1) the table's lock is held.
                 if unsafe { slot.clear(arch, level) }.is_some() {
                     self.drained(ipa, level, false);
                 }
             }
-            // Of an operation that was given up: the claim makes it ours. Its flush may not have been.
-            View::Drain(former) => self.drained(ipa, level, former.is_table()),
+            View::Leaf(_) | View::Drain(_) => return Err(UnmapError::Straddles { ipa, level }),
             View::Note(_) if self.notes == Notes::Remove && inside => {
                 // SAFETY: (1) the table's lock is held, and the claim covers the slot; (2) a Note was
                 // never live, so no flush stands between it and Empty.
                 unsafe { arch.store(slot, Descriptor::EMPTY.bits()) };
             }
             View::Note(_) => {}
+            // A subtree that another claim's map is about to link. The slot was Empty: nothing in the
+            // part that is claimed here can be mapped.
+            View::Busy(live) if !claimed && live.as_table(level).is_some() => {}
             View::Busy(_) | View::Dead | View::Foreign(_) => {
                 return Err(UnmapError::Unexpected { ipa, level, seen });
             }

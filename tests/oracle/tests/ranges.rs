@@ -62,9 +62,10 @@ impl Release for Freed<'_> {
 }
 
 fn map(space: &OracleSpace<'_>, cpu: &Cpu<'_>, at: IpaRange, extent: &Extent) {
-    let claim = space.claim(at).unwrap();
+    let mut claim = space.claim(at).unwrap();
+    let all = Batch::all_of(&claim);
     // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
-    let mapped = unsafe { space.map(cpu, &claim, Batch::all_of(&claim), extent) };
+    let mapped = unsafe { space.map(cpu, &mut claim, all, extent) };
     assert_eq!(mapped, Ok(Progress::Done));
     space.memory().note(|pe| Event::Published { pe });
 }
@@ -76,12 +77,12 @@ fn unmap(
     budget: usize,
     freed: &mut Freed<'_>,
 ) {
-    let claim = space.claim(at).unwrap();
+    let mut claim = space.claim(at).unwrap();
     let mut from = at.start();
     while let Progress::Until(next) = space
         .unmap(
             cpu,
-            &claim,
+            &mut claim,
             Batch { from, slots: budget },
             Notes::Remove,
             std::thread::yield_now,
@@ -117,11 +118,12 @@ fn a_life_of_a_vm_is_sound_on_every_machine() {
             unmap(&space, &cpu, range(0x1f_f000, 0x1000), budget, &mut freed);
             unmap(&space, &cpu, range(0x20_0000, 4 << 20), budget, &mut freed);
             {
-                let claim = space.claim(range(0x20_0000, 4 << 20)).unwrap();
+                let mut claim = space.claim(range(0x20_0000, 4 << 20)).unwrap();
+                let all = Batch::all_of(&claim);
                 let note = Note::new(1).unwrap();
-                let noted = space.annotate(&cpu, &claim, Batch::all_of(&claim), note);
+                let noted = space.annotate(&cpu, &mut claim, all, note);
                 assert_eq!(noted, Ok(Progress::Done));
-                let gone = space.deannotate(&cpu, &claim, Batch::all_of(&claim), |_, _, _| {});
+                let gone = space.deannotate(&cpu, &mut claim, all, |_, _, _| {});
                 assert_eq!(gone, Ok(Progress::Done));
             }
             // Other memory, other sizes, at the same addresses.

@@ -16,11 +16,11 @@ pub(super) fn map<const CPUS: usize>(
     budget: usize,
 ) -> Result<(), MapError> {
     let cpu = epochs.join(0).unwrap();
-    let claim = space.claim(range).unwrap();
+    let mut claim = space.claim(range).unwrap();
     let mut from = range.start();
     while let Progress::Until(next) =
         // SAFETY: (1, 2) no guest runs on the host.
-        unsafe { space.map(&cpu, &claim, Batch { from, slots: budget }, extent) }?
+        unsafe { space.map(&cpu, &mut claim, Batch { from, slots: budget }, extent) }?
     {
         assert!(next > from, "a batch makes progress");
         from = next;
@@ -78,15 +78,9 @@ fn the_largest_leaves_that_fit_are_used() {
         assert_eq!(found.len(), count);
         assert!(found.iter().all(|(ipa, to, l)| *l == level && to - pa == ipa - (16 << 30)));
         let cpu = epochs.join(0).unwrap();
-        let claim = space.claim(at).unwrap();
-        let done = space.unmap(
-            &cpu,
-            &claim,
-            Batch::all_of(&claim),
-            Notes::Keep,
-            || {},
-            &mut Released::default(),
-        );
+        let mut claim = space.claim(at).unwrap();
+        let all = Batch::all_of(&claim);
+        let done = space.unmap(&cpu, &mut claim, all, Notes::Keep, || {}, &mut Released::default());
         assert_eq!(done, Ok(Progress::Done));
     }
 }
@@ -186,11 +180,11 @@ proptest! {
                 continue;
             }
             let cpu = epochs.join(0).unwrap();
-            let claim = space.claim(at).unwrap();
+            let mut claim = space.claim(at).unwrap();
             let (mut from, mut released) = (at.start(), Released::default());
             let straddles = loop {
                 let unmap = space.unmap(
-                    &cpu, &claim, Batch { from, slots: budget }, Notes::Keep, || {}, &mut released,
+                    &cpu, &mut claim, Batch { from, slots: budget }, Notes::Keep, || {}, &mut released,
                 );
                 match unmap {
                     Ok(Progress::Done) => break false,

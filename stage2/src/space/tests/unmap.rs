@@ -22,20 +22,20 @@ pub(super) fn range(start: u64, bytes: u64) -> IpaRange {
     IpaRange::new(Ipa::new(start), bytes).unwrap()
 }
 
-struct Vm<'t> {
-    pages: &'t Pages,
-    space: Space<'t, &'t Pages, Host>,
-    cpu: crate::epoch::Cpu<'t>,
-    frames: Counted,
+pub(super) struct Vm<'t> {
+    pub(super) pages: &'t Pages,
+    pub(super) space: Space<'t, &'t Pages, Host>,
+    pub(super) cpu: crate::epoch::Cpu<'t>,
+    pub(super) frames: Counted,
 }
 
 impl<'t> Vm<'t> {
-    fn new(pages: &'t Pages, epochs: &'t Epochs<1>) -> Self {
+    pub(super) fn new(pages: &'t Pages, epochs: &'t Epochs<1>) -> Self {
         let frames = Counted::new(1 << 40, 1 << 30, usize::MAX);
         Self { pages, space: space(pages, epochs, 40), cpu: epochs.join(0).unwrap(), frames }
     }
 
-    fn map(&mut self, ipa: u64, level: Level, owner: Owner) -> u64 {
+    pub(super) fn map(&mut self, ipa: u64, level: Level, owner: Owner) -> u64 {
         let mapping = self.space.mapping(level, &ram(), owner).unwrap();
         let (guard, tally) = (self.cpu.enter(), &mut Tally::default());
         match self.space.install(&guard, Ipa::new(ipa), &mapping, &mut self.frames, tally) {
@@ -45,7 +45,7 @@ impl<'t> Vm<'t> {
     }
 
     /// The slot where the walk to `ipa` ends.
-    fn slot(&self, ipa: u64) -> &'t Slot {
+    pub(super) fn slot(&self, ipa: u64) -> &'t Slot {
         let guard = self.cpu.enter();
         let lookup = self.space.lookup(&guard, Ipa::new(ipa)).unwrap();
         let mut pa = self.space.geometry.root_page(self.space.root, Ipa::new(ipa));
@@ -63,22 +63,27 @@ impl<'t> Vm<'t> {
 
     /// # Safety
     /// 1. As of [`Memory::table`].
-    unsafe fn pages_table(&self, pa: Pa) -> &'t Table {
+    pub(super) unsafe fn pages_table(&self, pa: Pa) -> &'t Table {
         &self.pages.arena[usize::try_from(pa.get() / PAGE_SIZE).unwrap()]
     }
 
-    fn put(&self, ipa: u64, held: Descriptor) {
+    pub(super) fn put(&self, ipa: u64, held: Descriptor) {
         // SAFETY: (1, 2) nothing walks these tables.
         unsafe { self.space.arch.swap(self.slot(ipa), held.bits()) };
     }
 
-    fn unmap(&self, range: IpaRange, budget: usize, notes: Notes) -> Result<Released, UnmapError> {
-        let claim = self.space.claim(range).unwrap();
+    pub(super) fn unmap(
+        &self,
+        range: IpaRange,
+        budget: usize,
+        notes: Notes,
+    ) -> Result<Released, UnmapError> {
+        let mut claim = self.space.claim(range).unwrap();
         let (mut released, mut from) = (Released::default(), range.start());
         loop {
             let unmap = self.space.unmap(
                 &self.cpu,
-                &claim,
+                &mut claim,
                 Batch { from, slots: budget },
                 notes,
                 || panic!("nobody to wait for"),
@@ -174,13 +179,13 @@ fn a_block_over_the_edge_is_refused_and_what_was_drained_is_finished() {
     let mut vm = Vm::new(&pages, &epochs);
     let page = vm.map(0x1f_f000, Level::L3, Owner::Vm);
     vm.map(0x20_0000, Level::L2, Owner::Vm);
-    let claim = vm.space.claim(range(0x1f_f000, 0x2000)).unwrap();
+    let mut claim = vm.space.claim(range(0x1f_f000, 0x2000)).unwrap();
     let mut released = Released::default();
     let start = claim.range().start();
     let unmap = || {
         vm.space.unmap(
             &vm.cpu,
-            &claim,
+            &mut claim,
             Batch { from: start, slots: 99 },
             Notes::Keep,
             || {},
@@ -244,11 +249,11 @@ fn wrong_calls_are_refused_and_change_nothing() {
     let (mut vm, other) = (Vm::new(&pages, &epochs), Vm::new(&other_pages, &other_epochs));
     vm.map(0x1000, Level::L3, Owner::Vm);
     let wanted = range(0x1000, 0x1000);
-    let claim = vm.space.claim(wanted).unwrap();
-    let unmap = |vm: &Vm<'_>, cpu, from| {
+    let mut claim = vm.space.claim(wanted).unwrap();
+    let mut unmap = |vm: &Vm<'_>, cpu, from| {
         vm.space.unmap(
             cpu,
-            &claim,
+            &mut claim,
             Batch { from: Ipa::new(from), slots: 1 },
             Notes::Keep,
             || {},
@@ -348,16 +353,11 @@ fn installers_and_unmappers_together_lose_nothing() {
         let cpu = epochs.join(INSTALLERS).unwrap();
         let mut released = Vec::new();
         let sweep = |released: &mut Vec<u64>| {
-            let claim = space.claim(whole).unwrap();
+            let mut claim = space.claim(whole).unwrap();
+            let batch = Batch::all_of(&claim);
             let mut all = Released::default();
-            let result = space.unmap(
-                &cpu,
-                &claim,
-                Batch::all_of(&claim),
-                Notes::Keep,
-                std::thread::yield_now,
-                &mut all,
-            );
+            let result =
+                space.unmap(&cpu, &mut claim, batch, Notes::Keep, std::thread::yield_now, &mut all);
             assert_eq!(result, Ok(Progress::Done));
             released.extend(all.0.values().map(|(pa, _)| pa));
         };

@@ -17,10 +17,10 @@ fn annotate(
     budget: usize,
 ) -> Result<(), MapError> {
     let cpu = epochs.join(0).unwrap();
-    let claim = space.claim(at).unwrap();
+    let mut claim = space.claim(at).unwrap();
     let mut from = at.start();
     while let Progress::Until(next) =
-        space.annotate(&cpu, &claim, Batch { from, slots: budget }, note(payload))?
+        space.annotate(&cpu, &mut claim, Batch { from, slots: budget }, note(payload))?
     {
         from = next;
     }
@@ -46,11 +46,11 @@ fn deannotate(
     budget: usize,
 ) -> Result<Vec<(u64, u64, u64)>, UnmapError> {
     let cpu = epochs.join(0).unwrap();
-    let claim = space.claim(at).unwrap();
+    let mut claim = space.claim(at).unwrap();
     let (mut from, mut gone) = (at.start(), Vec::new());
     let mut removed = |ipa: Ipa, bytes, note: Note| gone.push((ipa.get(), bytes, note.get()));
     while let Progress::Until(next) =
-        space.deannotate(&cpu, &claim, Batch { from, slots: budget }, &mut removed)?
+        space.deannotate(&cpu, &mut claim, Batch { from, slots: budget }, &mut removed)?
     {
         assert!(next > from);
         from = next;
@@ -157,8 +157,8 @@ fn claims_beyond_the_ipa_size_are_refused() {
     let wanted = range((1 << 40) - 4096, 8192);
     let error = space.claim(wanted).unwrap_err();
     assert_eq!(error, crate::ClaimError::BeyondIpaSize { wanted, bits: 40 });
-    let claim = space.claim(range(0x1000, 0x1000)).unwrap();
-    let result = space.annotate(&cpu, &claim, Batch { from: Ipa::new(0), slots: 1 }, note(1));
+    let mut claim = space.claim(range(0x1000, 0x1000)).unwrap();
+    let result = space.annotate(&cpu, &mut claim, Batch { from: Ipa::new(0), slots: 1 }, note(1));
     let NotClaimed::From { from, .. } = (match result {
         Err(MapError::Claim(error)) => error,
         other => panic!("{other:?}"),

@@ -24,11 +24,12 @@ impl Release for Freed<'_> {
 fn retire(pe: &Pe<'_>) {
     let space = pe.world.space();
     let span = IpaRange::new(Ipa::new(0), Level::L3.table_bytes()).unwrap();
-    let claim = space.claim(span).unwrap();
+    let mut claim = space.claim(span).unwrap();
+    let all = Batch::all_of(&claim);
     let done = space.unmap(
         &pe.cpu,
-        &claim,
-        Batch::all_of(&claim),
+        &mut claim,
+        all,
         Notes::Keep,
         pe.world.patience(),
         &mut Freed(pe.world),
