@@ -29,6 +29,7 @@
 //! * [`slot`]: the rules of concurrent change, and the two operations that obey them.
 //! * [`space`]: the walk that populates.
 //! * [`flush`] and [`tlbi`]: what the architecture asks when a translation ends.
+//! * [`coherency`]: what caches need when memory changes hands.
 //! * [`epoch`]: how a decision and the change that it leads to are kept together.
 //! * [`geometry`], [`attr`], [`features`], [`region`]: the shapes; [`errata`]: what is wrong with which CPU.
 //!
@@ -44,6 +45,7 @@ pub mod addr;
 pub mod arch;
 pub mod attr;
 pub mod claim;
+pub mod coherency;
 pub mod descriptor;
 pub mod epoch;
 pub mod errata;
@@ -67,6 +69,7 @@ pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};
 pub use arch::{Arch, Observation};
 pub use attr::{Attributes, Encoding, MemType, Prot, Write};
 pub use claim::{Claim, ClaimError};
+pub use coherency::Coherency;
 pub use descriptor::{Descriptor, Former, Leaf, LeafTemplate, Note, Owner, View};
 pub use epoch::{Domain, Epochs, Guard};
 pub use errata::Errata;

@@ -29,6 +29,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod caches;
 pub mod config;
 pub mod diagnosis;
 pub mod fdt;

@@ -71,6 +71,30 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// What was done about caches for a VM: see [`caches`](crate::caches).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CacheStats {
+    /// Frames and tables cleaned and invalidated to the point of coherency before their use.
+    pub frames_cleaned: u64,
+    /// Frames cleaned to the point of unification.
+    pub frames_unified: u64,
+    /// Invalidations of all instruction caches.
+    pub instruction_flushes: u64,
+    /// Trapped set/way operations.
+    pub set_way: u64,
+    /// Trapped writes of virtual memory registers.
+    pub vm_registers: u64,
+    /// Of these, those that switched the caches on or off.
+    pub toggles: u64,
+    /// Times that all of the VM's memory was cleaned.
+    pub walks: u64,
+    /// Parts in which that was done.
+    pub parts: u64,
+    /// Pages of 4 KiB that were cleaned by it.
+    pub pages_cleaned: u64,
+}
+
 /// Counts over all CPUs of what was done for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -101,6 +125,8 @@ pub struct Stats {
     pub moved: u64,
     /// Trapped system register accesses.
     pub sysregs: u64,
+    /// Caches.
+    pub caches: CacheStats,
     /// TLB invalidations by instruction, such as `VMALLS12E1IS`.
     pub tlbi: BTreeMap<String, u64>,
     /// Data synchronisation barriers that wait for TLB invalidations or table updates.
@@ -271,6 +297,7 @@ impl Stats {
             row(f, "faults met in Drain", self.drained)?;
             row(f, "tables given back", self.tables_freed)?;
         }
+        self.caches.rows(f)?;
         if self.tlbi.is_empty() {
             row(f, "TLBIs", 0)?;
         }
@@ -278,6 +305,24 @@ impl Stats {
             row(f, &format!("TLBI {kind}"), *count)?;
         }
         row(f, "DSBs", self.dsb)
+    }
+}
+
+impl CacheStats {
+    /// What there was.
+    fn rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = [
+            ("frames cleaned", self.frames_cleaned),
+            ("frames unified", self.frames_unified),
+            ("I-cache flushes", self.instruction_flushes),
+            ("set/way traps", self.set_way),
+            ("cache toggles", self.toggles),
+            ("cleanings of the VM", self.walks),
+            ("pages cleaned then", self.pages_cleaned),
+        ];
+        rows.into_iter()
+            .filter(|(_, count)| *count != 0)
+            .try_for_each(|(label, count)| row(f, label, count))
     }
 }
 

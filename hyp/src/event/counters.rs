@@ -15,6 +15,24 @@ pub(crate) enum Own {
     Sysregs,
     /// Data synchronisation barriers of the stage-2 protocols.
     Dsb,
+    /// Frames and tables cleaned and invalidated to the point of coherency.
+    FramesCleaned,
+    /// Frames cleaned to the point of unification.
+    FramesUnified,
+    /// Invalidations of all instruction caches.
+    InstructionFlushes,
+    /// Trapped set/way operations.
+    SetWay,
+    /// Trapped writes of virtual memory registers.
+    VmRegisters,
+    /// Those that switched the caches on or off.
+    CacheToggles,
+    /// Cleanings of all of a VM's memory.
+    CacheWalks,
+    /// Parts of these.
+    CacheParts,
+    /// Pages cleaned by them.
+    PagesCleaned,
     /// TLB invalidations, in the order of [`TLBI_NAMES`]: the first of them.
     Tlbi,
 }
@@ -60,6 +78,12 @@ impl Counters {
     #[inline]
     pub(crate) fn bump_own(&self, own: Own) {
         self.add_at(OWN + own as usize, 1);
+    }
+
+    /// Adds `count` to a counter of ours. Only the owner calls this.
+    #[inline]
+    pub(crate) fn add_own(&self, own: Own, count: u64) {
+        self.add_at(OWN + own as usize, count);
     }
 
     /// Counts one TLB invalidation of this name. Only the owner calls this.

@@ -4,9 +4,8 @@
 //! loop refills the stock at a safe point, when no guard and no lock is held ([`Stock::refill`]); a
 //! fault that finds it empty returns to the run loop and happens again.
 //!
-//! A frame in the stock is all zero, its lines are cleaned and invalidated to the point of coherency (a
-//! guest with its caches off sees zeroes, and so does a walker that does not snoop), and no CPU holds
-//! instructions of its former life.
+//! A frame in the stock is all zero for a guest that looks past the caches too, and no CPU holds instructions
+//! of its former life: `clean` does what the machine needs for that.
 //!
 //! The stock belongs to one CPU and to no interrupt handler: EL2 runs with everything masked. So plain
 //! cells do, and the type is `!Sync`.
@@ -76,13 +75,13 @@ impl Stock {
             let _fits = self.put_back(frame);
         }
         if taken != 0 {
-            clean::forget_instructions();
+            clean::instructions_for_guest();
         }
         !self.is_low()
     }
 }
 
-/// Zeroes `bytes` bytes from `start` and cleans and invalidates their lines to the point of coherency.
+/// Zeroes `bytes` bytes from `start`, for a guest's eyes or a walker's.
 ///
 /// # Safety
 /// 1. They are whole frames of the caller's, in no table and reached by nobody else.
@@ -91,5 +90,5 @@ pub(crate) unsafe fn wipe(start: u64, bytes: u64) {
     let pages = PaRange { start, end: start.saturating_add(bytes) };
     // SAFETY: (1) the caller's clause 1; frames are mapped writable, Normal.
     unsafe { clean::zero(pages) };
-    clean::clean_and_invalidate(pages);
+    clean::for_guest(pages);
 }

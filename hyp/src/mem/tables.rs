@@ -35,8 +35,8 @@ unsafe impl Memory for Tables {
     #[inline]
     unsafe fn free_table(&self, pa: Pa, pages: usize) {
         if pages == 1 {
-            // All zero, but perhaps only in a cache: it may have been a live table. Guests look past caches.
-            clean::clean_and_invalidate(PaRange { start: pa.get(), end: pa.get() + PAGE });
+            // All zero, but perhaps only in a cache: it may have been a live table.
+            clean::for_guest(PaRange { start: pa.get(), end: pa.get() + PAGE });
             if !cpu::current().stock.put_back(pa.get()) {
                 // SAFETY: (1, 2) the caller's clauses; the page came from a stock, and so from the pool.
                 unsafe { frames::give_back(pa.get(), 1) };

@@ -3,7 +3,7 @@
 //!
 //! | register | why |
 //! | --- | --- |
-//! | HCR_EL2 | stage 2 on, AArch64; interrupts and SErrors to EL2; traps: SMC, ID registers, implementation-defined registers, set/way, ACTLR, error records, LORegions; barriers and TLB maintenance of the guest reach all CPUs (BSU, FB); pointer authentication allowed; FWB as the tables are encoded |
+//! | HCR_EL2 | stage 2 on, AArch64; interrupts and SErrors to EL2; traps: SMC, ID registers, implementation-defined registers, set/way, ACTLR, error records, LORegions; writes of the virtual memory registers while the caches are off (`caches`); barriers and TLB maintenance of the guest reach all CPUs (BSU, FB); pointer authentication allowed; FWB as the tables are encoded |
 //! | CPTR_EL2 | FP and SIMD allowed; SVE, SME, trace and activity monitors trapped |
 //! | MDCR_EL2 | debug, OS lock, PMU, SPE and trace trapped |
 //! | MPAM2_EL2, MPAMHCR_EL2 | memory partitioning trapped, where it exists |
@@ -35,32 +35,46 @@ const ICH_HCR: u64 = 0b111 << 10;
 /// `SCTLR_EL1` after reset: its RES1 bits, MMU and caches off.
 const SCTLR_EL1: u64 = 0x30d0_0800;
 
+/// Writes HCR_EL2. The barriers keep the write from meeting translations under way: on AmpereOne it may corrupt
+/// those of loads and stores (erratum AC04_CPU_23).
+fn write_hcr(value: u64) {
+    barrier::dsb(barrier::NSH);
+    HCR_EL2.set(value);
+    barrier::isb(barrier::SY);
+}
+
+/// Whether the guest's writes of its virtual memory registers trap (HCR_EL2.TVM) on this CPU.
+pub(super) fn trap_vm_registers(on: bool) {
+    let tvm = HCR_EL2::TVM::EnableTrapTVM.value;
+    let others = HCR_EL2.get() & !tvm;
+    write_hcr(if on { others | tvm } else { others });
+}
+
 /// Sets EL2's controls on this CPU for its vCPU.
 pub(super) fn load(vm: &Vm, vcpu: usize) {
     VTCR_EL2.set(vm.space.geometry().vtcr());
     VTTBR_EL2.set(vm.space.vttbr());
     trace::vttbr(vm.space.vttbr());
-    HCR_EL2.write(
-        HCR_EL2::VM::SET
-            + HCR_EL2::SWIO::SET
-            + HCR_EL2::FMO::SET
-            + HCR_EL2::IMO::SET
-            + HCR_EL2::AMO::SET
-            + HCR_EL2::FB::SET
-            + HCR_EL2::BSU::InnerShareable
-            + HCR_EL2::TID3::SET
-            + HCR_EL2::TSC::SET
-            + HCR_EL2::TIDCP::SET
-            + HCR_EL2::TACR::SET
-            + HCR_EL2::TSW::SET
-            + HCR_EL2::RW::EL1IsAarch64
-            + HCR_EL2::TLOR::SET
-            + HCR_EL2::TERR::SET
-            + HCR_EL2::APK::SET
-            + HCR_EL2::API::SET
-            + HCR_EL2::TID5::SET
-            + HCR_EL2::FWB.val(u64::from(vm.space.encoding().fwb)),
-    );
+    let hcr = HCR_EL2::VM::SET
+        + HCR_EL2::SWIO::SET
+        + HCR_EL2::FMO::SET
+        + HCR_EL2::IMO::SET
+        + HCR_EL2::AMO::SET
+        + HCR_EL2::FB::SET
+        + HCR_EL2::BSU::InnerShareable
+        + HCR_EL2::TID3::SET
+        + HCR_EL2::TSC::SET
+        + HCR_EL2::TIDCP::SET
+        + HCR_EL2::TACR::SET
+        + HCR_EL2::TSW::SET
+        + HCR_EL2::RW::EL1IsAarch64
+        + HCR_EL2::TLOR::SET
+        + HCR_EL2::TERR::SET
+        + HCR_EL2::APK::SET
+        + HCR_EL2::API::SET
+        + HCR_EL2::TID5::SET
+        + HCR_EL2::FWB.val(u64::from(vm.space.encoding().fwb));
+    write_hcr(hcr.value);
     CPTR_EL2.set(CPTR);
     sysreg::write!("mdcr_el2", MDCR | event_counters());
     sysreg::write!("hstr_el2", 0);

@@ -16,8 +16,8 @@ use hyp_core::range::{Bytes, Count};
 use hyp_core::{PaRange, image};
 use stage2::geometry::{Geometry, HwUpdate};
 use stage2::{
-    Attributes, Backing, Features, Ipa, IpaRange, Level, MemType, Owner, Prot, Region, RegionMap,
-    Space, Vmid, flush,
+    Attributes, Backing, Coherency, Encoding, Features, Ipa, IpaRange, Level, MemType, Owner, Prot,
+    Region, RegionMap, Space, Vmid, flush,
 };
 
 use super::idregs::IdRegisters;
@@ -27,7 +27,7 @@ use super::vcpu::Mailbox;
 use super::{EPOCHS, Policy, Stage2, Vm, pe};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
-use crate::mem::{PAGE, cache, frames};
+use crate::mem::{PAGE, cache, clean, frames};
 use crate::{cpu, say};
 
 /// Regions of a VM.
@@ -91,6 +91,7 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     let vmid = Vmid::new(1, features.vmid_bits()).ok_or("no VMID")?;
     // TLBs may hold anything of EL1's regime since power came on.
     let _ = flush::all(&arch);
+    clean::agree(Coherency::of(&features, Encoding::of(&features)));
     // A root of one page comes from the stock.
     cpu::current().stock.refill();
     let space = Space::new(geometry, vmid, EPOCHS.domain(), pages, arch)?;

@@ -31,6 +31,7 @@
 //! The first vCPU that has a reason to end the VM claims the stop, kicks the others by SGI, waits until
 //! they are parked and tells the report (`stop`).
 
+mod caches;
 pub(crate) mod context;
 mod control;
 mod create;

@@ -165,6 +165,8 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
     cpu.counters.add(Stat::TablesFreed, stash.tables);
     let pages: Box<[Page]> = core::mem::take(&mut stash.pages).into_boxed_slice();
     let moved = pages.len() as u32;
+    // The guest may fetch instructions from the new frames.
+    clean::instructions_for_guest();
     publish(env, rest, Some(Moving { ram, range, pages: Some(pages) }))?;
     for number in 0..moved as usize {
         install(env, number)?;
@@ -249,6 +251,9 @@ impl Release for Stash {
         // RAM is mapped by pages, and there is a fresh frame for each.
         let Some(fresh) = self.fresh.pop() else { return };
         let old = former.pa().get();
+        let page = |frame: u64| PaRange { start: frame, end: frame + PAGE };
+        // The guest may have written past the caches, behind a line that EL2 has fetched.
+        clean::from_guest(page(old));
         // SAFETY: (1) the old frame was flushed, the grace period is over, and nobody maps it; the new
         // one was just taken. (2) Both are whole frames that EL2 maps.
         unsafe {
@@ -257,11 +262,9 @@ impl Release for Stash {
             words(fresh).copy_from_nonoverlapping(words(old), count);
             (0..count).for_each(|word| words(old).add(word).write(POISON));
         }
-        for frame in [fresh, old] {
-            clean::clean_and_invalidate(PaRange { start: frame, end: frame + PAGE });
-        }
-        // The guest may fetch instructions from the new frame.
-        clean::forget_instructions();
+        clean::for_guest(page(fresh));
+        // Whoever translates by an old entry, with caches off too, is to see the poison.
+        clean::for_guest(page(old));
         trace::frame_given_back(old, PAGE);
         // SAFETY: (1) a page of guest RAM came from the pool; (2) as above.
         unsafe { frames::give_back(old, 1) };

@@ -4,7 +4,7 @@
 //! their bytes when it is first touched. So starting a guest costs nothing for its size, and a page that is
 //! never touched is never there.
 //!
-//! A copied page is cleaned to the point of coherency before it is installed: the guest starts with its
+//! A copied page is cleaned before it is installed, as far as the machine needs it: the guest starts with its
 //! caches off. No instruction cache can hold anything of the frame: it was invalidated when the frame
 //! came into the stock, and nobody has been able to execute from it since (EL2 never, the guest not yet).
 
@@ -67,8 +67,7 @@ impl Payload {
         page < self.span.end && page.saturating_add(PAGE) > self.span.start
     }
 
-    /// Copies what the payload has for the page at `page` into `frame`, and cleans the frame's lines to
-    /// the point of coherency; returns whether there was anything.
+    /// Copies what the payload has for the page at `page` into `frame`, for the guest's eyes; returns whether there was anything.
     ///
     /// # Safety
     /// 1. `frame` is a frame of the caller's that nobody else reaches.
@@ -92,7 +91,7 @@ impl Payload {
             filled = true;
         }
         if filled {
-            clean::clean_and_invalidate(PaRange { start: frame, end: frame + PAGE });
+            clean::for_guest(PaRange { start: frame, end: frame + PAGE });
         }
         filled
     }

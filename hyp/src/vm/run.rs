@@ -14,7 +14,7 @@ use stage2::epoch::Cpu as Guards;
 
 use super::stop::{self, Reason};
 use super::vcpu::{Entry, Vcpu};
-use super::{EPOCHS, NUMBER, Vm, control, fault, trap};
+use super::{EPOCHS, NUMBER, Vm, caches, control, fault, trap};
 use crate::cpu::PerCpu;
 use crate::event::trace;
 use crate::exception::vectors::{Exit, guest_enter};
@@ -64,6 +64,7 @@ pub(super) fn run(vm: &'static Vm, cpu: &'static PerCpu) -> ! {
         let entry = next.take().unwrap_or_else(|| wait_for_start(vm, number));
         vcpu.switch_on(entry);
         control::reset_el1();
+        caches::switched_on(vm);
         vm.psci.started(number);
         if let Some(reason) = until_off(env, &mut vcpu) {
             stop::stop(vm, cpu, reason);

@@ -14,7 +14,7 @@ use aarch64_cpu::asm;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::Diagnosis;
-use hyp_core::report::{Outcome, Report, Stats};
+use hyp_core::report::{CacheStats, Outcome, Report, Stats};
 
 use super::Vm;
 use crate::cpu::{self, PerCpu};
@@ -121,6 +121,17 @@ fn stats() -> Stats {
         tables_freed: counters::sum(Stat::TablesFreed),
         moved: counters::sum(Stat::Moved),
         sysregs: counters::sum_own(Own::Sysregs),
+        caches: CacheStats {
+            frames_cleaned: counters::sum_own(Own::FramesCleaned),
+            frames_unified: counters::sum_own(Own::FramesUnified),
+            instruction_flushes: counters::sum_own(Own::InstructionFlushes),
+            set_way: counters::sum_own(Own::SetWay),
+            vm_registers: counters::sum_own(Own::VmRegisters),
+            toggles: counters::sum_own(Own::CacheToggles),
+            walks: counters::sum_own(Own::CacheWalks),
+            parts: counters::sum_own(Own::CacheParts),
+            pages_cleaned: counters::sum_own(Own::PagesCleaned),
+        },
         tlbi: counters::sum_tlbi().map(|(name, count)| (String::from(name), count)).collect(),
         dsb: counters::sum_own(Own::Dsb),
     }

@@ -4,19 +4,17 @@
 //! | --- | --- |
 //! | ID registers | the sanitised table |
 //! | OS lock, breakpoints, watchpoints, debug channel | reads as zero (OSLSR: 8), writes ignored: debugging is not given to guests, and firmware-like guests write OSLAR once |
-//! | set/way cache maintenance | ignored |
+//! | set/way cache maintenance | all of the VM's memory is cleaned instead (`caches`) |
+//! | the virtual memory registers, written while the caches are off | written; if that switches the caches, with all of the VM's memory cleaned before (`caches`) |
 //! | ACTLR_EL1 | reads as zero, writes ignored |
 //! | everything else | undefined, as on a CPU without the feature: PMU, trace, SVE, the GIC's registers, implementation-defined ones |
-//!
-//! Ignoring set/way is a simplification: a guest that switches its caches off and relies on it may see stale
-//! memory on hardware that does not force write-back. No other guest is affected.
 
 use hyp_core::idreg::Encoding;
 use hyp_core::syndrome::SystemRegister;
 
 use super::run::{Env, Step};
 use super::vcpu::Vcpu;
-use super::{Vm, inject};
+use super::{Vm, caches, inject};
 use crate::event::counters::Own;
 
 /// `OSLSR_EL1`: the OS lock is implemented and not locked.
@@ -35,8 +33,6 @@ fn answer(vm: &Vm, register: Encoding, is_read: bool) -> Answer {
         (2, 0, 1, 1, 4) => Answer::Value(OSLSR),
         // The debug registers; op1 1 would be trace.
         (2, 0 | 3, ..) => Answer::Value(0),
-        // DC ISW, CSW, CISW.
-        (1, 0, 7, 6 | 10 | 14, 2) => Answer::Value(0),
         // ACTLR_EL1.
         (3, 0, 1, 0, 1) => Answer::Value(0),
         _ if is_read => vm.ids.get(register).map_or(Answer::Undefined, Answer::Value),
@@ -46,7 +42,16 @@ fn answer(vm: &Vm, register: Encoding, is_read: bool) -> Answer {
 
 /// A trapped MSR, MRS or system instruction.
 pub(super) fn system_register(env: Env<'_>, vcpu: &mut Vcpu, access: SystemRegister) -> Step {
-    env.cpu.counters.bump_own(Own::Sysregs);
+    // An instruction that takes several parts is one access.
+    if !vcpu.cleaning.is_under_way(vcpu.context.pc) {
+        env.cpu.counters.bump_own(Own::Sysregs);
+    }
+    if let Some(done) = caches::trapped(env, vcpu, access) {
+        if done {
+            vcpu.context.advance();
+        }
+        return Step::Resume;
+    }
     match answer(env.vm, access.encoding(), access.is_read()) {
         Answer::Value(value) => {
             if access.is_read() {

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use hyp_core::caches::Walk;
+
 use super::context::Context;
 
 /// `SPSR_EL2` of a vCPU that starts: EL1 with SP_EL1, everything masked.
@@ -66,18 +68,26 @@ pub(crate) struct Vcpu {
     pub(crate) number: usize,
     /// Its registers.
     pub(crate) context: Context,
+    /// A cleaning of the VM's memory that its instruction has begun.
+    pub(crate) cleaning: Walk,
     repeat: Repeat,
 }
 
 impl Vcpu {
     /// One that is off.
     pub(crate) fn new(number: usize) -> Self {
-        Self { number, context: Context::new(), repeat: Repeat::default() }
+        Self {
+            number,
+            context: Context::new(),
+            cleaning: Walk::default(),
+            repeat: Repeat::default(),
+        }
     }
 
     /// The registers of a CPU that was just switched on.
     pub(crate) fn switch_on(&mut self, entry: Entry) {
         self.context = Context::new();
+        self.cleaning = Walk::default();
         self.repeat = Repeat::default();
         self.context.pc = entry.pc;
         self.context.pstate = START_STATE;
