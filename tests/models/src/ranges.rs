@@ -85,7 +85,7 @@ impl<'w> Pe<'w> {
     /// As of [`Space::unmap`](stage2::Space::unmap).
     pub fn unmap(
         &self,
-        claim: &Claim<'_>,
+        claim: &mut Claim<'_>,
         batch: Batch,
         notes: Notes,
     ) -> (Result<Progress, UnmapError>, Vec<(Ipa, Pa)>) {
@@ -101,8 +101,9 @@ impl<'w> Pe<'w> {
     /// # Panics
     /// If it fails.
     pub fn unmap_all(&self, range: IpaRange, notes: Notes) -> Vec<(Ipa, Pa)> {
-        let (claim, _) = self.claim(range);
-        let (done, freed) = self.unmap(&claim, Batch::all_of(&claim), notes);
+        let (mut claim, _) = self.claim(range);
+        let batch = Batch::all_of(&claim);
+        let (done, freed) = self.unmap(&mut claim, batch, notes);
         assert_eq!(done, Ok(Progress::Done));
         freed
     }
@@ -111,26 +112,33 @@ impl<'w> Pe<'w> {
     ///
     /// # Errors
     /// As of [`Space::map`](stage2::Space::map).
-    pub fn map(&self, claim: &Claim<'_>, pa: Pa, coarsest: Level) -> Result<Progress, MapError> {
+    pub fn map(
+        &self,
+        claim: &mut Claim<'_>,
+        pa: Pa,
+        coarsest: Level,
+    ) -> Result<Progress, MapError> {
         let attributes = *self.world.leaf();
         let extent = Extent { pa, attributes, owner: Owner::Vm, coarsest };
+        let batch = Batch::all_of(claim);
         // SAFETY: (1) the memory was taken for this VM. (2) It was filled; there are no caches.
-        unsafe { self.world.space().map(&self.cpu, claim, Batch::all_of(claim), &extent) }
+        unsafe { self.world.space().map(&self.cpu, claim, batch, &extent) }
     }
 
     /// Puts a note into every slot of a range.
     ///
     /// # Errors
     /// As of [`Space::annotate`](stage2::Space::annotate).
-    pub fn annotate(&self, claim: &Claim<'_>, payload: u64) -> Result<Progress, MapError> {
-        self.world.space().annotate(&self.cpu, claim, Batch::all_of(claim), note(payload))
+    pub fn annotate(&self, claim: &mut Claim<'_>, payload: u64) -> Result<Progress, MapError> {
+        let batch = Batch::all_of(claim);
+        self.world.space().annotate(&self.cpu, claim, batch, note(payload))
     }
 
     /// Takes the notes of a range out; their payloads, by address.
     ///
     /// # Panics
     /// If it fails.
-    pub fn deannotate(&self, claim: &Claim<'_>) -> Vec<(Ipa, u64)> {
+    pub fn deannotate(&self, claim: &mut Claim<'_>) -> Vec<(Ipa, u64)> {
         let mut gone = Vec::new();
         let batch = Batch::all_of(claim);
         let done = self

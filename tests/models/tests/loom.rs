@@ -78,7 +78,7 @@ models! {
         ["after", "before", "before, then met Dead or Drain", "before and after",
          "met Dead or Drain, then after", "met Dead or Drain"],
         retire::against_install;
-    a_guest_in_a_table_that_goes: Some(3), 40_000,
+    a_guest_in_a_table_that_goes: Some(2), 4_000,
         ["guest read", "guest faulted"],
         look::a_guest_in_a_table_that_goes;
     a_write_against_unmap: Some(3), 3_000,
@@ -102,6 +102,9 @@ models! {
     an_unmap_beside_notes: Some(3), 20_000,
         ["guest read", "guest faulted"],
         disjoint::an_unmap_beside_notes;
+    maps_under_one_missing_table: Some(3), 100,
+        ["both mapped", "one met Busy"],
+        disjoint::maps_under_one_missing_table;
     a_map_against_install: Some(3), 6_000,
         ["mapped first", "mapped, and met Busy", "Occupied", "guest read", "guest faulted"],
         fill::a_map_against_install;

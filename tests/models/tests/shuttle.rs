@@ -3,7 +3,9 @@
 #![cfg(all(shuttle, not(loom)))]
 
 use protocol_models::check::Model;
-use protocol_models::protocol::{clear, disjoint, epoch, fill, install, look, policy, retire};
+use protocol_models::protocol::{
+    clear, disjoint, epoch, fill, install, look, policy, ranges, retire,
+};
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
 macro_rules! models {
@@ -50,4 +52,8 @@ models! {
     a_page_is_given_away: 500,
         ["installed, then swept", "refused", "guest read", "guest faulted"],
         policy::a_page_is_given_away;
+    ranges_come_and_go: 1000,
+        ["mapped", "Occupied", "met another's Busy slot", "unmapped", "noted", "notes removed", "Conflict", "installed",
+         "was present", "met Busy, Drain or Dead", "met a note", "guest read", "EL2 read"],
+        ranges::come_and_go;
 }

@@ -60,18 +60,19 @@ pub fn an_unmap_that_another_resumes() {
     let world = World::new(Shape::small(2, 2));
     let frames = world.pe(0, &[0, 1], |pe| [populate(pe, 0), populate(pe, 1)]);
     let other = world.spawn(1, &[], |pe| {
-        let (claim, conflicts) = pe.claim(table(0));
+        let (mut claim, conflicts) = pe.claim(table(0));
         if conflicts > 0 {
             reached("Conflict");
         }
-        let (done, freed) = pe.unmap(&claim, Batch::all_of(&claim), Notes::Keep);
+        let all = Batch::all_of(&claim);
+        let (done, freed) = pe.unmap(&mut claim, all, Notes::Keep);
         assert_eq!(done, Ok(Progress::Done));
         freed
     });
     let mut freed = world.pe(0, &[], |pe| {
-        let (claim, _) = pe.claim(table(0));
+        let (mut claim, _) = pe.claim(table(0));
         let batch = Batch { from: Ipa::new(0), slots: 1 };
-        let (done, freed) = pe.unmap(&claim, batch, Notes::Keep);
+        let (done, freed) = pe.unmap(&mut claim, batch, Notes::Keep);
         // Nothing was there if the other PE had been at work.
         assert!(done == Ok(Progress::Until(page(1))) || freed.is_empty(), "{done:?}");
         freed
@@ -87,13 +88,13 @@ pub fn an_unmap_that_another_resumes() {
 pub fn an_unmap_beside_notes() {
     let world = World::new(Shape::small(2, 1));
     let frame = world.pe(0, &[0], |pe| {
-        let (claim, _) = pe.claim(pages(2, 1));
+        let (mut claim, _) = pe.claim(pages(2, 1));
         let frame = populate(pe, 0);
-        assert_eq!(pe.annotate(&claim, 5), Ok(Progress::Done));
+        assert_eq!(pe.annotate(&mut claim, 5), Ok(Progress::Done));
         frame
     });
     let guest = guest(&world, 0, frame);
-    let other = world.spawn(1, &[], |pe| pe.deannotate(&pe.claim(pages(2, 2)).0));
+    let other = world.spawn(1, &[], |pe| pe.deannotate(&mut pe.claim(pages(2, 2)).0));
     let freed = world.pe(0, &[], |pe| pe.unmap_all(pages(0, 2), Notes::Keep));
     assert_eq!(freed, [(page(0), frame)]);
     assert_eq!(other.join().unwrap(), [(page(2), note(5).get())]);
@@ -101,16 +102,16 @@ pub fn an_unmap_beside_notes() {
     world.settle();
 }
 
-/// Two PEs map neighbours whose table does not exist yet: one table, both ranges, or one range and an error
-/// that names the other operation's Busy slot.
+/// Two PEs map neighbours whose table does not exist yet: one table, both ranges; or one range, and
+/// the other PE is told to repeat, because it met the first one's Busy slot.
 pub fn maps_under_one_missing_table() {
     let world = World::new(Shape::small(4, 2));
     let map = |first: u64| {
         move |pe: &Pe<'_>| {
-            let (claim, _) = pe.claim(pages(first, 2));
+            let (mut claim, _) = pe.claim(pages(first, 2));
             let bytes = claim.range().bytes();
             let pa = pe.world.take_memory(first as usize / 2, bytes);
-            let done = pe.map(&claim, pa, Level::L3);
+            let done = pe.map(&mut claim, pa, Level::L3);
             if done.is_err() {
                 pe.world.give_memory(pa, bytes);
             }
@@ -128,7 +129,7 @@ pub fn maps_under_one_missing_table() {
                     let View::Leaf(leaf) = last.view() else { panic!("{number} is mapped") };
                     assert_eq!(leaf.pa().get(), pa.get() + page(number - first).get());
                 }
-                Err(MapError::Occupied { level, seen, .. }) => {
+                Err(MapError::Retry { level, seen, .. }) => {
                     assert!(matches!(seen.view(level), View::Busy(_)), "{seen:?}");
                     assert_eq!(last.view(), View::Empty, "nothing of the range is left");
                 }

@@ -48,9 +48,9 @@ fn map(world: &Arc<World>, range: IpaRange, coarsest: Level) {
     let installer = world.spawn(1, &[1], |pe| (install(pe, 1), pe.at_hand()));
     let guest = world.thread(|world| world.guest_reads_meanwhile(page(0)));
     let (pa, mapped) = world.pe(0, &[], |pe| {
-        let (claim, _) = pe.claim(range);
+        let (mut claim, _) = pe.claim(range);
         let pa = pe.world.take_memory(0, bytes);
-        let mapped = pe.map(&claim, pa, coarsest);
+        let mapped = pe.map(&mut claim, pa, coarsest);
         if mapped.is_err() {
             pe.world.give_memory(pa, bytes);
         }
@@ -117,8 +117,8 @@ pub fn an_annotate_against_install() {
     let range = pages(0, 2);
     let installer = world.spawn(1, &[0], |pe| (install(pe, 1), pe.at_hand()));
     let noted = world.pe(0, &[], |pe| {
-        let (claim, _) = pe.claim(range);
-        pe.annotate(&claim, 5)
+        let (mut claim, _) = pe.claim(range);
+        pe.annotate(&mut claim, 5)
     });
     let (met, at_hand) = installer.join().unwrap();
     let views = [0, 1].map(|number| world.walk(page(number)).view());

@@ -46,7 +46,7 @@ pub fn a_page_is_given_away() {
         policy.store(0, Ordering::Relaxed);
         pe.cpu.wait(pe.world.patience()).expect("outside a guard");
         let swept = pe.unmap_all(pages(0, 2), Notes::Keep);
-        let noted = pe.annotate(&pe.claim(pages(0, 2)).0, 9);
+        let noted = pe.annotate(&mut pe.claim(pages(0, 2)).0, 9);
         assert_eq!(noted, Ok(Progress::Done), "nothing comes after the sweep");
         swept
     });
@@ -68,7 +68,7 @@ pub fn a_page_is_taken_back() {
     let policy: Policy = Arc::new(AtomicU64::new(0));
     world.pe(0, &[1], |pe| {
         populate(pe, 3);
-        assert_eq!(pe.annotate(&pe.claim(pages(0, 1)).0, 9), Ok(Progress::Done));
+        assert_eq!(pe.annotate(&mut pe.claim(pages(0, 1)).0, 9), Ok(Progress::Done));
     });
     let handler = {
         let policy = Arc::clone(&policy);
@@ -81,7 +81,7 @@ pub fn a_page_is_taken_back() {
         })
     };
     world.pe(0, &[], |pe| {
-        let gone = pe.deannotate(&pe.claim(pages(0, 1)).0);
+        let gone = pe.deannotate(&mut pe.claim(pages(0, 1)).0);
         assert_eq!(gone, [(page(0), 9)]);
         policy.store(1, Ordering::Release);
     });

@@ -2,7 +2,7 @@
 //! fault handlers, EL2's own accesses and a guest, on two tables under one.
 
 use stage2::space::{Batch, MapError, Notes, Progress};
-use stage2::{Install, InstallError, Level, UnmapError, View};
+use stage2::{Install, InstallError, Level, View};
 
 use crate::guest::Access;
 use crate::outcome::reached;
@@ -26,53 +26,57 @@ enum Step {
 /// Pages that everybody works on: four of each of two tables.
 const PAGES: [u64; 8] = [0, 1, 2, 3, 512, 513, 514, 515];
 
+/// Why a range was not filled.
+fn refusal(error: MapError) -> &'static str {
+    match error {
+        MapError::Occupied { .. } => "Occupied",
+        MapError::Retry { .. } => "met another's Busy slot",
+        other => panic!("{other}"),
+    }
+}
+
 fn step(pe: &Pe<'_>, step: Step, first: u64, count: u64) {
     let range = if count == 512 { table(first / 512) } else { pages(first, count) };
     match step {
         Step::Unmap(slots) => {
             let mut from = range.start();
             loop {
-                let (claim, conflicts) = pe.claim(range);
+                let (mut claim, conflicts) = pe.claim(range);
                 if conflicts > 0 {
                     reached("Conflict");
                 }
-                let (done, freed) = pe.unmap(&claim, Batch { from, slots }, Notes::Keep);
+                let (done, freed) = pe.unmap(&mut claim, Batch { from, slots }, Notes::Keep);
                 reached(if freed.is_empty() { "nothing to unmap" } else { "unmapped" });
                 match done {
                     Ok(Progress::Done) => break,
                     Ok(Progress::Until(next)) => from = next,
-                    Err(UnmapError::Unexpected { level, seen, .. }) => {
-                        // Another claim's, in a slot that is larger than both.
-                        assert!(matches!(seen.view(level), View::Busy(_)), "{seen:?}");
-                        break reached("unmap met Busy");
-                    }
                     Err(other) => panic!("{other}"),
                 }
             }
         }
         Step::Map(number) => {
-            let (claim, _) = pe.claim(range);
+            let (mut claim, _) = pe.claim(range);
             let pa = pe.world.take_memory(number, range.bytes());
-            match pe.map(&claim, pa, Level::L3) {
+            match pe.map(&mut claim, pa, Level::L3) {
                 Ok(Progress::Done) => reached("mapped"),
-                Err(MapError::Occupied { .. }) => {
+                Err(error @ (MapError::Occupied { .. } | MapError::Retry { .. })) => {
                     pe.world.give_memory(pa, range.bytes());
-                    reached("Occupied");
+                    reached(refusal(error));
                 }
                 other => panic!("{other:?}"),
             }
         }
         Step::Annotate => {
-            let (claim, _) = pe.claim(range);
-            match pe.annotate(&claim, 5) {
+            let (mut claim, _) = pe.claim(range);
+            match pe.annotate(&mut claim, 5) {
                 Ok(Progress::Done) => reached("noted"),
-                Err(MapError::Occupied { .. }) => reached("Occupied"),
+                Err(error) => reached(refusal(error)),
                 other => panic!("{other:?}"),
             }
         }
         Step::Deannotate => {
-            let (claim, _) = pe.claim(range);
-            let notes = pe.deannotate(&claim);
+            let (mut claim, _) = pe.claim(range);
+            let notes = pe.deannotate(&mut claim);
             reached(if notes.is_empty() { "no notes" } else { "notes removed" });
         }
     }

@@ -4,38 +4,13 @@
 //! parent's becomes Drain, one flush over the span, a grace period for the guards, and only then is
 //! anything written into the page. All of it is [`Space::unmap`](stage2::Space::unmap).
 
-use stage2::space::{Batch, Notes, Progress, Release};
-use stage2::{Flushed, Former, Ipa, IpaRange, Level, Pa, View};
+use stage2::space::Notes;
+use stage2::{Pa, View};
 
 use super::clear::{Met, install, populate};
 use crate::outcome::reached;
-use crate::world::{Pe, Shape, World, page};
-
-/// Frames that come back are free.
-struct Freed<'w>(&'w World);
-
-impl Release for Freed<'_> {
-    fn frame(&mut self, _: Ipa, former: &Former, _: &Flushed) {
-        self.0.free_frame(former.pa());
-    }
-}
-
-/// Takes away everything that the first table of level 3 serves, and the table.
-fn retire(pe: &Pe<'_>) {
-    let space = pe.world.space();
-    let span = IpaRange::new(Ipa::new(0), Level::L3.table_bytes()).unwrap();
-    let mut claim = space.claim(span).unwrap();
-    let all = Batch::all_of(&claim);
-    let done = space.unmap(
-        &pe.cpu,
-        &mut claim,
-        all,
-        Notes::Keep,
-        pe.world.patience(),
-        &mut Freed(pe.world),
-    );
-    assert_eq!(done, Ok(Progress::Done));
-}
+use crate::ranges::table;
+use crate::world::{Shape, World, page};
 
 /// One PE retires a table with a page in it while another installs a neighbour of that page, and then
 /// again: into the old table, or into a new one, which may be the same memory.
@@ -43,7 +18,7 @@ pub fn against_install() {
     let world = World::new(Shape::small(3, 3));
     let _ = world.pe(0, &[0], |pe| populate(pe, 0));
     let installer = world.spawn(1, &[1, 2], |pe| [install(pe, 1), install(pe, 1)]);
-    world.pe(0, &[], retire);
+    world.pe(0, &[], |pe| pe.unmap_all(table(0), Notes::Keep));
     let met = installer.join().unwrap();
     let last: Option<Pa> = match world.walk(page(1)).view() {
         View::Leaf(leaf) => Some(leaf.pa()),
