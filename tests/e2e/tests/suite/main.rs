@@ -15,6 +15,7 @@
 //! | `crashes` | EL2's guard pages, W^X and crash dump do what they are for |
 //! | `cost` | what a populate fault costs, in instructions |
 
+mod caches;
 mod code;
 mod cost;
 mod crashes;

@@ -1,0 +1,56 @@
+//! A guest that switches its caches off and on: what the hypervisor does about it, and that it does nothing where the
+//! machine makes it unnecessary. QEMU has no caches, so the counts are what can be seen; that the right maintenance is
+//! chosen for a machine is tested in `stage2::coherency` and `hyp_core::caches`.
+
+use e2e::{Scenario, on_every_cpu};
+use hyp_core::caches::{BUDGET, SPAN};
+use hyp_core::report::CacheStats;
+
+/// CPU models with FEAT_S2FWB; these have CTR_EL0.DIC too.
+const FORCED: [&str; 2] = ["max", "neoverse-n2"];
+/// Of both vCPUs together: see the guest's rounds.
+const SWITCHES: u64 = 4;
+const VCPUS: u64 = 2;
+
+on_every_cpu!(caches, |cpu| {
+    let run = Scenario::of("caches").cpu(cpu).vcpus(VCPUS as u32).timeout(120).passes();
+    let forced = FORCED.contains(&cpu);
+    let stats = run.report().stats.caches;
+    let run = run
+        .checks("set/way operations trapped", |_| stats.set_way > 0)
+        .checks("instruction caches are invalidated unless DIC says no", |_| {
+            (stats.instruction_flushes == 0) == forced
+        });
+    if forced {
+        run.checks("where write-back is forced nothing else is done", |_| {
+            stats == CacheStats { set_way: stats.set_way, ..CacheStats::default() }
+        });
+        return;
+    }
+    let report = run.report();
+    let (spans, parts) = (report.guest_mem.div_ceil(SPAN), stats.parts);
+    run.checks("every populated frame was cleaned", |_| {
+        stats.frames_cleaned >= report.stats.installed
+    })
+    .checks("every switch was seen: on after a start, off and on in a round", |_| {
+        stats.toggles == VCPUS + 2 * SWITCHES
+    })
+    .checks("of a loop of set/way operations only the first cleans", |_| {
+        stats.walks == stats.toggles + SWITCHES
+    })
+    .checks("registers were written while their writes trapped", |_| {
+        stats.vm_registers > stats.toggles + 16 * SWITCHES
+    })
+    .checks("no part looks at more than its span", |_| parts >= stats.walks * spans)
+    .checks("no part cleans more than its budget", |_| {
+        stats.pages_cleaned > 0 && stats.pages_cleaned <= parts * (BUDGET / 4096)
+    });
+});
+
+// A vCPU that does nothing but start switches its caches on once, and that is seen.
+on_every_cpu!(caches_of_a_guest_that_only_starts, |cpu| {
+    Scenario::of("hello").cpu(cpu).vcpus(2).passes().checks("two vCPUs, two switches", |report| {
+        let expected = if FORCED.contains(&cpu) { 0 } else { VCPUS };
+        report.stats.caches.toggles == expected && report.stats.caches.walks == expected
+    });
+});
