@@ -35,7 +35,6 @@ const VALID: u64 = 1 << 0;
 const TABLE_OR_PAGE: u64 = 0b11;
 /// Bits 1:0 of a block descriptor.
 const BLOCK: u64 = 0b01;
-const TYPE: u64 = 0b11;
 
 /// Software bit: written by this crate.
 const MANAGED: u64 = 1 << 56;
@@ -43,8 +42,6 @@ const MANAGED: u64 = 1 << 56;
 const NON_OWNED: u64 = 1 << 57;
 /// Bits 47:12, where an address stands.
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
-/// Bits that are 0 in all that this crate writes: 63:58, 55 and 50:48.
-const NEVER: u64 = 0xfc87_0000_0000_0000;
 /// nT of a block.
 const NO_TRANSLATION: u64 = 1 << 16;
 /// Attribute bits of a leaf: 10:2 (bit 11, FnXS, stays 0) and 54:51.
@@ -215,8 +212,28 @@ impl Descriptor {
     #[inline]
     #[must_use]
     pub const fn as_table(self, level: Level) -> Option<Pa> {
-        let table = self.0 & !ADDRESS == TABLE_OR_PAGE | MANAGED;
-        if table && !matches!(level, Level::L3) { Some(Pa::new(self.0 & ADDRESS)) } else { None }
+        // If everything but the address is that of a table, this leaves the address.
+        let address = self.0 ^ (TABLE_OR_PAGE | MANAGED);
+        let table = address & !ADDRESS == 0 && !matches!(level, Level::L3);
+        if table { Some(Pa::new(address)) } else { None }
+    }
+
+    /// The block or page, if that is what it points to: [`view`](Self::view) for where a leaf is expected.
+    #[inline]
+    #[must_use]
+    pub const fn as_leaf(self, level: Level) -> Option<Leaf> {
+        let kind = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
+        let leaf = Leaf { bits: self.0, level };
+        let fixed = self.0 & !(ADDRESS | ATTRIBUTES | NON_OWNED);
+        let placed = level.has_leaves() && leaf.pa().is_aligned(level.slot_bytes());
+        if fixed == kind | MANAGED && placed { Some(leaf) } else { None }
+    }
+
+    /// What it was, if it is in Drain.
+    #[inline]
+    #[must_use]
+    pub const fn as_drain(self, level: Level) -> Option<Former> {
+        if self.0 & TAG == TAG_DRAIN { Former::of(self.0, level) } else { None }
     }
 
     /// Whether hardware translates through it.
@@ -248,7 +265,7 @@ impl Descriptor {
             };
         }
         match self.0 & TAG {
-            TAG_DRAIN => match Former::of(self.0, level) {
+            TAG_DRAIN => match self.as_drain(level) {
                 Some(former) => View::Drain(former),
                 None => View::Foreign(self.0),
             },
@@ -262,22 +279,11 @@ impl Descriptor {
     }
 
     const fn view_live(self, level: Level) -> View {
-        let ours = self.0 & MANAGED != 0 && self.0 & NEVER == 0;
-        let leaf_type = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
-        if !ours {
-            return View::Foreign(self.0);
+        match (self.as_table(level), self.as_leaf(level)) {
+            (Some(table), _) => View::Table(table),
+            (None, Some(leaf)) => View::Leaf(leaf),
+            (None, None) => View::Foreign(self.0),
         }
-        if let Some(table) = self.as_table(level) {
-            return View::Table(table);
-        }
-        if level.has_leaves() && self.0 & TYPE == leaf_type {
-            let leaf = Leaf { bits: self.0, level };
-            let stray = self.0 & !(ADDRESS | ATTRIBUTES | MANAGED | NON_OWNED | TYPE);
-            if stray == 0 && leaf.pa().is_aligned(level.slot_bytes()) {
-                return View::Leaf(leaf);
-            }
-        }
-        View::Foreign(self.0)
     }
 }
 

@@ -46,7 +46,8 @@ pub enum HwUpdate {
 /// The shape of one VM's stage 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    ipa_bits: u32,
+    /// The first IPA that is too large: two to the number of bits.
+    ipa_end: u64,
     start: Level,
     root_tables: usize,
     vtcr: u64,
@@ -141,7 +142,7 @@ impl Geometry {
         let root_tables = 1 << ipa_bits.saturating_sub(start.shift() + TABLE_BITS);
         let ps = ps_of(features.pa_bits).ok_or(GeometryError::PaBits { bits: features.pa_bits })?;
         let vtcr = vtcr(ipa_bits, start, ps, features, hw_update);
-        Ok(Self { ipa_bits, start, root_tables, vtcr, features: *features })
+        Ok(Self { ipa_end: 1 << ipa_bits, start, root_tables, vtcr, features: *features })
     }
 
     /// The machine that the shape was made for.
@@ -153,7 +154,7 @@ impl Geometry {
     /// Bits of IPA.
     #[must_use]
     pub const fn ipa_bits(&self) -> u32 {
-        self.ipa_bits
+        self.ipa_end.trailing_zeros()
     }
 
     /// The level at which a walk starts.
@@ -183,12 +184,17 @@ impl Geometry {
     /// Whether `ipa` can be translated at all; beyond it every access is a level-0 fault.
     #[must_use]
     pub const fn contains(&self, ipa: Ipa) -> bool {
-        ipa.get() >> self.ipa_bits == 0
+        ipa.get() < self.ipa_end
     }
 
     /// The table page of a concatenated root that serves `ipa`, which must be inside.
+    #[inline]
     #[must_use]
     pub const fn root_page(&self, root: Pa, ipa: Ipa) -> Pa {
+        if self.root_tables == 1 {
+            // Nothing to compute, so that a walk's first load need not wait for it.
+            return root;
+        }
         let page = (ipa.get() >> (self.start.shift() + TABLE_BITS)) & (self.root_tables as u64 - 1);
         // The root is aligned to its size.
         Pa::new(root.get() | page << PAGE_SHIFT)

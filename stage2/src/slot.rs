@@ -114,8 +114,9 @@ impl Slot {
     /// 1. The slot was found under this guard.
     /// 2. `new` is a leaf or table for the slot's level, what it points to is complete, and it is the
     ///    VM's to use until a flush has completed after the descriptor was taken away again.
-    // A function of its own, so that a test can find it in an image and read its instructions.
-    #[inline(never)]
+    // A function of its own in an image, so that a test can find it there and read its instructions.
+    #[cfg_attr(target_os = "none", inline(never))]
+    #[cfg_attr(not(target_os = "none"), inline)]
     pub unsafe fn try_set<A: Arch>(
         &self,
         arch: &A,

@@ -204,12 +204,14 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     }
 
     /// The root page that serves `ipa`.
+    #[inline(always)]
     fn root_table<'t>(&'t self, _guard: &'t Guard<'_>, ipa: Ipa) -> &'t Table {
         // SAFETY: (1) the root was allocated in `new` and lives as long as the space.
         unsafe { self.memory.table(self.geometry.root_page(self.root, ipa)) }
     }
 
     /// A table that a live descriptor pointed to.
+    #[inline(always)]
     fn linked_table<'t>(&'t self, _guard: &'t Guard<'_>, pa: Pa) -> &'t Table {
         // SAFETY: (1) found linked under a guard of this space's domain, so it stays allocated while
         // the guard lives.

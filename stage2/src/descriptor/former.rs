@@ -5,7 +5,7 @@
 //! pass over the slots finds every frame and table again, and if the caller of an operation went away,
 //! anybody who holds the claim on the range can finish it.
 
-use super::{ADDRESS, Descriptor, NO_TRANSLATION, NON_OWNED, Owner, TAG_DRAIN, View};
+use super::{ADDRESS, Descriptor, NO_TRANSLATION, NON_OWNED, Owner, TAG_DRAIN};
 use crate::addr::{Level, Pa};
 
 const TABLE: u64 = 1 << 4;
@@ -29,6 +29,7 @@ pub struct Former {
 }
 
 impl Former {
+    #[inline]
     pub(super) const fn of(bits: u64, level: Level) -> Option<Self> {
         let stray = bits & !(KEPT | TABLE | TAG_DRAIN);
         let former = Self { bits, level };
@@ -88,14 +89,15 @@ impl Former {
 
 impl Descriptor {
     /// The Drain that remembers this live descriptor; `None` if it is not live and ours.
+    #[inline]
     #[must_use]
     pub const fn to_drain(self, level: Level) -> Option<Self> {
-        let kept = match self.view(level) {
-            View::Table(_) => self.bits() & ADDRESS | TABLE,
-            // Bit 16 of a block is nT, not address.
-            View::Leaf(_) if !matches!(level, Level::L3) => self.bits() & KEPT & !NO_TRANSLATION,
-            View::Leaf(_) => self.bits() & KEPT,
-            _ => return None,
+        // Bit 16 of a block is nT, not address.
+        let no_translation = if matches!(level, Level::L3) { 0 } else { NO_TRANSLATION };
+        let kept = match (self.as_leaf(level), self.as_table(level)) {
+            (Some(_), _) => self.bits() & KEPT & !no_translation,
+            (None, Some(table)) => table.get() | TABLE,
+            (None, None) => return None,
         };
         Some(Self::from_bits(kept | TAG_DRAIN))
     }

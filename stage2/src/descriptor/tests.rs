@@ -5,6 +5,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::attr::{MemType, Prot};
 
+/// Bits that are 0 in all that this crate writes: 63:58, 55 and 50:48.
+const NEVER: u64 = 0xfc87_0000_0000_0000;
+
 const PLAIN: Encoding = Encoding { fwb: false, xnx: false };
 const LEVELS: [Level; 4] = [Level::L0, Level::L1, Level::L2, Level::L3];
 

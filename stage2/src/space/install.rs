@@ -20,17 +20,19 @@
 //! a PE that faulted before merely finds it present.
 //!
 //! What this PE linked or mapped is guaranteed to be observable only after a DSB of this PE \[RSPVBD\]:
-//! whoever wins any compare-exchange executes one before it returns, however the rest of the walk
-//! went. The guest's next instruction fetch sees the translation because the return to the guest is a
-//! context synchronization \[IWZCBG\].
+//! whoever wins a compare-exchange executes one at once, however the rest of the walk goes. The guest's
+//! next instruction fetch sees the translation because the return to the guest is a context
+//! synchronization \[IWZCBG\].
 //!
 //! The walk never descends through Busy, Drain or Dead, and tries each slot once, so it is bounded by
 //! the depth of the tree.
 
+use core::ops::ControlFlow::{Break, Continue};
+
 use super::{InstallError, Mapping, Space};
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::{Arch, Dsb};
-use crate::descriptor::{Descriptor, Leaf, View};
+use crate::descriptor::{Descriptor, Leaf, LeafTemplate, View};
 use crate::epoch::Guard;
 use crate::memory::Memory;
 use crate::slot::{Slot, TrySetError};
@@ -56,7 +58,7 @@ pub unsafe trait Frames {
 /// What an install did on its way, for statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Leaves installed.
+    /// Leaves installed, modulo 2^32.
     pub installed: u32,
     /// Frames given back because another PE had installed one.
     pub lost_races: u32,
@@ -83,8 +85,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// # Errors
     /// [`InstallError`]. No frame is lost in any case; tables linked on the way stay.
-    // In one piece with its caller, however many callers there are: as calls the same walk takes a
-    // quarter more instructions (`./just bench fault`).
+    // In one piece with its caller, however many callers there are: an exchange waits for every store
+    // before it, and of calls most stores would be spills. What is rare is out of line.
     #[inline(always)]
     pub fn install(
         &self,
@@ -100,72 +102,46 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if !self.geometry.contains(ipa) {
             return Err(InstallError::BeyondIpaSize { ipa, bits: self.geometry.ipa_bits() });
         }
-        let mut walk = Walk { space: self, guard, tally, published: false };
-        let result = walk.install(ipa, mapping, frames);
-        if walk.published {
-            self.arch.dsb(Dsb::IshSt);
+        let Mapping(template) = mapping;
+        let link = |slot: &Slot, level, _| match self.link(guard, slot, level, tally) {
+            Ok(Step::Table(table)) => Continue(table),
+            Ok(Step::Leaf(leaf)) => Break(Ok(Install::Present(leaf))),
+            Err(error) => Break(Err(error)),
+        };
+        match self.descend(guard, ipa, template.level(), link) {
+            Continue(slot) => self.populate(guard, slot, template, frames, tally),
+            Break(end) => end,
         }
-        result
-    }
-}
-
-/// One install on its way down.
-struct Walk<'w, 'e, M, A> {
-    space: &'w Space<'e, M, A>,
-    guard: &'w Guard<'w>,
-    tally: &'w mut Tally,
-    /// A compare-exchange was won: a DSB is owed.
-    published: bool,
-}
-
-impl<M: Memory, A: Arch> Walk<'_, '_, M, A> {
-    #[inline(always)]
-    fn install(
-        &mut self,
-        ipa: Ipa,
-        mapping: &Mapping,
-        frames: &mut impl Frames,
-    ) -> Result<Install, InstallError> {
-        let Self { space, guard, .. } = *self;
-        let mut level = space.geometry.start();
-        let mut table = space.root_table(guard, ipa);
-        while let Some(below) = level.next().filter(|_| level < mapping.0.level()) {
-            let slot = table.slot(level.index(ipa));
-            match self.slot_to_table(slot, level)? {
-                Step::Table(pa) => table = space.linked_table(guard, pa),
-                Step::Leaf(leaf) => return Ok(Install::Present(leaf)),
-            }
-            level = below;
-        }
-        self.slot_to_leaf(table.slot(level.index(ipa)), mapping, frames)
     }
 
-    /// Follows the slot to the next table, linking a fresh one if the slot is Empty.
-    #[inline(always)]
-    fn slot_to_table(&mut self, slot: &Slot, level: Level) -> Result<Step, InstallError> {
-        let seen = slot.load(&self.space.arch);
-        if let Some(table) = seen.as_table(level) {
-            return Ok(Step::Table(table));
-        }
+    /// Where a slot leads that held no table a moment ago: to a fresh one, if it is Empty.
+    #[cold]
+    fn link(
+        &self,
+        guard: &Guard<'_>,
+        slot: &Slot,
+        level: Level,
+        tally: &mut Tally,
+    ) -> Result<Step, InstallError> {
+        let seen = slot.load(&self.arch);
         if seen != Descriptor::EMPTY {
             return step(seen, level);
         }
-        let memory = &self.space.memory;
-        let page = memory.alloc_table(1).ok_or(InstallError::OutOfTables)?;
+        let page = self.memory.alloc_table(1).ok_or(InstallError::OutOfTables)?;
         let lost = match Descriptor::table(level, page) {
-            Ok(table) => self.try_set(slot, table),
+            Ok(table) => self.try_set(guard, slot, table),
             Err(error) => Err(Lost::Error(error.into())),
         };
         match lost {
             Ok(()) => {
-                self.tally.tables = self.tally.tables.saturating_add(1);
+                tally.tables = tally.tables.saturating_add(1);
                 Ok(Step::Table(page))
             }
             Err(lost) => {
                 // SAFETY: (1) allocated above, and in no tree: the install failed. (2) Never linked.
                 // (3) Nothing was written to it.
-                unsafe { memory.free_table(page, 1) };
-                let seen = lost.to(&mut self.tally.lost_tables)?;
+                unsafe { self.memory.free_table(page, 1) };
+                let seen = lost.to(&mut tally.lost_tables)?;
                 step(seen, level)
             }
         }
@@ -173,42 +149,44 @@ impl<M: Memory, A: Arch> Walk<'_, '_, M, A> {
 
     /// Maps a frame in the slot if it is Empty.
     #[inline(always)]
-    fn slot_to_leaf(
-        &mut self,
+    fn populate(
+        &self,
+        guard: &Guard<'_>,
         slot: &Slot,
-        mapping: &Mapping,
+        template: &LeafTemplate,
         frames: &mut impl Frames,
+        tally: &mut Tally,
     ) -> Result<Install, InstallError> {
-        let Mapping(template) = mapping;
-        let seen = slot.load(&self.space.arch);
+        let seen = slot.load(&self.arch);
         if seen != Descriptor::EMPTY {
-            return present(seen, template.level());
+            return Ok(Install::Present(present(seen, template.level())?));
         }
         let frame = frames.take().ok_or(InstallError::OutOfFrames)?;
         let lost = match template.at(frame) {
-            Ok(leaf) => self.try_set(slot, leaf),
+            Ok(leaf) => self.try_set(guard, slot, leaf),
             Err(error) => Err(Lost::Error(error.into())),
         };
         match lost {
             Ok(()) => {
-                self.tally.installed = self.tally.installed.saturating_add(1);
+                tally.installed = tally.installed.wrapping_add(1);
                 Ok(Install::Installed(frame))
             }
             Err(lost) => {
                 frames.give_back(frame);
-                let seen = lost.to(&mut self.tally.lost_races)?;
-                present(seen, template.level())
+                let seen = lost.to(&mut tally.lost_races)?;
+                Ok(Install::Present(present(seen, template.level())?))
             }
         }
     }
 
+    /// Tries the slot; whoever wins it makes that observable.
     #[inline(always)]
-    fn try_set(&mut self, slot: &Slot, new: Descriptor) -> Result<(), Lost> {
+    fn try_set(&self, guard: &Guard<'_>, slot: &Slot, new: Descriptor) -> Result<(), Lost> {
         // SAFETY: (1) the slot was found under this guard. (2) The descriptor was made for its level,
         // from a table page fresh from `Memory` or a frame fresh from `Frames`, which promise the rest.
-        match unsafe { slot.try_set(&self.space.arch, self.guard, new) } {
+        match unsafe { slot.try_set(&self.arch, guard, new) } {
             Ok(()) => {
-                self.published = true;
+                self.arch.dsb(Dsb::IshSt);
                 Ok(())
             }
             Err(TrySetError::Occupied(seen)) => Err(Lost::Race(seen)),
@@ -256,10 +234,10 @@ fn step(seen: Descriptor, level: Level) -> Result<Step, InstallError> {
 }
 
 /// What a non-empty slot at the wanted level means for an install.
-#[inline(always)]
-fn present(seen: Descriptor, level: Level) -> Result<Install, InstallError> {
+#[cold]
+fn present(seen: Descriptor, level: Level) -> Result<Leaf, InstallError> {
     match seen.view(level) {
-        View::Leaf(leaf) => Ok(Install::Present(leaf)),
+        View::Leaf(leaf) => Ok(leaf),
         other => Err(obstacle(other, seen, level)),
     }
 }

@@ -23,6 +23,7 @@
 //! table's own lock is held, and one comparison after taking it is enough.
 
 use core::fmt;
+use core::ops::ControlFlow::{self, Break, Continue};
 
 use super::Space;
 use crate::addr::{Ipa, Level, Pa};
@@ -47,6 +48,21 @@ impl Lookup {
     #[must_use]
     pub const fn view(&self) -> View {
         self.descriptor.view(self.level)
+    }
+
+    /// Where `ipa` lies, if the walk to it ended in a leaf.
+    #[inline(always)]
+    fn translation(self, ipa: Ipa) -> Option<Translation> {
+        let leaf = self.descriptor.as_leaf(self.level)?;
+        let offset = ipa.get() & (self.level.slot_bytes() - 1);
+        Some(Translation { pa: leaf.pa().checked_add(offset)?, leaf })
+    }
+
+    /// The same, apart from the code for pages, in which the level is a constant.
+    #[cold]
+    #[inline(never)]
+    fn block(self, ipa: Ipa) -> Option<Translation> {
+        self.translation(ipa)
     }
 }
 
@@ -297,23 +313,69 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// What translates `ipa` at this moment. Lockless; it may change as soon as it is read. `None` beyond
     /// the IPA size, and under a guard of other epochs.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn lookup(&self, guard: &Guard<'_>, ipa: Ipa) -> Option<Lookup> {
         if !self.geometry.contains(ipa) || !self.domain.owns(guard) {
             return None;
         }
-        let mut level = self.geometry.start();
+        let end = |_: &Slot, level, descriptor| Break(Lookup { level, descriptor });
+        Some(match self.descend(guard, ipa, Level::L3, end) {
+            Continue(slot) => Lookup { level: Level::L3, descriptor: slot.load(&self.arch) },
+            Break(end) => end,
+        })
+    }
+
+    /// The slot of level `wanted` on the way to `ipa`: the one walk of installs and look-ups, by acquire
+    /// loads. The address is inside the IPA size, and the level not above the start level.
+    ///
+    /// Where a slot above that level holds no table, `elsewise` is told the slot, its level and what it
+    /// held, and names a table after all or ends the walk.
+    // Level by level and not a loop: where the level is a constant, so are shifts and masks.
+    #[inline(always)]
+    pub(super) fn descend<'g, E>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        ipa: Ipa,
+        wanted: Level,
+        mut elsewise: impl FnMut(&Slot, Level, Descriptor) -> ControlFlow<E, Pa>,
+    ) -> ControlFlow<E, &'g Slot> {
+        let start = self.geometry.start();
+        debug_assert!(start <= wanted, "no walk reaches {wanted}");
         let mut table = self.root_table(guard, ipa);
-        loop {
-            let descriptor = table.slot(level.index(ipa)).load(&self.arch);
-            match (descriptor.as_table(level), level.next()) {
-                (Some(pa), Some(below)) => {
-                    table = self.linked_table(guard, pa);
-                    level = below;
-                }
-                _ => return Some(Lookup { level, descriptor }),
-            }
+        if start == Level::L0 {
+            table =
+                self.below(guard, table.slot(Level::L0.index(ipa)), Level::L0, &mut elsewise)?;
         }
+        if start <= Level::L1 {
+            let slot = table.slot(Level::L1.index(ipa));
+            if wanted <= Level::L1 {
+                return Continue(slot);
+            }
+            table = self.below(guard, slot, Level::L1, &mut elsewise)?;
+        }
+        let slot = table.slot(Level::L2.index(ipa));
+        if wanted <= Level::L2 {
+            return Continue(slot);
+        }
+        table = self.below(guard, slot, Level::L2, &mut elsewise)?;
+        Continue(table.slot(Level::L3.index(ipa)))
+    }
+
+    /// The table that a slot leads to.
+    #[inline(always)]
+    fn below<'g, E>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        slot: &Slot,
+        level: Level,
+        mut elsewise: impl FnMut(&Slot, Level, Descriptor) -> ControlFlow<E, Pa>,
+    ) -> ControlFlow<E, &'g Table> {
+        let seen = slot.load(&self.arch);
+        let table = match seen.as_table(level) {
+            Some(table) => table,
+            None => elsewise(slot, level, seen)?,
+        };
+        Continue(self.linked_table(guard, table))
     }
 
     /// Where the byte at `ipa` lies, for EL2's own accesses; `None` where nothing is mapped.
@@ -321,15 +383,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Holds only as long as nothing is unmapped: whoever takes memory from a VM waits for a grace
     /// period after the flush, so the frame stays the VM's while the guard lives.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn translate(&self, guard: &Guard<'_>, ipa: Ipa) -> Option<Translation> {
-        match self.lookup(guard, ipa)?.view() {
-            View::Leaf(leaf) => {
-                let offset = ipa.get() & (leaf.level().slot_bytes() - 1);
-                Some(Translation { pa: leaf.pa().checked_add(offset)?, leaf })
-            }
-            _ => None,
-        }
+        let found = self.lookup(guard, ipa)?;
+        if found.level == Level::L3 { found.translation(ipa) } else { found.block(ipa) }
     }
 
     /// The lowest table on the way to `ipa`, to be read. `None` as for [`lookup`](Self::lookup).

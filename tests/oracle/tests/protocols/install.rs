@@ -66,6 +66,11 @@ fn blocks_stand_where_hardware_looks_for_them() {
         let frame = map(&rig, &vm, PAGE + inside, level, &mut pool);
         let pa = rig.translate(1, PAGE + inside).map(|found| (found.pa, found.level));
         assert_eq!(pa, Some((frame + inside, level as u8)), "the block is not where it was put");
+        let cpu = rig.epochs.join(0).unwrap();
+        let found = vm.translate(&cpu.enter(), Ipa::new(PAGE + inside));
+        let found = found.map(|found| (found.pa.get(), found.leaf.level()));
+        assert_eq!(found, Some((frame + inside, level)), "EL2 and hardware disagree");
+        drop(cpu);
         let again = fault(&rig, &vm, 1, PAGE, level, &mut pool);
         let Ok(Install::Present(leaf)) = again.0 else { panic!("not present: {again:?}") };
         assert_eq!((leaf.pa().get(), pool.taken().len()), (frame, 1), "a frame is lost");
