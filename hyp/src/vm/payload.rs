@@ -7,6 +7,7 @@
 //! A copied page is cleaned before it is installed, as far as the machine needs it: the guest starts with its
 //! caches off. No instruction cache can hold anything of the frame: it was invalidated when the frame
 //! came into the stock, and nobody has been able to execute from it since (EL2 never, the guest not yet).
+//! A frame that was moved elsewhere comes here again by way of the pool and a stock.
 
 use hyp_core::{IpaRange, PaRange};
 use stage2::{Frames, Pa};
@@ -115,8 +116,8 @@ impl<'a> Source<'a> {
     }
 }
 
-// SAFETY: (1) a frame of the stock is a page of RAM that is nobody else's; nothing takes pages out of the
-// VM's tables yet. (2) It is zeroed and cleaned, or filled and cleaned, each with its DSB.
+// SAFETY: (1) a frame of the stock is a page of RAM that is nobody else's, and comes back to the pool only
+// against a completed flush. (2) It is zeroed and cleaned, or filled and cleaned, each with its DSB.
 unsafe impl Frames for Source<'_> {
     #[inline(always)]
     fn take(&mut self) -> Option<Pa> {
