@@ -115,7 +115,8 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
             each.for_each(|op| self.tlbi(op));
             arch.dsb(Dsb::Ish);
             self.tlbi(Tlbi::Vmalle1Is);
-            complete(arch, |op| self.tlbi(op));
+            arch.dsb(Dsb::Ish);
+            once_more(arch, |op| self.tlbi(op));
         });
         ranges.for_each(|range| self.observe(Some(range)));
         Flushed::DONE
@@ -145,7 +146,8 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     pub fn vm(&self) -> Flushed {
         self.under_vmid(|arch| {
             self.tlbi(Tlbi::Vmalls12e1Is);
-            complete(arch, |op| self.tlbi(op));
+            arch.dsb(Dsb::Ish);
+            once_more(arch, |op| self.tlbi(op));
         });
         self.observe(None);
         Flushed::DONE
@@ -189,10 +191,9 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
     }
 }
 
-/// Waits until the broadcast invalidations before it are complete on every PE, and with them every
-/// access that used an entry.
-fn complete<A: Arch>(arch: &A, tlbi: impl FnOnce(Tlbi)) {
-    arch.dsb(Dsb::Ish);
+/// After the DSB that ends a flush by broadcast: where it may end before every access that used an
+/// invalidated entry has been observed, one more invalidation and DSB.
+fn once_more<A: Arch>(arch: &A, tlbi: impl FnOnce(Tlbi)) {
     if arch.errata().contains(Errata::REPEAT_TLBI) {
         tlbi(ONCE_MORE);
         arch.dsb(Dsb::Ish);
@@ -203,7 +204,8 @@ fn complete<A: Arch>(arch: &A, tlbi: impl FnOnce(Tlbi)) {
 pub fn all<A: Arch>(arch: &A) -> Flushed {
     arch.dsb(Dsb::IshSt);
     arch.tlbi(Tlbi::Alle1Is);
-    complete(arch, |op| arch.tlbi(op));
+    arch.dsb(Dsb::Ish);
+    once_more(arch, |op| arch.tlbi(op));
     arch.isb();
     Flushed::DONE
 }

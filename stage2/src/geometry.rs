@@ -325,6 +325,24 @@ mod tests {
         }
     }
 
+    /// A PE that lacks something makes all PEs do without: VTCR_EL2 may be cached in a TLB, so it is the same on all.
+    #[test]
+    fn unlike_pes_get_one_vtcr_that_all_of_them_understand() {
+        let big = machine(48, Caps::VMID16 | Caps::HW_ACCESS | Caps::HW_DIRTY);
+        let little = machine(40, Caps::HW_ACCESS);
+        let of = |features: Features| Geometry::new(40, &features, HwUpdate::Access).unwrap();
+        let together = of(big.and(little));
+        assert_eq!(together, of(little.and(big)), "in whatever order they come up");
+        assert_eq!(together.vtcr() >> 16 & 7, 2, "PS is the smaller PARange: 40 bits");
+        assert_eq!(together.vtcr() >> 19 & 1, 0, "VS: 8-bit VMIDs");
+        let dirty = Geometry::new(40, &big.and(little), HwUpdate::AccessAndDirty);
+        assert!(dirty.is_err(), "HD is for machines all of whose PEs have it");
+        let broken = big.with_errata(Errata::NO_HW_DIRTY);
+        let dirty = Geometry::new(40, &big.and(broken), HwUpdate::AccessAndDirty);
+        assert!(dirty.is_err(), "and not where one of them has it wrong");
+        assert!(Geometry::new(48, &big.and(little), HwUpdate::Off).is_err(), "48-bit IPAs either");
+    }
+
     /// Tables D8-21 to D8-23, read off.
     #[test]
     fn each_ipa_size_has_the_shape_of_the_table() {

@@ -35,6 +35,7 @@ fn what_el2_does_not_enable_is_hidden() {
     assert_eq!(nibble(sanitise(register(5, 0), all, 40).unwrap(), 8), 0, "PMUVer");
     assert_eq!(nibble(sanitise(register(5, 0), all, 40).unwrap(), 32), 0, "PMSVer");
     assert_eq!(nibble(sanitise(register(5, 0), all, 40).unwrap(), 44), 0, "TraceBuffer");
+    assert_eq!(nibble(sanitise(register(5, 0), all, 40).unwrap(), 44), 0, "TraceBuffer");
     assert_eq!(nibble(sanitise(register(6, 2), all, 40).unwrap(), 16), 0, "MOPS");
     assert_eq!(nibble(sanitise(register(7, 2), all, 40).unwrap(), 24), 0, "NV");
 }
