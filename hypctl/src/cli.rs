@@ -103,6 +103,9 @@ pub struct RunArgs {
     /// Virtual CPUs of the guest [default: as many as --smp]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
     pub vcpus: Option<u32>,
+    /// Times that the guest may reset its machine and start over; the next reset ends the run [default: any number]
+    #[arg(long, value_name = "N")]
+    pub restarts: Option<u32>,
     /// RAM of the machine: a number and K, M or G [default: 1G, or more if the guest needs it]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub mem: Option<u64>,
@@ -124,8 +127,8 @@ pub struct RunArgs {
     /// The prompt that --send waits for
     #[arg(long, value_name = "TEXT", default_value = "=> ", allow_hyphen_values = true)]
     pub prompt: String,
-    /// A reset by the guest ends the run instead of starting over
-    #[arg(long)]
+    /// A reset by the guest ends the run instead of starting over: --restarts 0
+    #[arg(long, conflicts_with = "restarts")]
     pub no_reboot: bool,
     /// Deterministic time: one virtual nanosecond an instruction
     #[arg(long)]
@@ -133,7 +136,7 @@ pub struct RunArgs {
     /// Record every step of table maintenance, and write the trace here when the run has ended
     ///
     /// Runs the hypervisor's debug build. With --icount, or one CPU, the order of the steps is total;
-    /// else it is known for each CPU's own only. A reset by the guest ends the run. See `hypctl check-trace`.
+    /// else it is known for each CPU's own only. See `hypctl check-trace`.
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     pub trace: Option<PathBuf>,
     /// Record at most so many steps [default: 524288, which is what the buffer holds]

@@ -124,12 +124,13 @@ fn plan(
     let hyp_size = crate::guest::hyp_footprint(&kernel)?;
     let mut words = Vec::new();
     words.extend(arguments.vcpus.map(|vcpus| format!("vcpus={vcpus}")));
+    let restarts = arguments.restarts.or(arguments.no_reboot.then_some(0));
+    words.extend(restarts.map(|restarts| format!("restarts={restarts}")));
     let mut machine = Machine {
         cpu: arguments.cpu.clone(),
         smp: smp(arguments),
         mem: arguments.mem.unwrap_or(DEFAULT_MEM),
-        // Another boot would begin another trace in the same memory.
-        no_reboot: arguments.no_reboot || arguments.trace.is_some(),
+        no_reboot: restarts.is_some(),
         icount: arguments.icount,
         kernel,
         append: String::new(),

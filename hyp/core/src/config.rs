@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | `vcpus=N` | virtual CPUs, 1 to 8 and no more than there are CPUs | one for each CPU, at most 8 |
 //! | `mem=SIZE` | guest RAM with suffix `K`, `M` or `G`; whole pages, 8 MiB or more | half of what is free, at most 1 GiB |
+//! | `restarts=N` | times that the guest may reset its machine and go on; the next reset ends the run | any number |
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
 //! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
 //! | `trace=ORDER` | record every step of table maintenance in memory, in the order `total` or `per-pe` (needs a build with the feature `trace`, and `report=`) | off |
@@ -44,8 +45,8 @@ pub enum ConfigError {
     TooLong(usize),
     /// A word that is not one of ours.
     #[error(
-        "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE report=NONCE measure \
-         trace=ORDER trace-max=N"
+        "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE \
+         measure trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -159,6 +160,8 @@ pub struct Request {
     pub vcpus: Option<usize>,
     /// `mem=SIZE`, in bytes
     pub mem: Option<u64>,
+    /// `restarts=N`
+    pub restarts: Option<u32>,
     /// `report=NONCE`
     pub report: Option<Nonce>,
     /// `measure`
@@ -191,6 +194,8 @@ pub struct Config {
     pub vcpus: usize,
     /// Guest RAM in bytes, whole pages.
     pub mem: u64,
+    /// Times that the guest may reset its machine and go on; `None` is any number.
+    pub restarts: Option<u32>,
     /// Mark of the machine-readable report, if one is wanted.
     pub report: Option<Nonce>,
     /// Whether populate faults are timed.
@@ -226,6 +231,9 @@ impl Request {
             match (name, value) {
                 ("vcpus", Some(value)) => once(&mut request.vcpus, "vcpus", vcpus(value)?)?,
                 ("mem", Some(value)) => once(&mut request.mem, "mem", size(value)?)?,
+                ("restarts", Some(value)) => {
+                    once(&mut request.restarts, "restarts", restarts(value)?)?;
+                }
                 ("report", Some(value)) => once(&mut request.report, "report", nonce(value)?)?,
                 ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
                 ("measure", None) => request.measure = true,
@@ -261,7 +269,8 @@ impl Request {
             _ => {}
         }
         let mem = self.memory(machine)?;
-        Ok(Config { vcpus, mem, report: self.report, measure: self.measure, trace })
+        let Self { restarts, .. } = self;
+        Ok(Config { vcpus, mem, restarts, report: self.report, measure: self.measure, trace })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {
@@ -305,6 +314,14 @@ fn vcpus(value: &str) -> Result<usize, ConfigError> {
         word: "vcpus",
         value: shown(value),
         wanted: "a number from 1 to 8",
+    })
+}
+
+fn restarts(value: &str) -> Result<u32, ConfigError> {
+    decimal(value).and_then(|number| u32::try_from(number).ok()).ok_or_else(|| ConfigError::Value {
+        word: "restarts",
+        value: shown(value),
+        wanted: "a number from 0 to 4294967295",
     })
 }
 

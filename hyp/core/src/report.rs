@@ -146,6 +146,41 @@ pub struct Measure {
     pub max: u64,
 }
 
+/// How the VM was taken down.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Takedown {
+    /// Frames of guest RAM that went back to the pool.
+    pub frames: u64,
+    /// Table pages that stage 2 has given back in this life, the root not counted.
+    pub tables: u64,
+    /// Frames that the pool has less (or more) than before the first life.
+    pub leaked_frames: u64,
+    /// Bytes that the heap has less (or more) than before the first life.
+    pub leaked_heap: u64,
+    /// What stage 2 found wrong, in words.
+    #[serde(default)]
+    pub wrong: Option<String>,
+}
+
+impl Takedown {
+    /// What is not as it should be, in one sentence; `None` if all is.
+    #[must_use]
+    pub fn complaint(&self) -> Option<String> {
+        let Self { leaked_frames, leaked_heap, wrong, .. } = self;
+        if let Some(wrong) = wrong {
+            return Some(format!("the VM could not be taken down: {wrong}"));
+        }
+        let leaked = (*leaked_frames, *leaked_heap) != (0, 0);
+        leaked.then(|| {
+            let frames = Count(*leaked_frames, "frame");
+            format!(
+                "after the VM's end {frames} and {} of the heap are missing",
+                Bytes(*leaked_heap)
+            )
+        })
+    }
+}
+
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -162,6 +197,9 @@ pub struct Report {
     pub vcpus: u32,
     /// Guest RAM in bytes.
     pub guest_mem: u64,
+    /// Times that the guest was started.
+    #[serde(default)]
+    pub lives: u32,
     /// The CPU features that stage 2 used, for people.
     #[serde(default)]
     pub cpu_features: String,
@@ -171,6 +209,9 @@ pub struct Report {
     /// Why the VM was stopped.
     #[serde(default)]
     pub diagnosis: Option<Diagnosis>,
+    /// How its memory came back, the last time; nothing if that was not tried.
+    #[serde(default)]
+    pub takedown: Option<Takedown>,
     /// Times of populate faults, when they were measured.
     #[serde(default)]
     pub measure: Option<Measure>,
@@ -199,11 +240,23 @@ impl Report {
             reason: None,
             vcpus: 0,
             guest_mem: 0,
+            lives: 0,
             cpu_features: String::new(),
             stats: Stats::default(),
             diagnosis: None,
+            takedown: None,
             measure: None,
         }
+    }
+
+    /// Notes how the VM was taken down. If that went wrong the hypervisor is at fault, whatever the guest's
+    /// outcome: the exit code says so.
+    pub fn taken_down(&mut self, down: Takedown) {
+        if let Some(complaint) = down.complaint() {
+            self.exit_code = Outcome::Crashed.exit_code();
+            self.reason = Some(complaint);
+        }
+        self.takedown = Some(down);
     }
 
     /// As JSON, without a newline anywhere.
@@ -263,7 +316,14 @@ impl fmt::Display for Report {
             if !self.cpu_features.is_empty() {
                 write!(f, "\n{:LABEL$} {}", "stage-2 features", self.cpu_features)?;
             }
+            if self.lives > 1 {
+                row(f, "starts", u64::from(self.lives))?;
+            }
             self.stats.rows(f)?;
+            if let Some(Takedown { frames, tables, .. }) = &self.takedown {
+                row(f, "frames back at end", *frames)?;
+                row(f, "tables back in all", *tables)?;
+            }
         }
         if let Some(measure) = &self.measure {
             let Measure { samples, min, median, max } = measure;
@@ -295,7 +355,6 @@ impl Stats {
         if self.moved != 0 {
             row(f, "pages moved", self.moved)?;
             row(f, "faults met in Drain", self.drained)?;
-            row(f, "tables given back", self.tables_freed)?;
         }
         self.caches.rows(f)?;
         if self.tlbi.is_empty() {

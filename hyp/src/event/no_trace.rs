@@ -4,10 +4,6 @@
 #[inline]
 pub(crate) fn synchronized() {}
 
-/// VTTBR_EL2 was written otherwise than by a method of `Arch`.
-#[inline]
-pub(crate) fn vttbr(_value: u64) {}
-
 /// The invalidation that a vCPU starts with.
 #[inline]
 pub(crate) fn reset_el1() {}

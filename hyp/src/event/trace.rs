@@ -102,12 +102,6 @@ pub(crate) fn synchronized() {
     note(What::Synchronized);
 }
 
-/// VTTBR_EL2 was written otherwise than by a method of `Arch`.
-#[inline]
-pub(crate) fn vttbr(value: u64) {
-    note(What::SetVttbr { value });
-}
-
 /// The invalidation that a vCPU starts with.
 pub(crate) fn reset_el1() {
     note(What::Tlbi(Invalidation::Vmalle1, 0));

@@ -79,6 +79,15 @@ impl Stock {
         }
         !self.is_low()
     }
+
+    /// Gives every frame back to the pool.
+    pub(crate) fn empty(&self) {
+        while let Some(frame) = self.take() {
+            // SAFETY: (1) from the pool, by `refill` or by way of a table page; (2) in the stock it was
+            // nobody's.
+            unsafe { frames::give_back(frame, 1) };
+        }
+    }
 }
 
 /// Zeroes `bytes` bytes from `start`, for a guest's eyes or a walker's.

@@ -1,7 +1,7 @@
 //! The heap: a buddy allocator (crate `buddy_system_allocator`) over a fixed arena in the image.
 //!
-//! It serves what is made at boot and at the end: the device tree's contents, EL2's tables, the guest's
-//! device tree, the report, and one diagnosis a CPU when the VM ends. Nothing else that a guest does allocates here, so a guest cannot
+//! It serves what is made at boot, at a VM's start and at its end: the device tree's contents, EL2's tables, the guest's
+//! device tree, the VM, the report, and one diagnosis a CPU when the VM ends. Nothing else that a guest does allocates here, so a guest cannot
 //! exhaust it; running out is a build-time mistake and ends in a crash dump.
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -42,6 +42,11 @@ pub(crate) fn init() {
         // SAFETY: (1) the arena is writable, ours, and in no other heap; (2) it lives for ever.
         unsafe { heap.init(start, SIZE) };
     }
+}
+
+/// Bytes that were asked for and not given back.
+pub(crate) fn used() -> usize {
+    HEAP.0.lock().stats_alloc_user()
 }
 
 // SAFETY: `Heap` hands out disjoint blocks of at least the layout's size and alignment.

@@ -23,7 +23,7 @@ use crate::sysreg;
 
 /// Whether guests of this VM always look into the caches, whatever they switch.
 fn forced(vm: &Vm) -> bool {
-    Coherency::of(&vm.features, vm.space.encoding()).forced(MemType::Normal)
+    Coherency::of(&vm.plan.features, vm.space.encoding()).forced(MemType::Normal)
 }
 
 /// A vCPU starts with its caches off: from the first instruction on, it is seen when it switches them on.

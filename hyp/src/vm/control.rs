@@ -19,8 +19,9 @@ use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CNTVOFF_EL2, CPTR_EL2, HCR_EL2, MIDR_EL1, Readable, VTCR_EL2, VTTBR_EL2, Writeable,
+    CNTHCTL_EL2, CNTVOFF_EL2, CPTR_EL2, HCR_EL2, MIDR_EL1, Readable, VTCR_EL2, Writeable,
 };
+use stage2::arch::{Arch, Dsb};
 
 use super::Vm;
 use crate::event::trace;
@@ -52,9 +53,11 @@ pub(super) fn trap_vm_registers(on: bool) {
 
 /// Sets EL2's controls on this CPU for its vCPU.
 pub(super) fn load(vm: &Vm, vcpu: usize) {
+    let arch = vm.space.arch();
+    arch.dsb(Dsb::Ish);
     VTCR_EL2.set(vm.space.geometry().vtcr());
-    VTTBR_EL2.set(vm.space.vttbr());
-    trace::vttbr(vm.space.vttbr());
+    // SAFETY: (1) it is this VM's guest that runs next; (2) the DSB above.
+    unsafe { arch.set_vttbr(vm.space.vttbr()) };
     let hcr = HCR_EL2::VM::SET
         + HCR_EL2::SWIO::SET
         + HCR_EL2::FMO::SET
@@ -87,6 +90,23 @@ pub(super) fn load(vm: &Vm, vcpu: usize) {
     optional();
     barrier::isb(barrier::SY);
     trace::synchronized();
+}
+
+/// A root that maps nothing, for CPUs that run no VM: as large and aligned as any root can be.
+#[repr(align(65536))]
+struct NoVm([u64; 8192]);
+
+static NO_VM: NoVm = NoVm([0; 8192]);
+
+/// Takes this CPU off its VM: no walk of it, and no later invalidation, uses the VM's tables or VMID. VMID 0
+/// is no VM's.
+pub(super) fn leave(vm: &Vm) {
+    let arch = vm.space.arch();
+    // The guest's walks, which go on speculatively [RLFHQG], end before the register changes [IQVPYJ].
+    arch.dsb(Dsb::Ish);
+    // SAFETY: (1) `load` comes before a guest runs again; (2) the DSB above.
+    unsafe { arch.set_vttbr(core::ptr::from_ref(&NO_VM.0).addr() as u64) };
+    arch.isb();
 }
 
 /// `MDCR_EL2.HPMN`: all event counters, which then belong to the lower levels, where their use is trapped.

@@ -1,13 +1,14 @@
 //! Making the VM: which guest, where it goes, what its machine looks like.
 //!
-//! Everything that can be wrong with the guest or the wishes on the command line is found here, before
-//! anything runs, and refused in words.
+//! Everything that can be wrong with the guest or the wishes on the command line is found while the
+//! [`Plan`] is made, before anything runs, and refused in words. A VM is made from the plan, each time
+//! it starts.
 
 use alloc::boxed::Box;
 use core::sync::atomic::AtomicPtr;
 
 use hyp_abi::{MAX_VCPUS, map};
-use hyp_core::config::{Bounds, Config};
+use hyp_core::config::Bounds;
 use hyp_core::fdt::{Module, ModuleKind, Platform};
 use hyp_core::guest_dtb::{self, GuestTree};
 use hyp_core::mmio::{Devices, Window};
@@ -22,9 +23,9 @@ use stage2::{
 
 use super::idregs::IdRegisters;
 use super::payload::Payload;
-use super::stop::Stop;
+use super::pe::{self, Pages, Pe};
 use super::vcpu::Mailbox;
-use super::{EPOCHS, Policy, Stage2, Vm, pe};
+use super::{EPOCHS, Policy, Stage2, Vm, takedown};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
 use crate::mem::{PAGE, cache, clean, frames};
@@ -49,8 +50,39 @@ struct Guest {
     bootargs: alloc::string::String,
 }
 
-/// Makes the VM.
-pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
+/// What stays the same in all lives of the VM.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Virtual CPUs: numbers 0 up to here.
+    pub(crate) vcpus: usize,
+    /// Guest RAM in bytes.
+    pub(crate) mem: u64,
+    /// Times that the guest may reset its machine and go on; `None` is any number.
+    pub(crate) restarts: Option<u32>,
+    /// Whether populate faults are timed.
+    #[cfg(feature = "measure")]
+    pub(crate) measure: bool,
+    /// What stage 2 makes use of.
+    pub(crate) features: Features,
+    /// What RAM holds initially.
+    pub(crate) payload: Payload,
+    /// What the guest sees in the ID registers.
+    pub(crate) ids: IdRegisters,
+    ram: hyp_core::IpaRange,
+    geometry: Geometry,
+    vmid: Vmid,
+}
+
+impl Plan {
+    /// The executing CPU and the source of table pages, as stage 2 uses them.
+    fn pe(&self) -> (Pe, Pages) {
+        // SAFETY: (1) this is EL2; (2) `features` are those of all CPUs; (3) TGE is never set.
+        unsafe { pe::new(&self.features) }
+    }
+}
+
+/// Makes the plan.
+pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
     let Machine { platform, request, cpus } = machine;
     let guest = find_guest(&platform)?;
     let config = request.resolve(&bounds(cpus))?;
@@ -86,34 +118,44 @@ pub(super) fn create(machine: Machine) -> Result<Vm, Refusal> {
     if let (Some(wanted), Some(nonce)) = (config.trace, &config.report) {
         crate::event::trace::start(wanted, nonce, cpus, &geometry);
     }
-    // SAFETY: (1) this is EL2; (2) `features` are those of all CPUs; (3) TGE is never set.
-    let (arch, pages) = unsafe { pe::new(&features) };
     let vmid = Vmid::new(1, features.vmid_bits()).ok_or("no VMID")?;
-    // TLBs may hold anything of EL1's regime since power came on.
-    let _ = flush::all(&arch);
-    clean::agree(Coherency::of(&features, Encoding::of(&features)));
-    // A root of one page comes from the stock.
-    cpu::current().stock.refill();
-    let space = Space::new(geometry, vmid, EPOCHS.domain(), pages, arch)?;
-    let policy = policy(&space, placed.ram)?;
-    let vm = Vm {
+    let plan = Plan {
         vcpus: config.vcpus,
         mem: config.mem,
+        restarts: config.restarts,
         #[cfg(feature = "measure")]
         measure: config.measure,
         features,
-        space,
-        policy: AtomicPtr::new(Box::leak(Box::new(policy))),
-        moving: Lock::new(()),
         payload,
-        psci: Psci::new(config.vcpus, placed.ram),
+        ids: IdRegisters::of_all(cpus, ipa_bits)?,
+        ram: placed.ram,
+        geometry,
+        vmid,
+    };
+    announce(&plan, &guest);
+    // TLBs may hold anything of EL1's regime since power came on.
+    let _ = flush::all(&plan.pe().0);
+    clean::agree(Coherency::of(&plan.features, Encoding::of(&plan.features)));
+    Ok(plan)
+}
+
+/// Makes the VM as its guest expects to find it when the power comes on.
+pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
+    let (arch, pages) = plan.pe();
+    // A root of one page comes from the stock.
+    cpu::current().stock.refill();
+    let space = Space::new(plan.geometry, plan.vmid, EPOCHS.domain(), pages, arch)?;
+    let policy = policy(&space, plan.ram)?;
+    Ok(Vm {
+        plan,
+        since: takedown::tally(),
+        space,
+        policy: AtomicPtr::new(Box::into_raw(Box::new(policy))),
+        moving: Lock::new(()),
+        psci: Psci::new(plan.vcpus, plan.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
         devices: Lock::new(Devices::new()),
-        ids: IdRegisters::of_all(cpus, ipa_bits)?,
-        stop: Stop::new(),
-    };
-    announce(&vm, &config, &guest);
-    Ok(vm)
+    })
 }
 
 /// The loader's modules, or what was built in.
@@ -171,14 +213,14 @@ fn policy(space: &Stage2, ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
     Ok(Policy { ram, moving: None, ram_page, regions })
 }
 
-fn announce(vm: &Vm, config: &Config, guest: &Guest) {
+fn announce(plan: &Plan, guest: &Guest) {
     let image = Bytes(guest.image.len() as u64);
     say!(
         "VM {}: {}, {} of RAM at {:#x}, image {image}",
         super::NUMBER,
-        Count(config.vcpus as u64, "vCPU"),
-        Bytes(config.mem),
+        Count(plan.vcpus as u64, "vCPU"),
+        Bytes(plan.mem),
         map::RAM_BASE
     );
-    say!("stage 2: {}, {}-bit IPA", vm.features, vm.space.geometry().ipa_bits());
+    say!("stage 2: {}, {}-bit IPA", plan.features, plan.geometry.ipa_bits());
 }

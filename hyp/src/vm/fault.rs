@@ -139,7 +139,7 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
     if !policy.ram.contains(at) {
         return Populate::Elsewhere;
     }
-    let mut source = Source::new(&cpu.stock, &vm.payload, page);
+    let mut source = Source::new(&cpu.stock, &vm.plan.payload, page);
     let mut tally = Tally::default();
     let result = vm.space.install(&guard, at, &policy.ram_page, &mut source, &mut tally);
     drop(guard);

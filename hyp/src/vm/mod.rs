@@ -24,12 +24,13 @@
 //! ```text
 //!            CPU_ON                     exits                       stop claimed by anybody
 //!   off ───────────────▶ running ◀──────────────▶ handled at EL2 ─────────────────────────▶ parked
-//!    ▲                     │ CPU_OFF
-//!    └─────────────────────┘
+//!    ▲                     │ CPU_OFF                                                         │
+//!    ├─────────────────────┘                                                                 │
+//!    └───────────────────────────── the VM starts anew ◀─────────────────────────────────────┘
 //! ```
 //!
 //! The first vCPU that has a reason to end the VM claims the stop, kicks the others by SGI, waits until
-//! they are parked and tells the report (`stop`).
+//! they are parked (`life`), takes the VM down (`takedown`), and starts it anew or tells the report.
 
 mod caches;
 pub(crate) mod context;
@@ -38,29 +39,28 @@ mod create;
 mod fault;
 pub(crate) mod idregs;
 mod inject;
+mod life;
 pub(crate) mod moving;
 pub(crate) mod payload;
 mod pe;
 pub(crate) mod run;
 pub(crate) mod stop;
+mod takedown;
 #[cfg(feature = "trace")]
 mod traced;
 mod trap;
 pub(crate) mod vcpu;
 
+use alloc::boxed::Box;
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use aarch64_cpu::asm::{self, barrier};
+use create::Plan;
 use hyp_abi::MAX_VCPUS;
 use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
-use idregs::IdRegisters;
-use payload::Payload;
 use pe::{Pages, Pe};
-use spin::Once;
-use stage2::{Epochs, Features, Guard, IpaRange, Mapping, Region, RegionMap, Space};
-use stop::Stop;
+use stage2::{Epochs, Guard, IpaRange, Mapping, Region, RegionMap, Space, Tally};
 use vcpu::Mailbox;
 
 use crate::boot::{Machine, Refusal};
@@ -79,44 +79,31 @@ pub(crate) type Stage2 = Space<'static, Pages, Pe>;
 /// The guards of all CPUs.
 pub(crate) static EPOCHS: Epochs<MAX_VCPUS> = Epochs::new();
 
-static VM: Once<Vm> = Once::new();
-
-/// A virtual machine.
+/// A virtual machine, from power-on to its end.
 #[derive(Debug)]
 pub(crate) struct Vm {
-    /// Virtual CPUs: numbers 0 up to here.
-    pub(crate) vcpus: usize,
-    /// Guest RAM in bytes.
-    pub(crate) mem: u64,
-    /// Whether populate faults are timed.
-    #[cfg(feature = "measure")]
-    pub(crate) measure: bool,
-    /// What stage 2 makes use of.
-    pub(crate) features: Features,
+    /// What it was made from.
+    pub(crate) plan: &'static Plan,
+    /// What installs had done before.
+    since: Tally,
     /// Stage-2 tables.
     pub(crate) space: Stage2,
     policy: AtomicPtr<Policy>,
     /// Held by who moves memory. Others try it, and never wait.
     moving: Lock<()>,
-    /// What RAM holds initially.
-    pub(crate) payload: Payload,
     /// Power states.
     pub(crate) psci: Psci,
     /// Start requests.
     pub(crate) mailboxes: [Mailbox; MAX_VCPUS],
     /// Emulated devices.
     pub(crate) devices: Lock<Devices>,
-    /// What the guest sees in the ID registers.
-    pub(crate) ids: IdRegisters,
-    /// Whether, and by whom, the VM is ended.
-    pub(crate) stop: Stop,
 }
 
 impl Vm {
     /// The policy as it stands while the guard is open.
     #[inline]
     pub(crate) fn policy<'g>(&self, _guard: &'g Guard<'_>) -> &'g Policy {
-        // SAFETY: (1) the pointer came from a leaked box; (2) whoever replaces the policy waits for the
+        // SAFETY: (1) the pointer came from a box; (2) whoever replaces the policy waits for the
         // guards that may have seen it before freeing it.
         unsafe { &*self.policy.load(Ordering::Acquire) }
     }
@@ -148,23 +135,14 @@ impl Policy {
 
 /// Makes the VM and runs its first vCPU on this, the boot CPU. Returns only if the VM cannot be made.
 pub(crate) fn start(machine: Machine) -> Result<Infallible, Refusal> {
-    let vm = create::create(machine)?;
+    let plan = Box::leak(Box::new(create::plan(machine)?));
+    life::first(plan)?;
     #[cfg(feature = "selftest")]
     crate::selftest::run(0);
-    let vm = VM.call_once(|| vm);
-    // The others look at `VM` after the event, which is not ordered after earlier stores by itself.
-    barrier::dsb(barrier::ISHST);
-    asm::sev();
-    run::run(vm, crate::cpu::current())
+    life::serve(crate::cpu::current())
 }
 
 /// Where the other CPUs wait until there is a VM, and run their vCPU.
 pub(crate) fn secondary(cpu: &'static PerCpu) -> ! {
-    let vm = loop {
-        match VM.get() {
-            Some(vm) => break vm,
-            None => asm::wfe(),
-        }
-    };
-    run::run(vm, cpu)
+    life::serve(cpu)
 }

@@ -26,12 +26,13 @@ use core::sync::atomic::Ordering;
 
 use hyp_abi::call::{MOVE_MAX, Stat};
 use hyp_core::PaRange;
+use stage2::epoch::Cpu;
 use stage2::space::{Batch, Notes, Progress, Release};
 use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Pa, Tally, View};
 
-use super::Policy;
 use super::payload::Source;
 use super::run::Env;
+use super::{Policy, Stage2};
 use crate::event::trace;
 use crate::lock::relax;
 use crate::mem::{PAGE, clean, frames};
@@ -114,7 +115,7 @@ impl Moving {
                 space.install(guard, ipa, &policy.ram_page, &mut Its(Some(frame)), &mut tally)
             }
             _ => {
-                let mut source = Source::new(&env.cpu.stock, &env.vm.payload, page);
+                let mut source = Source::new(&env.cpu.stock, &env.vm.plan.payload, page);
                 space.install(guard, ipa, &policy.ram_page, &mut source, &mut tally)
             }
         };
@@ -125,6 +126,21 @@ impl Moving {
             Err(error) => Err(error),
         })
     }
+}
+
+/// Gives back what a move that went wrong has not mapped again; returns how many frames. No CPU runs the VM.
+pub(super) fn abandon(moving: Moving, space: &Stage2, guards: &Cpu<'_>) -> u64 {
+    let guard = guards.enter();
+    let mut given = 0;
+    for page in moving.pages.unwrap_or_default() {
+        let held = space.lookup(&guard, page.ipa).map(|lookup| lookup.view());
+        if !matches!(held, Some(View::Leaf(leaf)) if leaf.pa() == page.frame) {
+            // SAFETY: (1) from the pool, by `Stash`; (2) it is not mapped, and no CPU is about to map it.
+            unsafe { frames::give_back(page.frame.get(), 1) };
+            given += 1;
+        }
+    }
+    given
 }
 
 fn frame_of(pages: &[Page], ipa: Ipa) -> Option<Pa> {

@@ -12,14 +12,15 @@ use hyp_core::diagnosis::Diagnosis;
 use hyp_core::syndrome::{Class, Syndrome};
 use stage2::epoch::Cpu as Guards;
 
-use super::stop::{self, Reason};
+use super::payload::Payload;
+use super::stop::Reason;
 use super::vcpu::{Entry, Vcpu};
-use super::{EPOCHS, NUMBER, Vm, caches, control, fault, trap};
+use super::{NUMBER, Vm, caches, control, fault, life, trap};
 use crate::cpu::PerCpu;
 use crate::event::trace;
 use crate::exception::vectors::{Exit, guest_enter};
 use crate::hypercall;
-use crate::platform::{gic, power};
+use crate::platform::gic;
 
 /// Where exits are handled: the VM, this CPU, and its right to open guards.
 #[derive(Clone, Copy, Debug)]
@@ -43,53 +44,60 @@ pub(crate) enum Step {
     Stop(Reason),
 }
 
-/// Runs this CPU's vCPU for ever. A CPU without one waits.
-pub(super) fn run(vm: &'static Vm, cpu: &'static PerCpu) -> ! {
+/// Runs this CPU's vCPU, through any number of CPU_OFF and CPU_ON, until the VM ends: with this
+/// CPU's reason for it, or `None` if another had one.
+pub(super) fn run(env: Env<'_>) -> Option<Reason> {
+    let Env { vm, cpu, .. } = env;
     let number = cpu.number;
-    if number >= vm.vcpus {
-        power::stay();
-    }
-    // Each CPU comes here once, so the right to open guards is there.
-    let Some(guards) = EPOCHS.join(number) else { power::stay() };
-    let env = Env { vm, cpu, guards: &guards };
     let mut vcpu = Vcpu::new(number);
     control::load(vm, number);
     #[cfg(feature = "measure")]
-    if vm.measure {
+    if vm.plan.measure {
         cpu.timing.start();
     }
-    let mut next =
-        (number == 0).then_some(Entry { pc: vm.payload.entry, argument: vm.payload.tree });
+    let Payload { entry, tree, .. } = vm.plan.payload;
+    let mut next = (number == 0).then_some(Entry { pc: entry, argument: tree });
     loop {
-        let entry = next.take().unwrap_or_else(|| wait_for_start(vm, number));
+        let entry = match next.take() {
+            Some(entry) => entry,
+            None => wait_for_start(vm, number)?,
+        };
         vcpu.switch_on(entry);
         control::reset_el1();
         caches::switched_on(vm);
         vm.psci.started(number);
-        if let Some(reason) = until_off(env, &mut vcpu) {
-            stop::stop(vm, cpu, reason);
+        match until_off(env, &mut vcpu) {
+            End::Off => {}
+            End::Vm(reason) => return reason,
         }
     }
 }
 
-/// Waits in WFI for a start request or the VM's end. The mailbox is looked at after the interrupt has been
-/// taken: one that comes in between stays pending and ends the WFI.
-fn wait_for_start(vm: &Vm, number: usize) -> Entry {
+/// Waits in WFI for a start request, or for the VM's end (`None`). The mailbox is looked at after the
+/// interrupt has been taken: one that comes in between stays pending and ends the WFI.
+fn wait_for_start(vm: &Vm, number: usize) -> Option<Entry> {
     loop {
         gic::acknowledge();
-        if vm.stop.is_claimed() {
-            vm.stop.park();
+        if life::is_over() {
+            return None;
         }
         if let Some(entry) = vm.mailboxes.get(number).and_then(|mailbox| mailbox.take()) {
-            return entry;
+            return Some(entry);
         }
         asm::wfi();
     }
 }
 
-/// Runs until the vCPU switches itself off (`None`) or the VM is to end.
-fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> Option<Reason> {
-    let Env { vm, cpu, .. } = env;
+/// Why a vCPU does not run on.
+enum End {
+    /// It switched itself off.
+    Off,
+    /// The VM ends: with the reason, if it is this vCPU's.
+    Vm(Option<Reason>),
+}
+
+fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
+    let cpu = env.cpu;
     loop {
         if cpu.stock.is_low() {
             // If RAM is used up the fault comes back, and is counted.
@@ -97,8 +105,8 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> Option<Reason> {
             #[cfg(feature = "measure")]
             cpu.timing.disturbed();
         }
-        if vm.stop.is_claimed() {
-            vm.stop.park();
+        if life::is_over() {
+            return End::Vm(None);
         }
         #[cfg(feature = "measure")]
         cpu.timing.leaving(&vcpu.context);
@@ -120,8 +128,8 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> Option<Reason> {
         };
         match step {
             Step::Resume => {}
-            Step::Off => return None,
-            Step::Stop(reason) => return Some(reason),
+            Step::Off => return End::Off,
+            Step::Stop(reason) => return End::Vm(Some(reason)),
         }
     }
 }

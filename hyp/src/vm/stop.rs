@@ -1,30 +1,15 @@
-//! The end of the VM.
-//!
-//! Whoever first has a reason claims the stop. It kicks the other CPUs by SGI, which takes them out of the
-//! guest or out of WFI, and waits until each has parked: then nothing writes to the console any more and
-//! the counters stand still. Then it tells the report and cuts the power. A CPU that finds the stop
-//! claimed parks, whatever reason it may have had itself.
+//! Why a VM ends, and the report that says so.
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use aarch64_cpu::asm;
-use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::Diagnosis;
-use hyp_core::report::{CacheStats, Outcome, Report, Stats};
+use hyp_core::report::{CacheStats, Outcome, Report, Stats, Takedown};
 
-use super::Vm;
-use crate::cpu::{self, PerCpu};
+use super::create::Plan;
 use crate::event::counters::{self, Own};
-use crate::lock::relax;
-use crate::platform::gic;
-use crate::{end, say};
-
-/// Seconds to wait for the others: they are in EL2 for microseconds only.
-const PATIENCE: u64 = 10;
 
 /// Why the VM ends.
 #[derive(Debug)]
@@ -39,54 +24,8 @@ pub(crate) enum Reason {
     Diagnosis(Box<Diagnosis>),
 }
 
-/// Whether the VM is being ended, and who has parked.
-#[derive(Debug)]
-pub(crate) struct Stop {
-    claimed: AtomicBool,
-    parked: AtomicUsize,
-}
-
-impl Stop {
-    /// Nobody has a reason yet.
-    pub(crate) const fn new() -> Self {
-        Self { claimed: AtomicBool::new(false), parked: AtomicUsize::new(0) }
-    }
-
-    /// Whether the VM is being ended: park.
-    #[inline]
-    pub(crate) fn is_claimed(&self) -> bool {
-        self.claimed.load(Ordering::Acquire)
-    }
-
-    /// Stays here until the power goes. The caller holds no lock and no guard.
-    pub(crate) fn park(&self) -> ! {
-        self.parked.fetch_add(1, Ordering::Release);
-        loop {
-            asm::wfi();
-        }
-    }
-}
-
-/// Ends the VM. The caller holds no lock and no guard.
-pub(crate) fn stop(vm: &Vm, cpu: &PerCpu, reason: Reason) -> ! {
-    if vm.stop.claimed.swap(true, Ordering::AcqRel) {
-        vm.stop.park();
-    }
-    for other in cpu::all().iter().take(vm.vcpus).filter(|other| other.number != cpu.number) {
-        gic::kick(other.mpidr.load(Ordering::Relaxed));
-    }
-    let deadline = CNTPCT_EL0.get().saturating_add(PATIENCE * CNTFRQ_EL0.get());
-    while vm.stop.parked.load(Ordering::Acquire) + 1 < vm.vcpus {
-        if CNTPCT_EL0.get() > deadline {
-            say!("not all CPUs have stopped within {PATIENCE} s");
-            break;
-        }
-        relax();
-    }
-    end::finish(&report(vm, reason))
-}
-
-fn report(vm: &Vm, reason: Reason) -> Report {
+/// What the run came to. `down` is how the VM was taken down, if it could be.
+pub(super) fn report(plan: &Plan, reason: Reason, lives: u32, down: Option<Takedown>) -> Report {
     let (outcome, diagnosis) = match reason {
         Reason::PoweredOff => (Outcome::PoweredOff, None),
         Reason::Reset => (Outcome::Reset, None),
@@ -94,13 +33,17 @@ fn report(vm: &Vm, reason: Reason) -> Report {
         Reason::Diagnosis(diagnosis) => (Outcome::Stopped, Some(*diagnosis)),
     };
     let mut report = Report::new(outcome);
-    report.vcpus = vm.vcpus as u32;
-    report.guest_mem = vm.mem;
-    report.cpu_features = format!("{}", vm.features);
+    report.vcpus = plan.vcpus as u32;
+    report.guest_mem = plan.mem;
+    report.lives = lives;
+    report.cpu_features = format!("{}", plan.features);
     report.stats = stats();
     report.diagnosis = diagnosis;
+    if let Some(down) = down {
+        report.taken_down(down);
+    }
     #[cfg(feature = "measure")]
-    if vm.measure {
+    if plan.measure {
         report.measure = crate::event::measure::result();
     }
     report

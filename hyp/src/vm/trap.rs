@@ -35,7 +35,7 @@ fn answer(vm: &Vm, register: Encoding, is_read: bool) -> Answer {
         (2, 0 | 3, ..) => Answer::Value(0),
         // ACTLR_EL1.
         (3, 0, 1, 0, 1) => Answer::Value(0),
-        _ if is_read => vm.ids.get(register).map_or(Answer::Undefined, Answer::Value),
+        _ if is_read => vm.plan.ids.get(register).map_or(Answer::Undefined, Answer::Value),
         _ => Answer::Undefined,
     }
 }

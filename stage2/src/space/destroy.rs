@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::{Batch, Census, Notes, Progress, Release, Space, UnmapError};
+use crate::account::Account;
 use crate::addr::{Ipa, IpaRange, PAGE_SIZE, Pa};
 use crate::arch::Arch;
 use crate::claim::ClaimError;
@@ -46,7 +47,9 @@ impl fmt::Display for Leak {
 }
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
-    /// Unmaps everything, flushes the VMID, and gives every table back, the root last.
+    /// Unmaps everything, flushes the VMID, and gives every table back, the root last. Returns the
+    /// closing account: if all installs were credited, [`Account::leaves_now`] and
+    /// [`Account::tables_now`] are 0.
     ///
     /// Notes are dropped; who needs their payloads takes them out first.
     ///
@@ -61,7 +64,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         cpu: &Cpu<'_>,
         mut relax: impl FnMut(),
         release: &mut impl Release,
-    ) -> Result<(), DestroyError<Self>> {
+    ) -> Result<Account, DestroyError<Self>> {
         if let Err(why) = self.empty(cpu, &mut relax, release) {
             return Err(DestroyError { space: self, why });
         }
@@ -70,7 +73,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         // SAFETY: (1) the root, which nobody runs on; (2) flushed, and the last grace period ended after
         // the last lookup could begin: the space is ours alone; (3) every slot was found Empty.
         unsafe { self.memory.free_table(self.root, pages) };
-        Ok(())
+        Ok(self.account())
     }
 
     fn empty(

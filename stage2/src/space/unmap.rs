@@ -104,8 +104,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if let Some(flushed) = owed.settle() {
             // Nothing is held here, so this cannot fail; if it did, nothing would be released.
             cpu.wait(relax).map_err(|_| UnmapError::NotQuiescent)?;
-            let mut releaser = Releaser { space: self, flushed: &flushed, release };
+            let mut releaser =
+                Releaser { space: self, flushed: &flushed, release, leaves: [0; 4], tables: 0 };
             releaser.roots(batch.from.get(), high);
+            self.ledger.unmapped(releaser.leaves, releaser.tables);
         }
         outcome?;
         Ok(if at < range.end() { Progress::Until(at) } else { Progress::Done })
@@ -324,6 +326,9 @@ struct Releaser<'w, 'e, M, A, R> {
     space: &'w Space<'e, M, A>,
     flushed: &'w Flushed,
     release: &'w mut R,
+    /// Leaves that ended, by level, and tables.
+    leaves: [u64; 4],
+    tables: u64,
 }
 
 impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
@@ -372,12 +377,15 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
                 // SAFETY: (1) taken out of the tree; (2) flushed, and the grace period is over; (3) each
                 // slot was Drain or Dead and is Empty now.
                 unsafe { self.space.memory.free_table(former.pa(), 1) };
+                self.tables += 1;
                 self.release.table(ipa);
             }
-            None if former.owner() == Owner::Vm => {
-                self.release.frame(ipa, former, self.flushed);
+            None => {
+                self.leaves[former.level() as usize] += 1;
+                if former.owner() == Owner::Vm {
+                    self.release.frame(ipa, former, self.flushed);
+                }
             }
-            None => {}
         }
         // SAFETY: (1) in Drain since the sweep, under this claim; flushed since.
         unsafe { slot.empty(&self.space.arch) };

@@ -42,6 +42,11 @@ impl Run {
         assert_eq!(status.code(), Some(code), "exit code (left) is not the expected one\n{self}");
         if let Some(summary) = &self.summary {
             assert_eq!(summary["exit_code"], code, "exit code in the summary\n{self}");
+            // A VM that ran and ended left nothing behind, whatever the test is about.
+            if summary["report"]["lives"].as_u64().is_some_and(|lives| lives > 0) {
+                let down = self.report().takedown;
+                assert!(down.is_some_and(|it| it.complaint().is_none()), "a leak\n{self}");
+            }
         }
         self
     }

@@ -64,6 +64,15 @@ impl Trace {
         line.unwrap_or_else(|| panic!("the trace has no {what}")).number - 1
     }
 
+    /// This trace up to where the first PE leaves its VM: what the guest did, without the take-down.
+    #[track_caller]
+    pub fn life(&self) -> Self {
+        // VMID 0 is no VM's; before anything ran, the whole register was 0.
+        let left = |event: &Event| matches!(event, Event::SetVttbr { value, .. } if *value != 0 && value >> 48 == 0);
+        let end = self.find("PE that leaves its VM", left);
+        self.doctored(|lines| lines.truncate(end - 1))
+    }
+
     /// This trace with its lines changed.
     #[track_caller]
     pub fn doctored(&self, change: impl FnOnce(&mut Vec<String>)) -> Self {

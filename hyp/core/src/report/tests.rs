@@ -16,6 +16,8 @@ fn sample() -> Report {
     report.stats.lost_races = 146;
     report.stats.tlbi.insert("VMALLS12E1IS".into(), 1);
     report.stats.tlbi.insert("IPAS2E1IS".into(), 17);
+    report.lives = 2;
+    report.taken_down(Takedown { frames: 4200, tables: 12, ..Takedown::default() });
     report.measure = Some(Measure { samples: 64, min: 200, median: 212, max: 480 });
     report
 }
@@ -30,6 +32,7 @@ fn the_summary_has_one_fact_a_line_in_columns() {
 outcome              the guest's verdict is pass
 guest                4 vCPUs, 256 MiB of RAM
 stage-2 features     40-bit IPA, HAFDBS
+starts               2
 faults taken         4242
 pages installed      4096
 page races lost      146
@@ -43,8 +46,26 @@ register traps       0
 TLBI IPAS2E1IS       17
 TLBI VMALLS12E1IS    1
 DSBs                 0
+frames back at end   4200
+tables back in all   12
 populate fault       212 instructions (median of 64, 200 to 480)";
     assert_eq!(sample().to_string(), expected);
+}
+
+#[test]
+fn a_vm_that_leaves_something_behind_is_the_hypervisors_fault() {
+    let down = |leaked_frames, leaked_heap, wrong: Option<&str>| {
+        let wrong = wrong.map(Into::into);
+        let mut report = Report::new(Outcome::Verdict(0));
+        report.taken_down(Takedown { leaked_frames, leaked_heap, wrong, ..Takedown::default() });
+        (report.exit_code, report.reason.unwrap_or_default())
+    };
+    assert_eq!(down(0, 0, None), (0, "".into()));
+    let text = "after the VM's end 3 frames and 0 bytes of the heap are missing";
+    assert_eq!(down(3, 0, None), (5, text.into()));
+    assert_eq!(down(0, 208, None).0, 5);
+    let text = "the VM could not be taken down: a claim is left";
+    assert_eq!(down(0, 0, Some("a claim is left")), (5, text.into()));
 }
 
 #[test]

@@ -105,10 +105,16 @@ fn a_guest_larger_than_half_of_a_small_machine_gets_what_it_needs() {
 
 // Memory is moved under vCPUs that work with it; the guest verifies every word.
 on_every_cpu!(churn, |cpu| {
-    let run = Scenario::of("churn").cpu(cpu).vcpus(4).append("moves=60 seconds=90 min-freed=8");
-    run.alone()
+    let run = Scenario::of("churn")
+        .cpu(cpu)
+        .vcpus(4)
+        .append("moves=40 seconds=60 min-freed=8 min-lost=1 reset=1");
+    // Each life has to pass, and its memory to come back, while the vCPUs work with it.
+    run.with("--restarts", 1)
+        .alone()
         .timeout(150)
         .passes()
+        .checks("two lives", |report| report.lives == 2 && report.outcome == Outcome::Reset)
         .checks("pages were moved", |report| report.stats.moved > 500)
         .checks("faults met what was being taken away", |report| report.stats.drained > 0)
         .checks("tables were given back", |report| report.stats.tables_freed >= 8);

@@ -160,6 +160,13 @@ fn a_reset_starts_the_machine_again() {
 }
 
 #[test]
+fn a_machine_is_reset_as_often_as_allowed() {
+    let run = case("reset").with("--restarts", 5).run().exits(0);
+    let run = run.shows("the guest asked for a reset: restart 5");
+    run.shows_no("restart 6").checks("six starts", |report| report.lives == 6);
+}
+
+#[test]
 fn a_verdict_of_fail_is_an_exit_code() {
     for code in ["1", "7", "0xffffffffffffffff"] {
         case(&format!("verdict-fail code={code}")).run().exits(1);
