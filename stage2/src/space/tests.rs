@@ -173,6 +173,7 @@ fn linked_tables<A: Arch>(space: &Space<'_, &Pages, A>) -> usize {
 
 mod map;
 mod neighbours;
+mod random;
 mod unmap;
 mod whole;
 

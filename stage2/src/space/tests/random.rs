@@ -1,0 +1,315 @@
+//! Random programs of all operations on ranges, each judged by what was there before it.
+//!
+//! No reference implementation: an operation says what it did (what it released, removed, where it stopped), and
+//! everything else must be as it was. After each one nothing may be left in transition and no table may be
+//! lost, also when it was refused or ran out of tables in the middle.
+
+use super::map::extent;
+use super::unmap::{Released, range};
+use super::*;
+use crate::space::{Batch, MapError, Notes, Progress, UnmapError};
+
+/// A slot that is not Empty: what it holds and its bytes, by its address.
+type Picture = BTreeMap<u64, (Held, u64)>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Leaf(u64),
+    Note(u64),
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Install { page: u64, block: bool },
+    Map { first: u64, count: u64, to: u64, coarsest: usize },
+    Unmap { first: u64, count: u64, notes: bool },
+    Annotate { first: u64, count: u64, payload: u64 },
+    Deannotate { first: u64, count: u64 },
+}
+
+/// How an operation is run: pages of its range that are left out at the beginning, slots a batch, and the
+/// allocations that succeed.
+#[derive(Clone, Debug)]
+struct How {
+    skipped: u64,
+    slots: usize,
+    tables: usize,
+}
+
+/// Pages of the window in which everything happens.
+const WINDOW: u64 = 4096;
+
+fn ops() -> impl Strategy<Value = Vec<(Op, How)>> {
+    let edges = prop_oneof![0..WINDOW, (0..WINDOW / 512).prop_map(|n| n * 512)];
+    let counts = prop_oneof![1u64..1100, (1u64..4).prop_map(|n| n * 512), Just(1u64), Just(WINDOW)];
+    let span = (edges, counts).prop_map(|(first, count)| (first, count.min(WINDOW - first)));
+    let op = prop_oneof![
+        (0..WINDOW, any::<bool>()).prop_map(|(page, block)| Op::Install { page, block }),
+        (span.clone(), 0u64..3, 0usize..3).prop_map(|((first, count), to, coarsest)| Op::Map {
+            first,
+            count,
+            to,
+            coarsest
+        }),
+        (span.clone(), any::<bool>()).prop_map(|((first, count), notes)| Op::Unmap {
+            first,
+            count,
+            notes
+        }),
+        (span.clone(), 1u64..4).prop_map(|((first, count), payload)| Op::Annotate {
+            first,
+            count,
+            payload
+        }),
+        span.prop_map(|(first, count)| Op::Deannotate { first, count }),
+    ];
+    let how = (
+        prop_oneof![4 => Just(0), 1 => 1u64..600],
+        prop_oneof![Just(1usize), 2usize..700, Just(usize::MAX)],
+        prop_oneof![3 => Just(usize::MAX), 1 => 0usize..4],
+    );
+    let how = how.prop_map(|(skipped, slots, tables)| How { skipped, slots, tables });
+    prop::collection::vec((op, how), 1..24)
+}
+
+struct Rig<'t> {
+    space: Space<'t, &'t Pages, Host>,
+    cpu: crate::epoch::Cpu<'t>,
+    base: u64,
+}
+
+impl Rig<'_> {
+    fn picture(&self) -> Picture {
+        let guard = self.cpu.enter();
+        let all = range(0, 1 << self.space.geometry.ipa_bits());
+        let slots = self.space.visit(&guard, all).map(|(ipa, lookup)| {
+            let held = match lookup.view() {
+                View::Leaf(leaf) => Held::Leaf(leaf.pa().get()),
+                View::Note(note) => Held::Note(note.get()),
+                other => panic!("left in transition: {ipa} {other:?}"),
+            };
+            (ipa.get(), (held, lookup.level.slot_bytes()))
+        });
+        slots.collect()
+    }
+
+    fn at(&self, first: u64, count: u64) -> IpaRange {
+        range(self.base + (first << 12), count << 12)
+    }
+
+    /// Runs batches until the end or an error; `done` hears of each batch that was done.
+    fn batches<E>(
+        &self,
+        at: IpaRange,
+        how: &How,
+        mut batch: impl FnMut(&mut crate::Claim<'_>, Batch) -> Result<Progress, E>,
+        mut done: impl FnMut(u64, u64),
+    ) -> Result<(), E> {
+        let mut claim = self.space.claim(at).unwrap();
+        let mut from = Ipa::new(at.start().get() + (how.skipped.min(at.pages() - 1) << 12));
+        loop {
+            let progress = batch(&mut claim, Batch { from, slots: how.slots })?;
+            assert!(self.cpu.is_quiescent());
+            let next = match progress {
+                Progress::Done => at.end(),
+                Progress::Until(next) => next,
+            };
+            assert!(from < next && next <= at.end(), "a batch makes progress");
+            done(from.get(), next.get());
+            if progress == Progress::Done {
+                return Ok(());
+            }
+            from = next;
+        }
+    }
+
+    fn install(&self, page: u64, block: bool, before: &mut Picture) {
+        let level = if block { Level::L2 } else { PAGE };
+        let ipa = Ipa::new(self.base + (page << 12)).align_down(level.slot_bytes());
+        let (mut frames, mut tally) = (Counted::new(7 << 40, 1 << 30, 1), Tally::default());
+        let mapping = at(&self.space, level);
+        let result = self.space.install(&self.cpu.enter(), ipa, &mapping, &mut frames, &mut tally);
+        match result {
+            Ok(Install::Installed(pa)) => {
+                before.insert(ipa.get(), (Held::Leaf(pa.get()), level.slot_bytes()));
+            }
+            Ok(Install::Present(_)) => {}
+            Err(
+                InstallError::OutOfTables
+                | InstallError::Note { .. }
+                | InstallError::Occupied { .. },
+            ) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// What a batch that was done has filled, page by page, replaces what is expected there.
+    fn filled(expected: &mut BTreeMap<u64, Held>, from: u64, to: u64, held: impl Fn(u64) -> Held) {
+        for page in (from..to).step_by(4096) {
+            assert_eq!(expected.insert(page, held(page)), None, "{page:#x} was there before");
+        }
+    }
+
+    fn run(&self, op: &Op, how: &How) {
+        let mut before = self.picture();
+        self.space.memory.budget.store(how.tables, Ordering::Relaxed);
+        match *op {
+            Op::Install { page, block } => {
+                self.install(page, block, &mut before);
+                assert_eq!(self.picture(), before);
+            }
+            Op::Map { first, count, to, coarsest } => {
+                let at = self.at(first, count);
+                let coarsest = [Level::L1, Level::L2, PAGE][coarsest];
+                // Congruent, off by a page, or of the same alignment as a block of 2 MiB.
+                let pa = at.start().get() % (1 << 30)
+                    + [1 << 44, (1 << 44) + 4096, (1 << 44) + (6 << 20)][to as usize];
+                let mut expected = pages_of(&before);
+                let result = self.batches(
+                    at,
+                    how,
+                    // SAFETY: (1, 2) no guest runs on the host.
+                    |claim, batch| unsafe {
+                        self.space.map(&self.cpu, claim, batch, &extent(pa, coarsest))
+                    },
+                    |from, next| {
+                        let to = |page| Held::Leaf(pa + (page - at.start().get()));
+                        Self::filled(&mut expected, from, next, to);
+                    },
+                );
+                judge(result, &before, at, how);
+                assert_eq!(pages_of(&self.picture()), expected);
+            }
+            Op::Annotate { first, count, payload } => {
+                let at = self.at(first, count);
+                let note = Note::new(payload).unwrap();
+                let mut expected = pages_of(&before);
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| self.space.annotate(&self.cpu, claim, batch, note),
+                    |from, next| {
+                        Self::filled(&mut expected, from, next, |_| Held::Note(payload));
+                    },
+                );
+                judge(result, &before, at, how);
+                assert_eq!(pages_of(&self.picture()), expected);
+            }
+            Op::Unmap { first, count, notes } => {
+                let at = self.at(first, count);
+                let (mut released, mut until) = (Released::default(), at.start().get());
+                let kept = if notes { Notes::Remove } else { Notes::Keep };
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| {
+                        let nobody = || panic!("nobody to wait for");
+                        self.space.unmap(&self.cpu, claim, batch, kept, nobody, &mut released)
+                    },
+                    |_, next| until = next,
+                );
+                let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
+                for (ipa, (pa, bytes)) in &released.0 {
+                    assert_eq!(before.remove(ipa), Some((Held::Leaf(*pa), *bytes)));
+                    assert!(from <= *ipa && ipa + bytes <= at.end().get(), "not asked for");
+                }
+                let after = self.picture();
+                if let Err(error) = &result {
+                    assert!(matches!(error, UnmapError::Straddles { .. }), "{error}");
+                    until = until.max(from);
+                }
+                for (ipa, (held, bytes)) in &before {
+                    let inside = from <= *ipa && ipa + bytes <= at.end().get();
+                    let gone = after.get(ipa) != Some(&(*held, *bytes));
+                    match held {
+                        Held::Leaf(_) => assert!(!gone, "{ipa:#x}: gone and not released"),
+                        Held::Note(_) => assert!(!gone || notes && inside, "{ipa:#x}"),
+                    }
+                    let met = from <= *ipa && ipa + bytes <= until;
+                    let stays = matches!(held, Held::Note(_)) && !notes;
+                    assert!(!met || gone || stays, "{ipa:#x}: stayed");
+                }
+                assert!(after.keys().all(|ipa| before.contains_key(ipa)), "nothing new");
+            }
+            Op::Deannotate { first, count } => {
+                let at = self.at(first, count);
+                let mut until = at.start().get();
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| {
+                        self.space.deannotate(&self.cpu, claim, batch, |ipa, bytes, note| {
+                            let was = before.remove(&ipa.get());
+                            assert_eq!(was, Some((Held::Note(note.get()), bytes)));
+                            assert!(at.start() <= ipa && ipa.get() + bytes <= at.end().get());
+                        })
+                    },
+                    |_, next| until = next,
+                );
+                assert!(matches!(result, Ok(()) | Err(UnmapError::Straddles { .. })), "{result:?}");
+                let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
+                for (ipa, (held, bytes)) in &before {
+                    let met = from <= *ipa && ipa + bytes <= until;
+                    assert!(!met || matches!(held, Held::Leaf(_)), "{ipa:#x}: stayed");
+                }
+                assert_eq!(self.picture(), before);
+            }
+        }
+        self.space.memory.budget.store(usize::MAX, Ordering::Relaxed);
+        assert_eq!(linked_tables(&self.space), self.space.memory.live(), "a table was lost");
+    }
+}
+
+fn pages_of(picture: &Picture) -> BTreeMap<u64, Held> {
+    let pages = picture.iter().flat_map(|(ipa, (held, bytes))| {
+        (0..*bytes).step_by(4096).map(move |offset| {
+            let held = match held {
+                Held::Leaf(pa) => Held::Leaf(pa + offset),
+                note => *note,
+            };
+            (ipa + offset, held)
+        })
+    });
+    pages.collect()
+}
+
+/// A map or annotation is refused for what was there, for want of tables, and for nothing else.
+fn judge(result: Result<(), MapError>, before: &Picture, at: IpaRange, how: &How) {
+    match result {
+        Ok(()) => {}
+        Err(MapError::OutOfTables) => assert!(how.tables < 4),
+        Err(MapError::Occupied { ipa, .. }) => {
+            let (start, (_, bytes)) = before.range(..=ipa.get()).next_back().unwrap();
+            assert!(at.contains(ipa) && ipa.get() < start + bytes, "{ipa} was free");
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn what_an_operation_does_not_say_it_did_is_as_it_was(
+        bits in prop::sample::select(vec![25u32, 30, 32, 34, 35, 39, 40, 43, 44, 48]),
+        place in 0..3u64,
+        ops in ops(),
+    ) {
+        let window = WINDOW << 12;
+        let top = (1u64 << bits) - window;
+        // At the bottom, at the top, over the edge of a GiB.
+        let base = [0, top, ((1 << 30) - window / 2).min(top)][place as usize];
+        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+        let rig = Rig { space: space(&pages, &epochs, bits), cpu: epochs.join(0).unwrap(), base };
+        for (op, how) in &ops {
+            rig.run(op, how);
+        }
+        let (left, mut released) = (rig.picture(), Released::default());
+        let Rig { space, cpu, .. } = rig;
+        // SAFETY: (1) no guest runs on the host.
+        unsafe { space.destroy(&cpu, || {}, &mut released) }.unwrap();
+        let leaves = left.iter().filter(|(_, (held, _))| matches!(held, Held::Leaf(_))).count();
+        prop_assert_eq!(released.0.len(), leaves);
+        prop_assert_eq!(pages.live(), 0);
+    }
+}
