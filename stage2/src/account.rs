@@ -133,6 +133,12 @@ impl Ledger {
         add(&self.lost_tables, tally.lost_tables.into());
     }
 
+    /// A range operation has mapped leaves, counted by level, and linked tables.
+    pub(crate) fn mapped(&self, [_, leaves @ ..]: [u64; 4], tables: u64) {
+        self.mapped.iter().zip(leaves).for_each(|(counter, count)| add(counter, count));
+        add(&self.tables, tables);
+    }
+
     /// A range operation has taken leaves away, counted by level, and given tables back.
     pub(crate) fn unmapped(&self, [_, leaves @ ..]: [u64; 4], tables: u64) {
         self.unmapped.iter().zip(leaves).for_each(|(counter, count)| add(counter, count));

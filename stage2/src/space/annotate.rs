@@ -23,6 +23,7 @@ struct Noted {
 
 impl Content for Noted {
     const STEP: u64 = 0;
+    const LEAVES: bool = false;
 
     fn level_at(&self, ipa: Ipa, above: Level) -> Level {
         largest(self.range, ipa, self.coarsest.max(above))

@@ -131,19 +131,20 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     }
 
     /// Fills Empty slots of a batch of `range` with `content`: prepare, then commit.
-    pub(super) fn fill(
+    pub(super) fn fill<C: Content>(
         &self,
         cpu: &Cpu<'_>,
         range: IpaRange,
         batch: Batch,
-        content: &impl Content,
+        content: &C,
     ) -> Result<Progress, MapError> {
-        let mut prepare =
-            Prepare { space: self, content, range, at: batch.from, left: batch.slots.max(1) };
+        let (at, left) = (batch.from, batch.slots.max(1));
+        let mut prepare = Prepare { space: self, content, range, at, left, made: Made::default() };
         let result = prepare.run(cpu);
-        let at = prepare.at;
+        let Prepare { at, made, .. } = prepare;
         self.finish(batch.from, at, result.is_ok());
         result?;
+        self.ledger.mapped(if C::LEAVES { made.slots } else { [0; 4] }, made.tables);
         Ok(if at < range.end() { Progress::Until(at) } else { Progress::Done })
     }
 
@@ -237,6 +238,9 @@ pub(super) trait Content {
 
     /// What one slot's descriptor is more than that of the slot before, in a run of pages.
     const STEP: u64;
+
+    /// Whether these are leaves.
+    const LEAVES: bool;
 }
 
 /// The leaves of an extent, of each level.
@@ -282,6 +286,7 @@ pub(super) fn largest(range: IpaRange, ipa: Ipa, coarsest: Level) -> Level {
 
 impl Content for Leaves {
     const STEP: u64 = PAGE_SIZE;
+    const LEAVES: bool = true;
 
     fn level_at(&self, ipa: Ipa, above: Level) -> Level {
         let mut level = largest(self.range, ipa, self.coarsest.max(above));
@@ -312,6 +317,33 @@ struct Prepare<'w, 'e, M, A, C> {
     /// Everything of the range before this is prepared.
     at: Ipa,
     left: usize,
+    made: Made,
+}
+
+/// What was prepared: slots that end a walk, by level, and tables.
+#[derive(Clone, Copy, Default)]
+struct Made {
+    slots: [u64; 4],
+    tables: u64,
+}
+
+impl Made {
+    /// So many slots of one level.
+    fn slots(level: Level, count: u64) -> Self {
+        let mut made = Self::default();
+        made.slots[level as usize] = count;
+        made
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.slots.iter_mut().zip(other.slots).for_each(|(sum, count)| *sum += count);
+        self.tables += other.tables;
+    }
+
+    /// What of a budget it used up.
+    fn cost(&self) -> usize {
+        self.slots.iter().sum::<u64>() as usize
+    }
 }
 
 impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
@@ -354,8 +386,8 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
         if seen != Descriptor::EMPTY {
             return Err(self.occupied(level, seen));
         }
-        let (live, slots, end) = if self.content.level_at(self.at, level) == level {
-            (self.content.at(self.at, level)?, 1, end)
+        let (live, made, end) = if self.content.level_at(self.at, level) == level {
+            (self.content.at(self.at, level)?, Made::slots(level, 1), end)
         } else {
             self.subtree(level, self.at, end, self.left)?
         };
@@ -364,7 +396,8 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
         // SAFETY: (1) found under this guard. (2) Not valid; what it remembers is complete.
         match unsafe { slot.try_set(&self.space.arch, guard, busy) } {
             Ok(()) => {
-                self.left = self.left.saturating_sub(slots);
+                self.left = self.left.saturating_sub(made.cost());
+                self.made.add(&made);
                 self.at = end;
                 Ok(true)
             }
@@ -401,13 +434,13 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
         from: Ipa,
         to: Ipa,
         left: usize,
-    ) -> Result<(Descriptor, usize, Ipa), MapError> {
+    ) -> Result<(Descriptor, Made, Ipa), MapError> {
         let space = self.space;
         let below = level.next().ok_or(MapError::OutOfTables)?;
         let pa = space.memory.alloc_table(1).ok_or(MapError::OutOfTables)?;
         match self.fill(pa, below, from, to, left) {
-            Ok((slots, end)) => match Descriptor::table(level, pa) {
-                Ok(table) => Ok((table, slots, end)),
+            Ok((made, end)) => match Descriptor::table(level, pa) {
+                Ok(table) => Ok((table, Made { tables: made.tables + 1, ..made }, end)),
                 Err(error) => {
                     space.free_detached(pa, below);
                     Err(MapError::Mapping(error.into()))
@@ -427,11 +460,11 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
         from: Ipa,
         to: Ipa,
         left: usize,
-    ) -> Result<(usize, Ipa), MapError> {
+    ) -> Result<(Made, Ipa), MapError> {
         // SAFETY: (1) just allocated.
         let table = unsafe { self.space.memory.table(pa) };
         let bytes = level.slot_bytes();
-        let (first, mut at, mut slots) = (level.index(from), from, 0);
+        let (first, mut at, mut made) = (level.index(from), from, Made::default());
         if level == Level::L3 {
             // By far the most frequent: a run of pages, one after another.
             let count = ((to.get() - from.get()) / bytes) as usize;
@@ -441,22 +474,23 @@ impl<M: Memory, A: Arch, C: Content> Prepare<'_, '_, M, A, C> {
                 unsafe { self.space.arch.store_detached(slot, bits) };
                 bits += C::STEP;
             }
-            return Ok((count, to));
+            return Ok((Made::slots(level, count as u64), to));
         }
         for slot in table.slots().iter().skip(first) {
-            if at >= to || slots >= left {
+            if at >= to || made.cost() >= left {
                 break;
             }
             let end = at.align_down(bytes).checked_add(bytes).map_or(to, |end| end.min(to));
-            let (live, took, end) = if self.content.level_at(at, level) == level {
-                (self.content.at(at, level)?, 1, end)
+            let (live, below, end) = if self.content.level_at(at, level) == level {
+                (self.content.at(at, level)?, Made::slots(level, 1), end)
             } else {
-                self.subtree(level, at, end, left - slots)?
+                self.subtree(level, at, end, left - made.cost())?
             };
             // SAFETY: (1) nobody walks the table yet; (2) a leaf, note or table for this level.
             unsafe { self.space.arch.store_detached(slot, live.bits()) };
-            (at, slots) = (end, slots + took);
+            made.add(&below);
+            at = end;
         }
-        Ok((slots, at))
+        Ok((made, at))
     }
 }

@@ -167,3 +167,38 @@ fn claims_beyond_the_ipa_size_are_refused() {
     };
     assert_eq!(from, Ipa::new(0));
 }
+
+#[test]
+fn an_account_balances_when_all_is_gone() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let space = space(&pages, &epochs, 40);
+    // Two pages, a block of 2 MiB, one of 1 GiB, one more page; two tables of level 2 and 3 each.
+    let at = range((1 << 30) - (2 << 20) - 0x2000, 0x2000 + (2 << 20) + (1 << 30) + 0x1000);
+    map(&space, &epochs, at, &extent((1 << 30) - (2 << 20) - 0x2000, Level::L1), 3).unwrap();
+    annotate(&space, &epochs, range(5 << 30, 0x1000), 7, 9).unwrap();
+    {
+        let cpu = epochs.join(0).unwrap();
+        let (mut frames, mut tally) = (Counted::new(0x8000_0000, 4096, 1), Tally::default());
+        let ipa = Ipa::new((5 << 30) + 0x1000);
+        let page = super::at(&space, PAGE);
+        space.install(&cpu.enter(), ipa, &page, &mut frames, &mut tally).unwrap();
+        space.credit(&tally);
+    }
+    let account = space.account();
+    assert_eq!((account.mapped, account.installed), ([1, 1, 3], 1));
+    assert_eq!(
+        account.tables,
+        3 + 1 + 2,
+        "for the range: 2 tables below 0 GiB, 2 below 2 GiB; for the note: 2"
+    );
+    assert_eq!(account.leaves_now(), 6);
+    assert_eq!(account.tables_now(), linked_tables(&space) as u64 - 2, "the root is two pages");
+
+    let cpu = epochs.join(0).unwrap();
+    let mut released = Released::default();
+    // SAFETY: (1) nobody runs it.
+    let closing = unsafe { space.destroy(&cpu, || {}, &mut released) }.unwrap();
+    assert_eq!((closing.leaves_now(), closing.tables_now()), (0, 0));
+    assert_eq!(closing.unmapped, [1, 1, 4]);
+    assert_eq!(pages.live(), 0);
+}
