@@ -26,7 +26,8 @@
 //!
 //! So under both locks, parent first, **every slot is made non-installable while T is still linked**:
 //! Empty → Dead by compare-exchange, live → Drain. If one cannot be (a Note that is to stay, something
-//! installed that is a table), the Dead ones thaw and T stays linked. Only then the parent slot goes to
+//! installed that is a table), the Dead ones thaw, those in Drain are flushed and released like any other,
+//! and T stays linked. Only then the parent slot goes to
 //! Drain. Nothing is written into the page before the flush that covers its whole span, without a
 //! level hint, is over \[RRVJDB\], and nothing is freed before the grace period.
 //!
@@ -182,9 +183,8 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 break;
             }
             let (slot, ipa) = (node.table.slot(index), node.ipa_of(index));
-            match self.drain_slot(slot, node.level, ipa)? {
-                Drain::Next => {}
-                Drain::Table => return Ok(()),
+            if self.drain_slot(slot, node.level, ipa)? == Drain::Table {
+                return Ok(());
             }
             self.left -= 1;
             self.at = Ipa::new((ipa.get() + node.level.slot_bytes()).min(end));
@@ -198,34 +198,37 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         let within = ipa.get() + level.slot_bytes() <= self.range.end().get();
         let (claimed, inside) = (within && self.range.start() <= ipa, within && self.from <= ipa);
         match seen.view(level) {
-            View::Empty => {}
-            View::Table(_) => return Ok(Drain::Table),
+            View::Empty => Ok(Drain::Empty),
+            View::Table(_) => Ok(Drain::Table),
             // Of an operation that was given up: the claim makes it ours. Its flush may not have been. Or a table
             // that this batch, which may have begun in the middle of it, has just taken out.
             View::Drain(former) if inside || claimed && former.is_table() => {
-                self.drained(ipa, level, former.is_table())
+                self.drained(ipa, level, former.is_table());
+                Ok(Drain::Shut)
             }
             View::Leaf(_) if inside => {
                 // SAFETY: (1) the table's lock is held.
-                if unsafe { slot.clear(arch, level) }.is_some() {
-                    self.drained(ipa, level, false);
+                if unsafe { slot.clear(arch, level) }.is_none() {
+                    return Err(UnmapError::Unexpected { ipa, level, seen });
                 }
+                self.drained(ipa, level, false);
+                Ok(Drain::Shut)
             }
-            View::Leaf(_) | View::Drain(_) => return Err(UnmapError::Straddles { ipa, level }),
+            View::Leaf(_) | View::Drain(_) => Err(UnmapError::Straddles { ipa, level }),
             View::Note(_) if self.notes == Notes::Remove && inside => {
                 // SAFETY: (1) the table's lock is held, and the claim covers the slot; (2) a Note was
                 // never live, so no flush stands between it and Empty.
                 unsafe { arch.store(slot, Descriptor::EMPTY.bits()) };
+                Ok(Drain::Empty)
             }
-            View::Note(_) => {}
+            View::Note(_) => Ok(Drain::Stays),
             // A subtree that another claim's map is about to link. The slot was Empty: nothing in the
             // part that is claimed here can be mapped.
-            View::Busy(live) if !claimed && live.as_table(level).is_some() => {}
+            View::Busy(live) if !claimed && live.as_table(level).is_some() => Ok(Drain::Stays),
             View::Busy(_) | View::Dead | View::Foreign(_) => {
-                return Err(UnmapError::Unexpected { ipa, level, seen });
+                Err(UnmapError::Unexpected { ipa, level, seen })
             }
         }
-        Ok(Drain::Next)
     }
 
     fn drained(&mut self, ipa: Ipa, level: Level, table: bool) {
@@ -263,62 +266,78 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         let Some(link) = node.link else { return Err(Stays::InUse) };
         let _parent = parent.lock(arch, guard).map_err(|_| Stays::Stale)?;
         let table = node.lock(arch, guard).map_err(|_| Stays::Stale)?;
-        if !self.kill_all(&table) {
-            thaw(&table);
-            return Err(Stays::InUse);
-        }
         // SAFETY: (1) the parent's lock is held.
-        if unsafe { link.slot.clear(arch, parent.level) }.is_none() {
-            return Err(Stays::Stale);
+        if self.kill_all(&table) && unsafe { link.slot.clear(arch, parent.level) }.is_some() {
+            // The flush of its whole span is one for all that it mapped.
+            self.drained(node.start, parent.level, true);
+            return Ok(());
         }
-        self.drained(node.start, parent.level, true);
-        Ok(())
+        self.thaw(&table);
+        Err(Stays::InUse)
     }
 
-    /// Makes every slot of a table non-installable; `false` if one cannot be.
+    /// Makes every slot of a table non-installable; `false` if one cannot be. For what it drains, the caller
+    /// owes.
     fn kill_all(&mut self, table: &LockedTable<'_, A>) -> bool {
-        let node = table.node;
+        let (node, arch) = (table.node, &self.space.arch);
         node.table.slots().iter().enumerate().all(|(index, slot)| {
-            // SAFETY: (1) the table's lock and its parent's are held, to take the table out.
-            match unsafe { slot.kill(&self.space.arch) } {
-                Ok(()) => true,
-                Err(TrySetError::Unsupported) => false,
-                Err(TrySetError::Occupied(_)) => {
-                    let drained = self.drain_slot(slot, node.level, node.ipa_of(index));
-                    matches!(drained, Ok(Drain::Next)) && self.is_shut(slot, node.level)
-                }
+            let ipa = node.ipa_of(index);
+            if self.from <= ipa && slot.load(arch).as_leaf(node.level).is_some() {
+                // By far the most frequent. SAFETY: (1) the table's lock is held.
+                unsafe { slot.clear(arch, node.level) }.is_some()
+            } else {
+                self.shut(slot, node.level, ipa)
             }
         })
     }
 
-    /// Whether nothing can be installed in a slot; one that has just become Empty is killed.
-    fn is_shut(&self, slot: &Slot, level: Level) -> bool {
-        match slot.load(&self.space.arch).view(level) {
-            View::Drain(_) | View::Dead => true,
-            // SAFETY: (1) as in `kill_all`.
-            View::Empty => unsafe { slot.kill(&self.space.arch) }.is_ok(),
-            _ => false,
+    /// Makes a slot of any state non-installable; `false` if it cannot be.
+    #[cold]
+    fn shut(&mut self, slot: &Slot, level: Level, ipa: Ipa) -> bool {
+        match self.drain_slot(slot, level, ipa) {
+            Ok(Drain::Shut) => true,
+            // SAFETY: (1) the table's lock and its parent's are held, to take the table out.
+            Ok(Drain::Empty) => match unsafe { slot.kill(&self.space.arch) } {
+                Ok(()) => true,
+                // Somebody populated it meanwhile, which nobody can do twice.
+                Err(TrySetError::Occupied(_)) => {
+                    self.drain_slot(slot, level, ipa) == Ok(Drain::Shut)
+                }
+                Err(TrySetError::Unsupported) => false,
+            },
+            Ok(Drain::Stays | Drain::Table) | Err(_) => false,
+        }
+    }
+
+    /// A table stays after all: its Dead slots become Empty again, and what was drained is owed for.
+    #[cold]
+    fn thaw(&mut self, table: &LockedTable<'_, A>) {
+        let (node, arch) = (table.node, &self.space.arch);
+        for (index, slot) in node.table.slots().iter().enumerate() {
+            match slot.load(arch).view(node.level) {
+                // SAFETY: (1) Dead, and killed under this lock: a Dead slot of a linked table can be no
+                // other's.
+                View::Dead => unsafe { slot.empty(arch) },
+                View::Drain(former) => {
+                    self.drained(node.ipa_of(index), node.level, former.is_table());
+                }
+                _ => {}
+            }
         }
     }
 }
 
 /// What a slot came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Drain {
-    /// It maps nothing any more.
-    Next,
+    /// It is in Drain.
+    Shut,
+    /// It is Empty.
+    Empty,
+    /// It holds what is to stay.
+    Stays,
     /// It leads to a table.
     Table,
-}
-
-/// Makes the Dead slots of a table that stays Empty again.
-fn thaw<A: Arch>(table: &LockedTable<'_, A>) {
-    for slot in table.node.table.slots() {
-        if slot.load(table.arch()) == Descriptor::DEAD {
-            // SAFETY: (1) Dead, and killed under this lock: a Dead slot of a linked table can be no
-            // other's.
-            unsafe { slot.empty(table.arch()) };
-        }
-    }
 }
 
 /// The second pass: Drain → Empty, after flush and grace.
@@ -355,13 +374,17 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
             if ipa.get() >= end {
                 return;
             }
-            match slot.load(&self.space.arch).view(level) {
+            let seen = slot.load(&self.space.arch);
+            if let Some(former) = seen.as_drain(level) {
+                self.drained(slot, ipa, &former);
+                continue;
+            }
+            match seen.view(level) {
                 View::Table(below) => {
                     if let Some(next) = level.next() {
                         self.table(below, next, ipa, start, end);
                     }
                 }
-                View::Drain(former) => self.drained(slot, ipa, &former),
                 // Only a table that was taken out has these; it is gone through from end to end.
                 // SAFETY: (1) killed by this claim.
                 View::Dead => unsafe { slot.empty(&self.space.arch) },
@@ -370,6 +393,7 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
         }
     }
 
+    #[inline]
     fn drained(&mut self, slot: &Slot, ipa: Ipa, former: &Former) {
         match former.level().next().filter(|_| former.is_table()) {
             Some(below) => {

@@ -1,7 +1,7 @@
 //! Unmap from every state of a slot, tables given back, and installers in the way.
 
 use super::*;
-use crate::arch::host;
+use crate::arch::{Observation, host};
 use crate::descriptor::Former;
 use crate::flush::Flushed;
 use crate::slot::Slot;
@@ -202,17 +202,117 @@ fn a_block_over_the_edge_is_refused_and_what_was_drained_is_finished() {
 fn notes_stay_or_go_as_asked_and_keep_their_table() {
     let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
     let mut vm = Vm::new(&pages, &epochs);
-    vm.map(0x1000, Level::L3, Owner::Vm);
+    let frame = vm.map(0x1000, Level::L3, Owner::Vm);
     let note = Descriptor::note(Note::new(5).unwrap());
     vm.put(0x2000, note);
     let tables = pages.live();
-    vm.unmap(range(0, 1 << 30), usize::MAX, Notes::Keep).unwrap();
+    let released = vm.unmap(range(0, 1 << 30), usize::MAX, Notes::Keep).unwrap();
+    assert_eq!(released.0, [(0x1000, (frame, 4096))].into());
     assert_eq!(vm.slot(0x2000).load(&vm.space.arch), note);
     assert_eq!(pages.live(), tables);
     let thawed = vm.slot(0x3000).load(&vm.space.arch);
     assert_eq!(thawed, Descriptor::EMPTY, "the slots of a table that stays can be installed in");
     vm.unmap(range(0, 1 << 30), usize::MAX, Notes::Remove).unwrap();
     assert_eq!(pages.live(), vm.space.geometry.root_tables());
+}
+
+#[test]
+fn a_batch_from_the_middle_of_a_table_leaves_what_lies_before() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let mut vm = Vm::new(&pages, &epochs);
+    let frames = [0x1000, 0x3000].map(|ipa| vm.map(ipa, Level::L3, Owner::Vm));
+    let (mut claim, mut released) =
+        (vm.space.claim(range(0, 1 << 21)).unwrap(), Released::default());
+    let batch = Batch { from: Ipa::new(0x2000), slots: usize::MAX };
+    let relax = || panic!("nobody to wait for");
+    let done = vm.space.unmap(&vm.cpu, &mut claim, batch, Notes::Keep, relax, &mut released);
+    assert_eq!(done, Ok(Progress::Done));
+    assert_eq!(released.0, [(0x3000, (frames[1], 4096))].into());
+    let kept = vm.space.translate(&vm.cpu.enter(), Ipa::new(0x1000)).map(|found| found.pa.get());
+    assert_eq!(kept, Some(frames[0]), "what lies before the batch stays");
+}
+
+/// A machine on which something happens as a table's lock is taken for the n-th time.
+struct AtLock<F> {
+    host: Host,
+    left: AtomicUsize,
+    then: F,
+}
+
+// SAFETY: it is the host, but for what the test does.
+unsafe impl<F: Fn(&Host) + Sync> Arch for AtLock<F> {
+    fn load(&self, slot: &Slot) -> u64 {
+        self.host.load(slot)
+    }
+    unsafe fn store(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { self.host.store(slot, bits) };
+    }
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        // SAFETY: the caller's clauses.
+        unsafe { self.host.swap(slot, bits) }
+    }
+    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        // SAFETY: the caller's clause.
+        unsafe { self.host.compare_exchange(slot, old, new) }
+    }
+    fn dsb(&self, kind: Dsb) {
+        self.host.dsb(kind);
+    }
+    fn isb(&self) {
+        self.host.isb();
+    }
+    fn tlbi(&self, op: Tlbi) {
+        self.host.tlbi(op);
+    }
+    fn vttbr(&self) -> u64 {
+        self.host.vttbr()
+    }
+    unsafe fn set_vttbr(&self, value: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { self.host.set_vttbr(value) };
+    }
+    fn observe(&self, what: Observation) {
+        if matches!(what, Observation::Locked { .. })
+            && self.left.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            (self.then)(&self.host);
+        }
+    }
+}
+
+/// A late fault handler fills a slot of a table after it was swept, and before it is found to hold a note.
+#[test]
+fn what_is_drained_in_a_table_that_stays_comes_back() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let late = LeafTemplate::new(PAGE, &ram(), Encoding::of(&features(48)), Owner::Vm);
+    let late = late.and_then(|leaf| leaf.at(Pa::new(0x7000))).unwrap();
+    let target = std::sync::OnceLock::<&Slot>::new();
+    let arch = AtLock {
+        host: Host::new(),
+        // Parent and table to take it out, the table to sweep it, both to take it out now.
+        left: AtomicUsize::new(5),
+        then: |host: &Host| {
+            // SAFETY: (1) the slot is Empty; (2) nothing walks these tables.
+            let old = unsafe { host.swap(target.get().unwrap(), late.bits()) };
+            assert_eq!(old, 0, "it was swept");
+        },
+    };
+    let space = Space::new(geometry(39), vmid(), epochs.domain(), &pages, arch).unwrap();
+    let cpu = epochs.join(0).unwrap();
+    let (mut frames, mut tally) = (Counted::new(0, 4096, 1), Tally::default());
+    let at = at(&space, PAGE);
+    space.install(&cpu.enter(), Ipa::new(0x1000), &at, &mut frames, &mut tally).unwrap();
+    let table = &pages.arena[2];
+    target.set(table.slot(3)).unwrap();
+    // SAFETY: (1, 2) nothing walks these tables.
+    unsafe { space.arch.swap(table.slot(5), Descriptor::note(Note::new(5).unwrap()).bits()) };
+
+    let (mut claim, mut released) = (space.claim(range(0, 1 << 21)).unwrap(), Released::default());
+    let (all, relax) = (Batch::all_of(&claim), || panic!("nobody to wait for"));
+    let done = space.unmap(&cpu, &mut claim, all, Notes::Keep, relax, &mut released);
+    assert_eq!(done, Ok(Progress::Done));
+    assert_eq!(released.0.get(&0x3000), Some(&(0x7000, 4096)), "the late frame is released");
 }
 
 /// Found by another operation that was given up: the claim makes it ours to finish.
