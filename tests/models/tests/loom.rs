@@ -84,10 +84,10 @@ models! {
     a_write_against_unmap: Some(3), 3_000,
         ["wrote", "Stale", "too late"],
         look::a_write_against_unmap;
-    an_access_of_el2_against_unmap: Some(3), 2_000,
+    an_access_of_el2_against_unmap: Some(3), 1_000,
         ["read", "nothing was there"],
         look::an_access_of_el2_against_unmap;
-    a_visit_against_unmap: Some(2), 5_000,
+    a_visit_against_unmap: Some(2), 4_000,
         ["saw nothing", "saw one page", "saw both"],
         look::a_visit_against_unmap;
     unmaps_in_one_table: Some(2), 3_000,
