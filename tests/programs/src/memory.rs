@@ -107,6 +107,23 @@ impl<'m> Store<'m> {
         Some(Pa::new(frame.0))
     }
 
+    /// Addresses of memory for a range of so many bytes, which lie as `like` does below `alike` bytes, a power of two.
+    #[must_use]
+    pub fn reserve(&self, like: u64, bytes: u64, alike: u64) -> Pa {
+        let mut books = self.books();
+        let start = books.next.next_multiple_of(1 << 30) + (like & (alike - 1));
+        // Where they do not lie alike, they do not by accident either.
+        let start = start + if alike < 1 << 30 { alike } else { 0 };
+        books.next = start + bytes;
+        Pa::new(start)
+    }
+
+    /// Memory that was reserved is in use, as the frame of a leaf of `level`.
+    pub fn enter(&self, frame: Pa, level: Level) {
+        let frame = (frame.get(), level.slot_bytes());
+        assert!(self.books().frames.insert(frame), "frame {:#x} is in use", frame.0);
+    }
+
     /// Nobody uses the frame any more.
     pub fn give(&self, frame: Pa, level: Level) {
         let (mut books, frame) = (self.books(), (frame.get(), level.slot_bytes()));

@@ -201,6 +201,92 @@ impl Touch {
     }
 }
 
+/// Where a range ends that begins at a [`Place`], or around it.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub struct Reach(pub u8);
+
+impl Reach {
+    /// The range, by first address and bytes: some pages from the place on; some pages on both sides of the end of its
+    /// 2 MiB; these 2 MiB, or 4; all of its 1 GiB.
+    #[must_use]
+    pub fn range(self, ipa: Ipa) -> (u64, u64) {
+        let (ipa, n) = (ipa.get(), u64::from(self.0));
+        let around = |bytes: u64| ipa & !(bytes - 1);
+        match self.0 {
+            0..160 => (ipa, (1 + n % 40) << 12),
+            160..216 => {
+                let below = (1 + n % 4) << 12;
+                (around(0x20_0000) + 0x20_0000 - below, below + ((1 + n % 5) << 12))
+            }
+            216..248 => (around(0x20_0000), if n % 8 == 0 { 0x40_0000 } else { 0x20_0000 }),
+            248.. => (around(0x4000_0000), 0x4000_0000),
+        }
+    }
+}
+
+/// How an operation on a range is done: in batches of how many slots, by one PE or by several in turn.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub struct Pace(pub u8);
+
+impl Pace {
+    /// Slots of a batch.
+    #[must_use]
+    pub const fn slots(self) -> usize {
+        [usize::MAX, 7, 511, 512, 513, 40][(self.0 >> 1) as usize % 6]
+    }
+
+    /// Whether each batch is another PE's.
+    #[must_use]
+    pub const fn relay(self) -> bool {
+        self.0 & 1 == 1
+    }
+}
+
+/// Which memory is behind a range that is mapped.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub struct Backing(pub u8);
+
+impl Backing {
+    /// The largest leaves that are wanted for so many bytes: not a GiB of pages.
+    #[must_use]
+    pub fn coarsest(self, bytes: u64) -> Level {
+        let levels = [Level::L1, Level::L2, Level::L3];
+        levels[usize::from(self.0 >> 2) % if bytes < 1 << 30 { 3 } else { 2 }]
+    }
+
+    /// Bytes of address above which memory and IPAs do not lie alike.
+    #[must_use]
+    pub fn alike(self, bytes: u64) -> u64 {
+        let alike = [1 << 30, 1 << 21, 1 << 12, 1 << 30];
+        if bytes < 1 << 30 { alike[usize::from(self.0 % 4)] } else { 1 << 30 }
+    }
+}
+
+/// A call that is wrong.
+#[derive(Clone, Copy, Debug, Arbitrary)]
+pub enum Wrong {
+    /// A range that is no range: unaligned, empty, around the end.
+    Range,
+    /// A range that ends beyond the IPA size.
+    BeyondIpaSize,
+    /// A claim over another one.
+    Overlap,
+    /// A batch that begins outside its claim, or within a page.
+    From,
+    /// Another VM's claim.
+    ForeignClaim,
+    /// A CPU of other epochs.
+    ForeignCpu,
+    /// An unmap inside a guard.
+    InsideGuard,
+    /// Memory that is unaligned, or beyond the machine's addresses.
+    Memory,
+    /// A single member of a contiguous run.
+    Contiguous,
+    /// More claims than a VM can have.
+    TooManyClaims,
+}
+
 /// What is flushed.
 #[derive(Clone, Copy, Debug, Arbitrary)]
 pub enum Flush {
@@ -255,6 +341,16 @@ pub enum Op {
     Forget { who: Who, at: Place },
     /// The VM ends, and another one begins under its VMID.
     Rebuild { who: Who },
+    /// A range is mapped.
+    MapRange { who: Who, at: Place, reach: Reach, pace: Pace, kind: Kind, backing: Backing },
+    /// A range is unmapped, with its tables; its notes go, too, if that is asked.
+    UnmapRange { who: Who, at: Place, reach: Reach, pace: Pace, remove: bool },
+    /// Notes on a range, by the largest slots that fit.
+    AnnotateRange { who: Who, at: Place, reach: Reach, pace: Pace, payload: u32 },
+    /// The notes of a range go.
+    DeannotateRange { who: Who, at: Place, reach: Reach, pace: Pace },
+    /// A wrong call: a typed error, and nothing changes.
+    Refused { who: Who, at: Place, reach: Reach, wrong: Wrong },
 }
 
 /// The one thing that goes wrong in a run.

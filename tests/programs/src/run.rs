@@ -15,6 +15,8 @@ mod compare;
 mod guests;
 mod install;
 mod leaves;
+mod ranges;
+mod refused;
 mod slots;
 
 use std::collections::BTreeMap;
@@ -41,7 +43,7 @@ const DEAD: u64 = 0b0110;
 type VmSpace<'m> = Space<'m, &'m Store<'m>, &'m OracleMachine>;
 
 /// What a run came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Allocations of tables and frames.
     pub allocations: usize,
@@ -53,6 +55,10 @@ pub struct Report {
     pub lost: usize,
     /// Access flags and dirty states that hardware set.
     pub recorded: usize,
+    /// Tables that unmaps of ranges gave back.
+    pub tables_back: usize,
+    /// Wrong calls that were refused.
+    pub refused: usize,
 }
 
 /// A slot in Drain that a PE owes a flush for.
@@ -143,7 +149,7 @@ pub fn run(program: &Program, fault: Fault) -> Report {
         flying: [None; PES],
         rival: None,
         unlinked: 0,
-        report: Report { allocations: 0, raced: false, installed: 0, lost: 0, recorded: 0 },
+        report: Report::default(),
     };
     for vm in 0..program.setup.vm_count() {
         world.begin(vm % PES, vm);
@@ -193,15 +199,19 @@ pub fn exhaust(program: &Program) -> Exhausted {
         runs += 1;
     }
     for (op, what) in (0..).zip(&program.ops) {
-        // Giving back a table tries 512 slots, the one at the address first; the last step is past them.
-        let sweeps = matches!(what, Op::Unlink { .. });
-        for n in 1.. {
-            let n = if sweeps && n == 4 { 512 } else { n };
+        // Giving back a table tries 512 slots; the last step is past them. A map tries each.
+        let places: Vec<u16> = match what {
+            Op::Unlink { .. } => vec![1, 2, 3, 512],
+            Op::UnmapRange { .. } => vec![1, 2, 511, 512, 513],
+            Op::MapRange { .. } | Op::AnnotateRange { .. } => vec![1, 2, 3, 40],
+            _ => (1..).take(512).collect(),
+        };
+        for n in places {
             let size = [Size::Page, Size::Block2M, Size::Block1G][usize::from(op + n) % 3];
             let report = run(program, Fault::Race { op, n, size });
             runs += 1;
             lost += report.lost;
-            if !report.raced || n == 512 {
+            if !report.raced {
                 break;
             }
         }
@@ -231,6 +241,27 @@ impl<'m> World<'m> {
             Op::Annotate { who, at, payload } => self.annotate(who, at, payload),
             Op::Forget { who, at } => self.forget(who, at),
             Op::Rebuild { who } => self.rebuild(who),
+            Op::MapRange { who, at, reach, pace, kind, backing } => {
+                if let Some(range) = self.range(who, at, reach, pace) {
+                    self.map_range(range, kind, backing);
+                }
+            }
+            Op::UnmapRange { who, at, reach, pace, remove } => {
+                if let Some(range) = self.range(who, at, reach, pace) {
+                    self.unmap_range(range, remove);
+                }
+            }
+            Op::AnnotateRange { who, at, reach, pace, payload } => {
+                if let Some(range) = self.range(who, at, reach, pace) {
+                    self.annotate_range(range, payload);
+                }
+            }
+            Op::DeannotateRange { who, at, reach, pace } => {
+                if let Some(range) = self.range(who, at, reach, pace) {
+                    self.deannotate_range(range);
+                }
+            }
+            Op::Refused { who, at, reach, wrong } => self.refused(who, at, reach, wrong),
         }
     }
 

@@ -122,4 +122,27 @@ impl<'m> Tables<'m> {
         }
         (tables, slots)
     }
+
+    /// Every table that is linked, but the root's pages: by level and first IPA, whether it has anything in it.
+    #[must_use]
+    pub fn linked(&self) -> BTreeMap<(usize, u64), bool> {
+        let roots = (0..self.root_pages)
+            .map(|n| (self.root + n * 4096, self.start, n << 9 << SHIFT[self.start]));
+        let mut todo: Vec<(u64, usize, u64)> = roots.collect();
+        let mut found = BTreeMap::new();
+        while let Some((table, level, first)) = todo.pop() {
+            let mut used = false;
+            for (index, slot) in (0..).zip(self.page(table).slots()) {
+                let (bits, ipa) = (native::load(slot), first + (index << SHIFT[level]));
+                used |= bits != 0;
+                if format::kind(bits, level) == Kind::Table {
+                    todo.push((format::TABLE_ADDRESS.of(bits) << 12, level + 1, ipa));
+                }
+            }
+            if level > self.start {
+                found.insert((level, first), used);
+            }
+        }
+        found
+    }
 }

@@ -3,7 +3,9 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use programs::program::{Fault, Flush, Kind, Op, Place, Program, Setup, Size, Touch, Who};
+use programs::program::{
+    Backing, Fault, Flush, Kind, Op, Pace, Place, Program, Reach, Setup, Size, Touch, Who, Wrong,
+};
 use programs::run::{exhaust, run};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -77,6 +79,44 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(who, at, payload)| Op::Annotate { who, at, payload }),
         1 => (who(), place()).prop_map(|(who, at)| Op::Forget { who, at }),
         1 => who().prop_map(|who| Op::Rebuild { who }),
+        12 => range_op(),
+    ]
+}
+
+/// Operations on ranges, which begin where others meet.
+fn range_op() -> impl Strategy<Value = Op> {
+    let place = || prop_oneof![4 => (0u8..16).prop_map(Place), 1 => place()];
+    let reach = || any::<u8>().prop_map(Reach);
+    let pace = || prop_oneof![2 => Just(Pace(0)), 1 => any::<u8>().prop_map(Pace)];
+    let wrong = prop_oneof![
+        Just(Wrong::Range),
+        Just(Wrong::BeyondIpaSize),
+        Just(Wrong::Overlap),
+        Just(Wrong::From),
+        Just(Wrong::ForeignClaim),
+        Just(Wrong::ForeignCpu),
+        Just(Wrong::InsideGuard),
+        Just(Wrong::Memory),
+        Just(Wrong::Contiguous),
+        Just(Wrong::TooManyClaims),
+    ];
+    let backing = any::<u8>().prop_map(Backing);
+    prop_oneof![
+        4 => (who(), place(), reach(), pace(), kind(), backing).prop_map(
+            |(who, at, reach, pace, kind, backing)| {
+                Op::MapRange { who, at, reach, pace, kind, backing }
+            }
+        ),
+        4 => (who(), place(), reach(), pace(), any::<bool>()).prop_map(
+            |(who, at, reach, pace, remove)| Op::UnmapRange { who, at, reach, pace, remove }
+        ),
+        2 => (who(), place(), reach(), pace(), any::<u32>()).prop_map(
+            |(who, at, reach, pace, payload)| Op::AnnotateRange { who, at, reach, pace, payload }
+        ),
+        1 => (who(), place(), reach(), pace())
+            .prop_map(|(who, at, reach, pace)| Op::DeannotateRange { who, at, reach, pace }),
+        1 => (who(), place(), reach(), wrong)
+            .prop_map(|(who, at, reach, wrong)| Op::Refused { who, at, reach, wrong }),
     ]
 }
 
@@ -116,14 +156,17 @@ fn search(usual: u32, most: usize, check: impl Fn(&Program)) {
 /// Long programs, nothing made to go wrong.
 #[test]
 fn a_program_does_what_its_reference_does() {
-    let (installed, recorded) = (Cell::new(0), Cell::new(0));
+    let sum = Cell::new([0; 4]);
     search(300, 60, |program| {
         let report = run(program, Fault::None);
-        installed.set(installed.get() + report.installed);
-        recorded.set(recorded.get() + report.recorded);
+        let new = [report.installed, report.recorded, report.tables_back, report.refused];
+        sum.set(core::array::from_fn(|n| sum.get()[n] + new[n]));
     });
-    println!("{} installs, {} updates by hardware", installed.get(), recorded.get());
-    assert!(installed.get() > 0 && recorded.get() > 0, "the test showed little");
+    let [installed, recorded, back, refused] = sum.get();
+    println!(
+        "{installed} installs, {recorded} updates by hardware, {back} tables back from unmaps, {refused} wrong calls"
+    );
+    assert!(sum.get().iter().all(|count| *count > 0), "the test showed little");
 }
 
 /// Short programs, with each allocation failing once and each compare-exchange raced once.

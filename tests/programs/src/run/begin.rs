@@ -68,6 +68,12 @@ impl World<'_> {
     }
 
     fn settle_vm(&mut self, vm: usize) {
+        self.finish_all(vm);
+        self.forget_all(vm);
+    }
+
+    /// All slots of a VM that are in transition are live or Empty again.
+    pub(super) fn finish_all(&mut self, vm: usize) {
         let Some(state) = self.vms.get(&vm) else { return };
         let held = state.held.iter().map(|Held { pe, .. }| *pe);
         let mut pes: Vec<usize> =
@@ -79,7 +85,6 @@ impl World<'_> {
             self.thaw(who);
             self.finish(who, false);
         }
-        self.forget_all(vm);
     }
 
     /// Every VM ends.

@@ -15,10 +15,10 @@ use crate::program::{self, PES, Place, Size, Who};
 use crate::reference::{Expected, Leaf};
 
 /// One install that was tried.
-struct Tried {
-    size: Size,
-    kind: program::Kind,
-    result: Result<Install, InstallError>,
+pub(super) struct Tried {
+    pub(super) size: Size,
+    pub(super) kind: program::Kind,
+    pub(super) result: Result<Install, InstallError>,
     tally: Tally,
     taken: Vec<Pa>,
     returned: Vec<Pa>,
@@ -60,7 +60,7 @@ impl<'m> World<'m> {
     }
 
     /// Runs `work` on this PE; where the program says so, another PE installs at `ipa` meanwhile.
-    fn against_rival<T>(
+    pub(super) fn against_rival<T>(
         &mut self,
         who: Who,
         vm: usize,
