@@ -6,6 +6,7 @@ use mmu_oracle::Event;
 use stage2::Space;
 use stage2::space::NewSpaceError;
 
+use super::ranges::Released;
 use super::{Held, Owed, Vm, World, level, vmid};
 use crate::program::Who;
 use crate::reference::Reference;
@@ -94,7 +95,8 @@ impl World<'_> {
         self.no_verdict(&"every VM has ended");
     }
 
-    /// A VM ends: nobody runs it; all live slots to Drain, one flush of the VM, all slots Empty, memory back.
+    /// A VM ends: nobody runs it. Either `destroy` takes it down, or here: all live slots to Drain, one flush of the VM,
+    /// all slots Empty, memory back.
     fn end_vm(&mut self, pe: usize, vm: usize) {
         for other in 0..self.running.len() {
             if self.running[other] == Some(vm) {
@@ -104,6 +106,10 @@ impl World<'_> {
         let Some(ended) = self.vms.remove(&vm) else { return };
         let (machine, store, tables) = (self.ground.machine, self.ground.store, ended.tables);
         let (linked, _) = tables.all();
+        // Each table that is given back costs a thousand events.
+        if linked.len() < ended.tables.root_pages as usize + 6 {
+            return self.destroy(pe, vm, ended);
+        }
         machine.on_pe(pe, || {
             let mut drained = Vec::new();
             for (table, at) in &linked {
@@ -128,6 +134,21 @@ impl World<'_> {
             }
             self.free(tables.root, tables.root_pages as usize);
             machine.note(|pe| Event::ReuseVmid { pe, vmid: vmid(vm).get() });
+        });
+    }
+
+    /// What comes back is what the reference has.
+    fn destroy(&self, pe: usize, vm: usize, ended: Vm<'_>) {
+        let space = Arc::into_inner(ended.space).expect("nobody else uses the tables");
+        self.ground.machine.on_pe(pe, || {
+            let cpu = self.ground.epochs.join(pe).expect("each PE joins once at a time");
+            let mut back = Released::new(self.ground);
+            let alone = || panic!("nobody is inside a guard");
+            // SAFETY: (1) every PE has left the VM.
+            let done = unsafe { space.destroy(&cpu, alone, &mut back) };
+            done.expect("everything can be unmapped");
+            back.are(ended.reference.leaves.iter());
+            self.ground.machine.note(|pe| Event::ReuseVmid { pe, vmid: vmid(vm).get() });
         });
     }
 

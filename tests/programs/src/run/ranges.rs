@@ -11,14 +11,14 @@ use mmu_oracle::Event;
 use stage2::epoch::Cpu;
 use stage2::space::{Batch, Extent, MapError, Notes, Progress, Release};
 use stage2::{
-    Claim, Descriptor, Flushed, Former, Install, InstallError, Ipa, IpaRange, Note, Owner, Pa,
-    UnmapError, View, Write,
+    Claim, Descriptor, Flushed, Former, Install, InstallError, Ipa, IpaRange, Level, Note, Owner,
+    Pa, UnmapError, View, Write,
 };
 
-use super::World;
 use super::install::Tried;
+use super::{Ground, World};
 use crate::format::{self, Kind};
-use crate::memory::{Count, Store};
+use crate::memory::Count;
 use crate::program::{self, Backing, PES, Pace, Place, Reach, Who};
 use crate::reference::{Leaf, Reference};
 use crate::walk::span;
@@ -48,18 +48,50 @@ struct Came<E> {
 }
 
 /// Memory that came back.
-struct Released<'s, 'm> {
-    store: &'s Store<'m>,
-    machine: &'m mmu_oracle::OracleMachine,
+pub(super) struct Released<'m> {
+    ground: Ground<'m>,
     frames: BTreeMap<u64, Former>,
     tables: usize,
 }
 
-impl Release for Released<'_, '_> {
+impl<'m> Released<'m> {
+    /// None yet.
+    pub(super) fn new(ground: Ground<'m>) -> Self {
+        Self { ground, frames: BTreeMap::new(), tables: 0 }
+    }
+
+    /// What came back is what these leaves had, all of it and nothing else.
+    pub(super) fn are<'l>(mut self, leaves: impl Iterator<Item = (&'l u64, &'l Leaf)>) {
+        for (ipa, leaf) in leaves {
+            let came_back = self.frames.remove(ipa);
+            self.accept(came_back, leaf);
+        }
+        assert!(self.frames.is_empty(), "memory came back that was not mapped: {:?}", self.frames);
+    }
+
+    /// What came back, if anything, is what this leaf had.
+    fn accept(&self, came_back: Option<Former>, leaf: &Leaf) {
+        if leaf.owner == Owner::Other {
+            assert_eq!(came_back, None, "it is not the VM's");
+            return self.give(leaf.frame, leaf.at());
+        }
+        let former = came_back.expect("the VM's memory comes back");
+        assert_eq!((former.pa(), former.level()), (leaf.frame, leaf.at()));
+        let writable = matches!(leaf.attributes.write, Write::Allowed | Write::Dirty);
+        assert_eq!((former.accessed(), former.written()), (leaf.attributes.accessed, writable));
+    }
+
+    /// Nobody uses the frame any more.
+    fn give(&self, frame: Pa, level: Level) {
+        let bytes = level.slot_bytes();
+        self.ground.machine.note(|pe| Event::FreeFrame { pe, frame: frame.get(), bytes });
+        self.ground.store.give(frame, level);
+    }
+}
+
+impl Release for Released<'_> {
     fn frame(&mut self, ipa: Ipa, former: &Former, _: &Flushed) {
-        let (frame, bytes) = (former.pa(), former.level().slot_bytes());
-        self.machine.note(|pe| Event::FreeFrame { pe, frame: frame.get(), bytes });
-        self.store.give(frame, former.level());
+        self.give(former.pa(), former.level());
         assert_eq!(self.frames.insert(ipa.get(), *former), None, "{ipa} came back twice");
     }
 
@@ -250,8 +282,8 @@ impl<'m> World<'m> {
     pub(super) fn unmap_range(&mut self, range: Range, remove: bool) {
         let Range { vm, .. } = range;
         let before = self.before(vm);
-        let (store, machine) = (self.ground.store, self.ground.machine);
-        let mut back = Released { store, machine, frames: BTreeMap::new(), tables: 0 };
+        let machine = self.ground.machine;
+        let mut back = Released::new(self.ground);
         let notes = if remove { Notes::Remove } else { Notes::Keep };
         let (came, rival) = self.batches(range, program::Kind(0), |world, cpu, claim, batch| {
             let alone = || panic!("nobody is inside a guard");
@@ -284,22 +316,7 @@ impl<'m> World<'m> {
             }
             assert!(range.holds(ipa, leaf.level), "{ipa:#x} reaches over the edge");
             assert!(!there, "{ipa:#x} was left");
-            if leaf.owner == Owner::Vm {
-                let former = came_back.expect("the VM's memory comes back");
-                assert_eq!((former.pa(), former.level()), (leaf.frame, leaf.at()));
-                let writable = matches!(leaf.attributes.write, Write::Allowed | Write::Dirty);
-                assert_eq!(
-                    (former.accessed(), former.written()),
-                    (leaf.attributes.accessed, writable)
-                );
-            } else {
-                assert_eq!(came_back, None, "it is not the VM's");
-                let (frame, bytes) = (leaf.frame.get(), leaf.at().slot_bytes());
-                machine.on_pe(range.who.pe(), || {
-                    machine.note(|pe| Event::FreeFrame { pe, frame, bytes })
-                });
-                store.give(leaf.frame, leaf.at());
-            }
+            machine.on_pe(range.who.pe(), || back.accept(came_back, &leaf));
             state.reference.leaves.remove(&ipa);
         }
         assert!(back.frames.is_empty(), "memory came back that was not mapped: {:?}", back.frames);

@@ -62,7 +62,7 @@ impl<'m> World<'m> {
         }
     }
 
-    /// Empty to a note.
+    /// Empty to a note, through the table's lock.
     pub(super) fn annotate(&mut self, who: Who, at: Place, payload: u32) {
         let Some(vm) = self.vm(who) else { return };
         let ipa = self.ipa(at);
@@ -70,12 +70,28 @@ impl<'m> World<'m> {
             return;
         };
         let note = Descriptor::note(Note::new(u64::from(payload)).expect("32 bits fit")).bits();
-        let won = self.beside_rival(who, vm, ipa, |world| world.exchange(who, stop.slot, 0, note));
+        let won = self.beside_rival(who, vm, ipa, |world| world.write(who, vm, ipa, 0, note));
         if won {
-            self.complete(who);
             let state = self.vms.get_mut(&vm).expect("checked");
             state.reference.obstacles.insert((stop.level, stop.start), note);
         }
+    }
+
+    /// A compare-exchange on the slot where the walk to `ipa` ends, by the way that is open to everybody: looked up to be
+    /// written, locked, and the parent compared.
+    fn write(&self, who: Who, vm: usize, ipa: u64, old: u64, new: u64) -> bool {
+        let machine = self.ground.machine;
+        machine.on_pe(who.pe(), || {
+            let cpu = self.ground.epochs.join(who.pe()).expect("each PE joins once at a time");
+            let (guard, ipa) = (cpu.enter(), Ipa::new(ipa));
+            let found = self.vms[&vm].space.lookup_rw(&guard, ipa).expect("inside the IPA size");
+            let locked = found.lock().expect("nobody takes tables away meanwhile");
+            let slot = locked.slot(ipa).expect("found for it");
+            // SAFETY: (1) the holder of the table's lock may make an Empty slot a note, and a note Empty.
+            let result = unsafe { (&machine).compare_exchange(slot, old, new) };
+            machine.dsb(Dsb::IshSt);
+            result == Some(Ok(old))
+        })
     }
 
     /// A note to Empty.
@@ -104,8 +120,7 @@ impl<'m> World<'m> {
         let state = self.vms.get_mut(&vm).expect("checked");
         let bits = state.reference.obstacles.remove(&(stop.level, stop.start));
         assert_eq!((bits, stop.level), (Some(stop.bits), level), "the note is where it was put");
-        assert!(self.exchange(who, stop.slot, stop.bits, 0));
-        self.complete(who);
+        assert!(self.write(who, vm, ipa, stop.bits, 0));
     }
 
     /// The PE's stores are done before it gives the lock back: another may link the table that they are in.
