@@ -107,7 +107,7 @@ impl World<'_> {
         let (machine, store, tables) = (self.ground.machine, self.ground.store, ended.tables);
         let (linked, _) = tables.all();
         // Each table that is given back costs a thousand events.
-        if linked.len() < ended.tables.root_pages as usize + 6 {
+        if linked.len() < ended.tables.root_pages as usize + 3 {
             return self.destroy(pe, vm, ended);
         }
         machine.on_pe(pe, || {
