@@ -48,6 +48,7 @@ pub use visit::{Census, Visit};
 pub struct Space<'e, M, A> {
     geometry: Geometry,
     encoding: Encoding,
+    shape: Shape,
     vmid: Vmid,
     root: Pa,
     domain: Domain<'e>,
@@ -59,7 +60,23 @@ pub struct Space<'e, M, A> {
 
 /// What to map at an address, checked and encoded: see [`Space::mapping`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping(LeafTemplate);
+pub struct Mapping {
+    template: LeafTemplate,
+    /// Of the tables that it was checked for.
+    shape: Shape,
+}
+
+/// What tables must have in common to take the same [`Mapping`]: the level where walks start, and how
+/// attributes are encoded. A block of 1 GiB in a slot of 2 MiB would be another block; write-back in the encoding
+/// of FEAT_S2FWB is another type of memory without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape(u8);
+
+impl Shape {
+    const fn of(start: Level, Encoding { fwb, xnx }: Encoding) -> Self {
+        Self(start as u8 | (fwb as u8) << 2 | (xnx as u8) << 3)
+    }
+}
 
 impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     /// Empty tables for a VM, to be walked under guards of `domain`. Allocates the root and flushes
@@ -84,6 +101,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
         let space = Self {
             geometry,
             encoding,
+            shape: Shape::of(geometry.start(), encoding),
             vmid,
             root,
             domain,
@@ -158,7 +176,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
             return Err(MappingError::Level { level, start });
         }
         match self.template(level, attributes, owner) {
-            Ok(template) => Ok(Mapping(template)),
+            Ok(template) => Ok(Mapping { template, shape: self.shape }),
             Err(error) => Err(error),
         }
     }

@@ -294,8 +294,10 @@ impl Release for Stash {
 
 impl Drop for Stash {
     fn drop(&mut self) {
-        for frame in self.fresh.drain(..) {
-            // SAFETY: (1) taken in `new`; (2) never handed on.
+        // Pages are left only if the unmap stopped half way.
+        let filled = self.pages.drain(..).map(|page| page.frame.get());
+        for frame in self.fresh.drain(..).chain(filled) {
+            // SAFETY: (1) taken in `new`; (2) never handed on: no policy has known it.
             unsafe { frames::give_back(frame, 1) };
         }
     }

@@ -56,7 +56,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Takes the notes out of a batch of the claimed range. `removed` hears of each: its address, its
     /// bytes and its payload.
     ///
-    /// `removed` runs under the table's lock. Fault handlers that read the note before may still use
+    /// The caller holds no guard and no lock; `removed` runs under the table's lock. Fault handlers that read the note before may still use
     /// the payload: whoever frees it waits for a grace period first.
     ///
     /// # Errors
@@ -69,6 +69,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         mut removed: impl FnMut(Ipa, u64, Note),
     ) -> Result<Progress, UnmapError> {
         let range = self.claimed(claim, batch.from).map_err(UnmapError::Claim)?;
+        if !cpu.is_quiescent() {
+            // It might hold the lock that is about to be taken.
+            return Err(UnmapError::NotQuiescent);
+        }
         let (mut at, mut left) = (batch.from, batch.slots.max(1));
         while at < range.end() && left > 0 {
             let guard = cpu.enter();

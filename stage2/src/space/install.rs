@@ -102,7 +102,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if !self.geometry.contains(ipa) {
             return Err(InstallError::BeyondIpaSize { ipa, bits: self.geometry.ipa_bits() });
         }
-        let Mapping(template) = mapping;
+        let Mapping { template, shape } = mapping;
+        if *shape != self.shape {
+            return Err(InstallError::ForeignMapping);
+        }
         let link = |slot: &Slot, level, _| match self.link(guard, slot, level, tally) {
             Ok(Step::Table(table)) => Continue(table),
             Ok(Step::Leaf(leaf)) => Break(Ok(Install::Present(leaf))),

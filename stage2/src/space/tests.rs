@@ -199,6 +199,31 @@ fn a_fault_installs_once_and_is_then_spurious() {
     );
 }
 
+/// A mapping is checked against the tables that make it; others may have other levels, and other bits.
+#[test]
+fn a_mapping_for_tables_of_another_shape_is_refused() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let cpu = epochs.join(0).unwrap();
+    let (large, small) = (space(&pages, &epochs, 39), space(&pages, &epochs, 30));
+    let forced = Features { caps: Caps::GRANULE_4K | Caps::FWB, ..features(48) };
+    let geometry = Geometry::new(39, &forced, HwUpdate::Off).unwrap();
+    let forced = Space::new(geometry, vmid(), epochs.domain(), &pages, Host::new()).unwrap();
+    let tables = pages.live();
+    let install = |space: &Space<'_, &Pages, Host>, mapping: &Mapping| {
+        let (mut frames, mut tally) = (Counted::new(1 << 40, 1 << 30, 1), Tally::default());
+        let result = space.install(&cpu.enter(), Ipa::new(0), mapping, &mut frames, &mut tally);
+        assert_eq!((frames.left, frames.returned.len()), (1, 0), "no frame was taken");
+        result
+    };
+    for level in [Level::L1, Level::L2, PAGE] {
+        let mapping = at(&large, level);
+        assert_eq!(install(&small, &mapping), Err(InstallError::ForeignMapping));
+        assert_eq!(install(&forced, &mapping), Err(InstallError::ForeignMapping));
+    }
+    assert_eq!(install(&large, &at(&forced, PAGE)), Err(InstallError::ForeignMapping));
+    assert_eq!(pages.live(), tables);
+}
+
 /// What this PE published is observable only after its own DSB, however the walk ends.
 #[test]
 fn tables_linked_on_the_way_to_an_error_are_made_visible() {

@@ -107,6 +107,25 @@ fn a_note_over_the_edge_stays() {
     assert_eq!(notes(&space, &epochs), [(2 << 20, 2, 7)]);
 }
 
+/// In a release build the CPU would wait for itself.
+#[test]
+fn a_holder_of_the_lock_cannot_take_notes_out() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let space = space(&pages, &epochs, 40);
+    annotate(&space, &epochs, range(0x3000, 0x1000), 7, 9).unwrap();
+    let cpu = epochs.join(0).unwrap();
+    let mut claim = space.claim(range(0x3000, 0x1000)).unwrap();
+    let all = Batch::all_of(&claim);
+    let guard = cpu.enter();
+    let held = space.lookup_rw(&guard, Ipa::new(0x3000)).unwrap().lock().unwrap();
+    let gone = space.deannotate(&cpu, &mut claim, all, |_, _, _| panic!("it stays"));
+    assert_eq!(gone, Err(UnmapError::NotQuiescent));
+    drop(held);
+    drop(guard);
+    let gone = space.deannotate(&cpu, &mut claim, all, |ipa, _, _| assert_eq!(ipa.get(), 0x3000));
+    assert_eq!(gone, Ok(Progress::Done));
+}
+
 #[test]
 fn a_census_counts_what_is_there() {
     let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
