@@ -127,10 +127,10 @@ impl Ledger {
     }
 
     pub(crate) fn credit(&self, tally: &Tally) {
-        add(&self.installed, tally.installed.into());
-        add(&self.lost_races, tally.lost_races.into());
-        add(&self.tables, tally.tables.into());
-        add(&self.lost_tables, tally.lost_tables.into());
+        add(&self.installed, tally.installed);
+        add(&self.lost_races, tally.lost_races);
+        add(&self.tables, tally.tables);
+        add(&self.lost_tables, tally.lost_tables);
     }
 
     /// A range operation has mapped leaves, counted by level, and linked tables.

@@ -70,8 +70,8 @@ impl Counters {
 
     /// Adds `count`. Only the owner calls this.
     #[inline]
-    pub(crate) fn add(&self, stat: Stat, count: u32) {
-        self.add_at(stat as usize, u64::from(count));
+    pub(crate) fn add(&self, stat: Stat, count: u64) {
+        self.add_at(stat as usize, count);
     }
 
     /// Adds one to a counter of ours. Only the owner calls this.

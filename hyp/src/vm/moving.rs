@@ -180,7 +180,7 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
     }
     cpu.counters.add(Stat::TablesFreed, stash.tables);
     let pages: Box<[Page]> = core::mem::take(&mut stash.pages).into_boxed_slice();
-    let moved = pages.len() as u32;
+    let moved = pages.len() as u64;
     // The guest may fetch instructions from the new frames.
     clean::instructions_for_guest();
     publish(env, rest, Some(Moving { ram, range, pages: Some(pages) }))?;
@@ -242,7 +242,7 @@ fn install(env: Env<'_>, number: usize) -> Result<(), Refused> {
 struct Stash {
     fresh: Vec<u64>,
     pages: Vec<Page>,
-    tables: u32,
+    tables: u64,
 }
 
 impl Stash {

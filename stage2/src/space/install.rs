@@ -58,14 +58,14 @@ pub unsafe trait Frames {
 /// What an install did on its way, for statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Leaves installed, modulo 2^32.
-    pub installed: u32,
+    /// Leaves installed.
+    pub installed: u64,
     /// Frames given back because another PE had installed one.
-    pub lost_races: u32,
+    pub lost_races: u64,
     /// Table pages linked.
-    pub tables: u32,
+    pub tables: u64,
     /// Table pages given back because another PE had linked one.
-    pub lost_tables: u32,
+    pub lost_tables: u64,
 }
 
 /// How an install ended well. The guest may resume, if what is there permits its access.
@@ -209,7 +209,7 @@ enum Lost {
 impl Lost {
     /// Counts a lost race and hands on what stood there.
     #[inline(always)]
-    fn to(self, races: &mut u32) -> Result<Descriptor, InstallError> {
+    fn to(self, races: &mut u64) -> Result<Descriptor, InstallError> {
         match self {
             Self::Race(seen) => {
                 *races = races.saturating_add(1);

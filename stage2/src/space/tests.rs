@@ -426,7 +426,7 @@ fn racing_installs_have_one_winner_a_slot_and_lose_no_page() {
             pes.into_iter().map(|pe| pe.join().unwrap()).collect()
         });
 
-        let sum = |f: fn(&Tally) -> u32| tallies.iter().map(|(t, _)| f(t) as usize).sum::<usize>();
+        let sum = |f: fn(&Tally) -> u64| tallies.iter().map(|(t, _)| f(t) as usize).sum::<usize>();
         assert_eq!(sum(|t| t.installed), PAGES as usize, "each slot was won once");
         let linked = linked_tables(&space);
         assert_eq!(sum(|t| t.tables) + space.geometry.root_tables(), linked);

@@ -76,7 +76,7 @@ pub fn neighbours_under_one_missing_table() {
 
 /// The same with two tables missing, one below the other. `first` and `second` share the upper one, and
 /// both if they are neighbours.
-fn two_missing_tables(second: u64, shared: u32) {
+fn two_missing_tables(second: u64, shared: u64) {
     let world = World::new(Shape { ipa_bits: 39, ..Shape::small(5, 2) });
     let a = world.spawn(0, &[0], |pe| install(pe, 0));
     let b = world.pe(1, &[1], |pe| install(pe, second));
@@ -97,7 +97,7 @@ pub fn cousins_under_a_missing_table() {
 }
 
 /// `shared` tables were linked once each, whoever did, and those that lost came back.
-fn one_table(a: Came, b: Came, shared: u32) {
+fn one_table(a: Came, b: Came, shared: u64) {
     let depth = |came: Came| came.1.tables + came.1.lost_tables;
     assert!(depth(a) <= 2 && depth(b) <= 2);
     let (linked, lost) = (a.1.tables + b.1.tables, a.1.lost_tables + b.1.lost_tables);
@@ -146,7 +146,7 @@ pub fn a_crowd() {
         (threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>(), reads)
     };
     let (came, reads) = crowd(&world);
-    let sum = |of: fn(&Tally) -> u32| came.iter().map(|(tally, _)| of(tally)).sum::<u32>();
+    let sum = |of: fn(&Tally) -> u64| came.iter().map(|(tally, _)| of(tally)).sum::<u64>();
     assert_eq!(sum(|tally| tally.installed), 4, "each page has one winner");
     assert_eq!(sum(|tally| tally.tables), 3, "each table has one winner");
     assert_eq!(came.iter().map(|(_, at_hand)| at_hand).sum::<usize>(), 12 - 4);

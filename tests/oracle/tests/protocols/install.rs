@@ -196,7 +196,7 @@ fn a_rival_at_the_next_page_shares_the_tables() {
         assert!(matches!(run.result, Ok(Install::Installed(_))), "{:?}", run.result);
         let next = rig.translate(0, PAGE + 4096).map(|found| found.pa);
         assert_eq!(next, run.theirs, "the rival's page stays");
-        assert_eq!(run.tally.lost_tables, u32::from(run.n < 3), "tables lost are counted");
+        assert_eq!(run.tally.lost_tables, u64::from(run.n < 3), "tables lost are counted");
     });
     assert_eq!(races, 3, "two tables and a page");
 }

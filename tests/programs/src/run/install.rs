@@ -108,7 +108,7 @@ impl<'m> World<'m> {
         let after = self.ground.store.count();
         let all: Vec<&Tried> = [tried].into_iter().chain(rival).collect();
         let sum =
-            |count: fn(&Tally) -> u32| all.iter().map(|t| count(&t.tally) as usize).sum::<usize>();
+            |count: fn(&Tally) -> u64| all.iter().map(|t| count(&t.tally) as usize).sum::<usize>();
         assert_eq!(after.tables - before.tables, sum(|t| t.tables), "tables linked");
         assert_eq!(after.tables_freed - before.tables_freed, sum(|t| t.lost_tables));
         assert_eq!(after.frames - before.frames, sum(|t| t.installed), "frames mapped");
@@ -132,7 +132,7 @@ impl<'m> World<'m> {
         let obstacle =
             |at: usize, bits: u64| expected == Expected::Obstacle(at, bits) && at <= wanted;
         assert_eq!(
-            u32::from(tried.result.is_ok_and(|ok| matches!(ok, Install::Installed(_)))),
+            u64::from(tried.result.is_ok_and(|ok| matches!(ok, Install::Installed(_)))),
             tried.tally.installed
         );
         match tried.result {
