@@ -17,6 +17,7 @@ use crate::event::counters::Counters;
 #[cfg(feature = "measure")]
 use crate::event::measure::Timing;
 use crate::mem::cache::Stock;
+use crate::mem::clean;
 use crate::vm::idregs::IdRegisters;
 
 /// Affinity fields of `MPIDR_EL1`: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
@@ -68,6 +69,7 @@ impl PerCpu {
     pub(crate) fn came_up(&self) {
         self.features.call_once(|| Features::from_id_registers(&Aarch64::id_registers()));
         self.ids.call_once(IdRegisters::read);
+        clean::join();
         self.online.store(true, Ordering::Release);
     }
 

@@ -11,6 +11,7 @@
 //! Cortex-A53 it may lose data (errata 819472, 824069, 826319, 827319).
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use hyp_core::PaRange;
@@ -50,10 +51,24 @@ fn needs() -> Needs {
     NEEDS.get().copied().unwrap_or(EVERYTHING)
 }
 
+/// The smallest data cache line of the CPUs that have come up, in bytes.
+static SMALLEST_LINE: AtomicU64 = AtomicU64::new(PAGE);
+
 /// The smallest data cache line of this CPU, in bytes.
-fn line() -> u64 {
+fn own_line() -> u64 {
     // CTR_EL0.DminLine is the logarithm of the number of words.
     4 << ((sysreg::read!("ctr_el0") >> 16) & 0xf)
+}
+
+/// This CPU takes part from here on: maintenance by others reaches its caches too, and where CPUs are unlike each
+/// other its lines may be the smallest.
+pub(crate) fn join() {
+    SMALLEST_LINE.fetch_min(own_line(), Ordering::Relaxed);
+}
+
+/// Bytes from one operation to the next.
+fn line() -> u64 {
+    SMALLEST_LINE.load(Ordering::Relaxed).min(own_line())
 }
 
 /// Bytes that `DC ZVA` zeroes at once, at most a page; `None` where it may not be used.

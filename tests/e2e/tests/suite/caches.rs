@@ -1,6 +1,8 @@
-//! A guest that switches its caches off and on: what the hypervisor does about it, and that it does nothing where the
-//! machine makes it unnecessary. QEMU has no caches, so the counts are what can be seen; that the right maintenance is
-//! chosen for a machine is tested in `stage2::coherency` and `hyp_core::caches`.
+//! What caches, and errata of a CPU, lead to.
+//!
+//! A guest switches its caches off and on: the hypervisor has to act, and to do nothing where the machine makes it
+//! unnecessary. QEMU has no caches, so the counts are what can be seen; that the right maintenance is chosen for a
+//! machine is tested in `stage2::coherency` and `hyp_core::caches`.
 
 use e2e::{Scenario, on_every_cpu};
 use hyp_core::caches::{BUDGET, SPAN};
@@ -61,4 +63,24 @@ on_every_cpu!(caches_of_a_guest_that_only_starts, |cpu| {
         let expected = if FORCED.contains(&cpu) { 0 } else { VCPUS };
         report.stats.caches.toggles == expected && report.stats.caches.walks == expected
     });
+});
+
+/// CPU models whose MIDRs are in the table of errata: broadcast invalidations are repeated.
+const REPEATED: [&str; 2] = ["neoverse-n2", "cortex-a76"];
+
+// Each flush ends with one of these three, and nothing is invalidated by the address of a page: neither is a page taken from
+// this guest, nor does its memory have an odd number of them. So what there is of that is what the erratum asks for.
+on_every_cpu!(flushes_are_repeated_where_an_erratum_asks_for_it, |cpu| {
+    let run = Scenario::of("hello").cpu(cpu).passes();
+    let report = run.report();
+    let of = |kind: &str| report.stats.tlbi.get(kind).copied().unwrap_or(0);
+    let flushes = of("ALLE1IS") + of("VMALLS12E1IS") + of("VMALLE1IS");
+    let named = report.cpu_features.contains("errata REPEAT_TLBI");
+    run.checks("something was flushed", |_| flushes > 0)
+        .checks("the report names the erratum where it applies", |_| {
+            named == REPEATED.contains(&cpu)
+        })
+        .checks("each flush is repeated, or none", |_| {
+            of("IPAS2E1IS") == if named { flushes } else { 0 }
+        });
 });

@@ -10,6 +10,7 @@
 //! | `images` | the image alone, by plain QEMU lines |
 //! | `leftovers` | no end of `hypctl` leaves a QEMU behind |
 //! | `terminal` | keyboard and terminal, on a pseudo terminal |
+//! | `caches` | what caches and errata lead to, and where nothing needs to be done |
 //! | `code` | the machine code keeps the protocol's promises |
 //! | `traces` | what the debug build records is whole, and the oracle finds nothing in it |
 //! | `crashes` | EL2's guard pages, W^X and crash dump do what they are for |
