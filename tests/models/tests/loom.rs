@@ -90,6 +90,12 @@ models! {
     a_visit_against_unmap: Some(2), 4_000,
         ["saw nothing", "saw one page", "saw both"],
         look::a_visit_against_unmap;
+    a_locked_parent_against_unmap: None, 300,
+        ["linked", "unlinked"],
+        look::a_locked_parent_against_unmap;
+    a_map_beside_one_that_fails: None, 40,
+        ["one mapped"],
+        disjoint::a_map_beside_one_that_fails;
     unmaps_in_one_table: Some(2), 3_000,
         ["guest read", "guest faulted"],
         disjoint::unmaps_in_one_table;

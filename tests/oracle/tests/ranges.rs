@@ -251,3 +251,55 @@ fn the_model_sees_a_table_that_is_freed_without_its_flush() {
     assert!(freed > 0 && found.contains(&Defect::TableStillWalked), "{found:?}");
     assert!(found.contains(&Defect::FrameStillReachable), "{found:?}");
 }
+
+/// Two tables of pages, side by side, and what a test does with the space.
+fn with_two_tables(test: impl FnOnce(&OracleSpace<'_>, &Cpu<'_>)) {
+    let (machine, epochs) = (machine(8), Epochs::<CPUS>::new());
+    let vmid = Vmid::new(VMID, 8).unwrap();
+    let space =
+        Space::new(geometry(Caps::empty()), vmid, epochs.domain(), &machine, &machine).unwrap();
+    let cpu = epochs.join(0).unwrap();
+    map(&space, &cpu, range(0x1f_f000, 0x2000), &ram(0x8000_0000, Level::L3));
+    test(&space, &cpu);
+}
+
+#[test]
+fn a_locked_table_has_its_own_slots_and_no_others() {
+    with_two_tables(|space, cpu| {
+        let guard = cpu.enter();
+        let locked = space.lookup_rw(&guard, Ipa::new(0x20_0000)).unwrap().lock().unwrap();
+        for (ipa, inside) in
+            [(0x1f_f000, false), (0x20_0000, true), (0x3f_f000, true), (0x40_0000, false)]
+        {
+            let slot = locked.slot(Ipa::new(ipa)).map(|slot| slot.load(space.arch()));
+            assert_eq!(slot, locked.get(Ipa::new(ipa)).map(|found| found.descriptor));
+            assert_eq!(slot.is_some(), inside, "{ipa:#x}");
+        }
+        assert!(locked.slot(Ipa::new(0x20_0000)).unwrap().load(space.arch()).is_valid());
+    });
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "siblings by IPA")]
+fn sibling_locks_out_of_order_are_caught() {
+    with_two_tables(|space, cpu| {
+        let guard = cpu.enter();
+        let table = |ipa| space.lookup_rw(&guard, Ipa::new(ipa)).unwrap();
+        let _high = table(0x20_0000).lock().unwrap();
+        let _low = table(0x1f_f000).lock();
+    });
+}
+
+#[test]
+fn sibling_locks_in_order_are_taken() {
+    with_two_tables(|space, cpu| {
+        let guard = cpu.enter();
+        let table = |ipa| space.lookup_rw(&guard, Ipa::new(ipa)).unwrap();
+        let low = table(0x1f_f000).lock().unwrap();
+        let high = table(0x20_0000).lock().unwrap();
+        drop((low, high));
+        drop(guard);
+        assert!(cpu.is_quiescent(), "locks and guard are given back");
+    });
+}

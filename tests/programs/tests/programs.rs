@@ -9,7 +9,8 @@ use programs::program::{
 use programs::run::{exhaust, run};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{FileFailurePersistence, TestRunner};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestRng, TestRunner};
 
 fn who() -> impl Strategy<Value = Who> {
     (0u8..3, 0u8..3).prop_map(|(pe, vm)| Who { pe, vm })
@@ -167,6 +168,22 @@ fn a_program_does_what_its_reference_does() {
         "{installed} installs, {recorded} updates by hardware, {back} tables back from unmaps, {refused} wrong calls"
     );
     assert!(sum.get().iter().all(|count| *count > 0), "the test showed little");
+}
+
+/// The same programs each time, mostly on ranges; the first that fails ends the test as it is.
+#[test]
+fn programs_that_stay_the_same_do_what_their_references_do() {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
+    let strategy = (setup(), vec(prop_oneof![1 => op(), 2 => range_op()], 1..40));
+    let mut sum = [0; 3];
+    for _ in 0..60 {
+        let (setup, ops) = strategy.new_tree(&mut runner).expect("nothing is filtered").current();
+        let report = run(&Program { setup, ops }, Fault::None);
+        let new = [report.installed, report.tables_back, report.refused];
+        sum = core::array::from_fn(|n| sum[n] + new[n]);
+    }
+    assert!(sum.iter().all(|count| *count > 10), "the test showed little: {sum:?}");
 }
 
 /// Short programs, with each allocation failing once and each compare-exchange raced once.

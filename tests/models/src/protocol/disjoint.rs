@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use stage2::space::{Batch, MapError, Notes, Progress};
-use stage2::{Ipa, Level, Pa, View};
+use stage2::{Ipa, Level, PAGE_SIZE, Pa, View};
 
 use super::clear::populate;
 use crate::guest::Access;
@@ -26,12 +26,13 @@ fn guest(world: &Arc<World>, number: u64, frame: Pa) -> impl FnOnce() + use<> {
     }
 }
 
-/// Two PEs unmap neighbours under one table, which neither of them may give back.
+/// Two PEs unmap neighbours under one table, which neither of them may give back, though one of them comes to its
+/// end.
 pub fn unmaps_in_one_table() {
     let world = World::new(Shape::small(2, 2));
     let (a, b) = world.pe(0, &[0, 1], |pe| (populate(pe, 1), populate(pe, 2)));
     let guest = guest(&world, 1, a);
-    let other = world.spawn(1, &[], |pe| pe.unmap_all(pages(2, 2), Notes::Keep));
+    let other = world.spawn(1, &[], |pe| pe.unmap_all(pages(2, 510), Notes::Keep));
     assert_eq!(world.pe(0, &[], |pe| pe.unmap_all(pages(0, 2), Notes::Keep)), [(page(1), a)]);
     assert_eq!(other.join().unwrap(), [(page(2), b)]);
     guest();
@@ -140,5 +141,31 @@ pub fn maps_under_one_missing_table() {
     let done = came.iter().filter(|(_, done)| done.is_ok()).count();
     assert!(done > 0, "one of the two comes first");
     reached(if done == 2 { "both mapped" } else { "one met Busy" });
+    world.settle();
+}
+
+/// Two PEs map neighbours under one table; one of them finds its second page occupied and takes the first back. Each
+/// ends what it began, and nothing of the other's.
+pub fn a_map_beside_one_that_fails() {
+    let world = World::new(Shape::small(2, 3));
+    let _ = world.pe(0, &[2], |pe| populate(pe, 3));
+    let other = world.spawn(1, &[], |pe| {
+        let (mut claim, _) = pe.claim(pages(2, 2));
+        let pa = pe.world.take_memory(1, 2 * PAGE_SIZE);
+        let done = pe.map(&mut claim, pa, Level::L3);
+        pe.world.give_memory(pa, 2 * PAGE_SIZE);
+        done
+    });
+    let pa = world.pe(0, &[], |pe| {
+        let (mut claim, _) = pe.claim(pages(0, 2));
+        let pa = pe.world.take_memory(0, 2 * PAGE_SIZE);
+        assert_eq!(pe.map(&mut claim, pa, Level::L3), Ok(Progress::Done));
+        pa
+    });
+    let failed = other.join().unwrap();
+    assert!(matches!(failed, Err(MapError::Occupied { ipa, .. }) if ipa == page(3)), "{failed:?}");
+    assert_eq!(world.walk(page(2)).view(), View::Empty, "nothing of what failed is left");
+    assert!(matches!(world.walk(page(0)).view(), View::Leaf(leaf) if leaf.pa() == pa));
+    reached("one mapped");
     world.settle();
 }

@@ -121,6 +121,30 @@ pub fn a_visit_against_unmap() {
     world.settle();
 }
 
+/// A PE holds the lock of a table from which another takes out the table below.
+pub fn a_locked_parent_against_unmap() {
+    let world = World::new(Shape::small(2, 1));
+    let _ = world.pe(0, &[0], |pe| populate(pe, 0));
+    let looker = world.spawn(1, &[], |pe| {
+        let guard = pe.cpu.enter();
+        // The walk to the second table's addresses ends in the root, since there is none.
+        let root =
+            pe.world.space().lookup_ro(&guard, page(512)).expect("inside the IPA size").lock();
+        assert_eq!(root.level(), Level::L2);
+        let seen = root.get(page(0)).expect("in the root").descriptor;
+        if seen.is_valid() {
+            let again = root.get(page(0)).expect("in the root").descriptor;
+            assert_eq!(seen, again, "a table stays linked while its parent's lock is held");
+            return reached("linked");
+        }
+        reached("unlinked");
+    });
+    let freed = world.pe(0, &[], |pe| pe.unmap_all(table(0), Notes::Keep));
+    assert_eq!(freed.len(), 1);
+    looker.join().unwrap();
+    world.settle();
+}
+
 /// A guest reads a page whose table is given back, while another PE populates its neighbour.
 pub fn a_guest_in_a_table_that_goes() {
     let world = World::new(Shape::small(3, 2));

@@ -282,7 +282,7 @@ impl<'m> World<'m> {
     pub(super) fn unmap_range(&mut self, range: Range, remove: bool) {
         let Range { vm, .. } = range;
         let before = self.before(vm);
-        let machine = self.ground.machine;
+        let (machine, tables) = (self.ground.machine, self.vms[&vm].tables.linked());
         let mut back = Released::new(self.ground);
         let notes = if remove { Notes::Remove } else { Notes::Keep };
         let (came, rival) = self.batches(range, program::Kind(0), |world, cpu, claim, batch| {
@@ -326,10 +326,21 @@ impl<'m> World<'m> {
                 .obstacles
                 .retain(|(level, ipa), _| !(range.holds(*ipa, *level) && *ipa < until));
         }
+        let after = state.tables.linked();
+        let whole = |level: usize, first: u64| {
+            range.start <= first && first + (span(level) << 9) <= range.end
+        };
+        for (level, first) in tables.keys().filter(|(level, first)| !whole(*level, *first)) {
+            let stays = after.contains_key(&(*level, *first));
+            assert!(
+                stays,
+                "a table of level {level} went at {first:#x}, which the range does not cover"
+            );
+        }
         if came.error.is_none() && !raced {
-            for ((level, first), used) in state.tables.linked() {
-                let whole = range.start <= first && first + (span(level) << 9) <= range.end;
-                assert!(used || !whole, "an empty table of level {level} is left at {first:#x}");
+            for ((level, first), used) in after {
+                let left = !used && whole(level, first);
+                assert!(!left, "an empty table of level {level} is left at {first:#x}");
             }
         }
         self.report.tables_back += back.tables;
