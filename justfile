@@ -49,6 +49,12 @@ bench *args: hypctl
 check-trace *args: hypctl
     @{{ hypctl }} check-trace "$@"
 
+# Measure the library on this machine, beside its peers and bare loops: `./just bench-host --help`
+[group('use')]
+[no-exit-message]
+bench-host *args: setup
+    @cargo run --quiet --profile bench --package bench-host -- "$@"
+
 # Bring in Debian's U-Boot as a guest (`run u-boot` does it too)
 [group('use')]
 [no-exit-message]
@@ -145,7 +151,7 @@ rustdoc: hypctl
 [group('stages')]
 [no-exit-message]
 test-host *args: setup
-    cargo test -p stage2 -p hyp-abi -p hyp-core -p hypctl -p mmu-oracle -p programs -p mutants "$@"
+    cargo test -p stage2 -p bench-host -p hyp-abi -p hyp-core -p hypctl -p mmu-oracle -p programs -p mutants "$@"
 
 # The protocols under model checkers: every interleaving of small cases (loom), many of larger ones (shuttle)
 [group('stages')]
