@@ -3,7 +3,7 @@
 //! What a vCPU wrote through its caches must be there when it reads past them, and the other way round; code too
 //! ([`uncached`]). A hypervisor that forgets to clean shows nothing of it on an emulator without caches: this
 //! guest judges what can be seen there (the registers keep what is written while their writes trap, every instruction
-//! is stepped over once, nothing hangs, no vCPU disturbs another), and makes the hypervisor do the rest, which it
+//! is stepped over once, nothing hangs, no vCPU disturbs another, memory may move under a cleaning), and makes the hypervisor do the rest, which it
 //! counts. Arguments: `pages=N`, pages for each vCPU.
 
 #![no_std]
@@ -17,7 +17,9 @@ use core::ptr;
 use guest_rt::cache::sync_code;
 use guest_rt::exception::probe_call;
 use guest_rt::smp::{self, Rendezvous};
-use guest_rt::{Arena, MIB2, Machine, PAGE, check, check_eq, say};
+use guest_rt::{Arena, MIB2, Machine, PAGE, call, check, check_eq, say};
+use hyp_abi::call as vendor;
+use smccc::Hvc;
 use uncached::{Job, REGISTERS, without_caches};
 
 guest_rt::guest!("caches", caches);
@@ -26,6 +28,9 @@ guest_rt::guest!("caches", caches);
 const ROUNDS: usize = 3;
 /// A page of a vCPU's lies that far from its others: beyond what a hypervisor may look at in one go.
 const FAR: usize = 24 << 20;
+
+/// Pages that are moved at once.
+const STEP: usize = 16;
 
 /// What is written in a page in a round, with and without caches.
 const fn pattern(vcpu: usize, page: usize, round: usize, cached: bool) -> u64 {
@@ -58,6 +63,8 @@ fn caches(machine: &Machine) {
                 operations += set_way::clean_and_invalidate_all();
                 mine.off_and_on(round);
             } else {
+                // Under the other's walk over all memory.
+                mine.move_elsewhere();
                 mine.verify(round, true);
             }
         }
@@ -115,6 +122,20 @@ impl Mine {
                     self.vcpu
                 );
             }
+        }
+    }
+
+    /// Has the near pages moved to other frames, if there is a hypervisor that does it and that has the time.
+    fn move_elsewhere(&self) {
+        for first in (0..self.pages).step_by(STEP) {
+            let bytes = STEP.min(self.pages - first) * PAGE;
+            let start = self.near + first * PAGE;
+            let [status, ..] = call::raw::<Hvc>(vendor::MOVE, [start as u64, bytes as u64, 0]);
+            let known = [vendor::SUCCESS, vendor::BUSY, vendor::NOT_SUPPORTED];
+            check!(
+                known.contains(&(status as i64)),
+                "MOVE of {bytes:#x} bytes from {start:#x} answered {status:#x}"
+            );
         }
     }
 
