@@ -30,7 +30,7 @@ on_every_cpu!(caches, |cpu| {
         });
     if forced {
         run.checks("where write-back is forced nothing else is done", |_| {
-            // (`MOVE` cleans nothing either.)
+            // `MOVE` cleans nothing either.
             stats == CacheStats { set_way: stats.set_way, ..CacheStats::default() }
         });
         return;
@@ -56,7 +56,10 @@ on_every_cpu!(caches, |cpu| {
     .checks("no part looks at more than its span, nor cleans more than its budget", |_| {
         parts >= stats.walks * spans + more
     })
-    .checks("there was something to clean", |_| stats.pages_cleaned > round_walks * VCPUS * PAGES);
+    // Less than all: some are on their way to other frames.
+    .checks("there was something to clean", |_| {
+        stats.pages_cleaned > round_walks * VCPUS * PAGES / 2
+    });
 });
 
 // A vCPU that does nothing but start switches its caches on once, and that is seen.
