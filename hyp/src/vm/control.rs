@@ -37,7 +37,8 @@ const ICH_HCR: u64 = 0b111 << 10;
 const SCTLR_EL1: u64 = 0x30d0_0800;
 
 /// Writes HCR_EL2. The barriers keep the write from meeting translations under way: on AmpereOne it may corrupt
-/// those of loads and stores (erratum AC04_CPU_23).
+/// those of loads and stores (erratum AC04_CPU_23). Not in line, so that the order can be read in the machine code.
+#[inline(never)]
 fn write_hcr(value: u64) {
     barrier::dsb(barrier::NSH);
     HCR_EL2.set(value);

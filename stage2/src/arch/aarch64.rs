@@ -161,6 +161,8 @@ unsafe impl Arch for Aarch64 {
         self.errata
     }
 
+    // Not in line, so that the order can be read in the machine code.
+    #[inline(never)]
     fn hold_walks(&self) -> HeldWalks {
         let held = HeldWalks { tcr: TCR_EL1.get(), sctlr: SCTLR_EL1.get() };
         TCR_EL1.set(
@@ -173,6 +175,7 @@ unsafe impl Arch for Aarch64 {
         held
     }
 
+    #[inline(never)]
     unsafe fn release_walks(&self, held: HeldWalks) {
         SCTLR_EL1.set(held.sctlr);
         // Walks must not be enabled for a moment with stage 1 on that the guest has off.

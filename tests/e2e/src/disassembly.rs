@@ -147,6 +147,18 @@ impl Function {
         }
     }
 
+    /// Its system instructions in order: barriers, and writes of system registers without their operand.
+    pub fn system(&self) -> Vec<u32> {
+        // MSR and barriers: bits 31:22 are 1101010100, L (21) is 0; the low five bits of an MSR are Rt.
+        let is_msr = |word: u32| word & 0xfff0_0000 == 0xd510_0000;
+        let is_barrier = |word: u32| word & 0xffff_f01f == 0xd503_301f;
+        let words = self.lines.iter().map(|line| line.word);
+        words
+            .filter(|word| is_msr(*word) || is_barrier(*word))
+            .map(|word| if is_msr(word) { word & !0x1f } else { word })
+            .collect()
+    }
+
     /// How many instructions of this kind it has.
     pub fn count(&self, opcode: Opcode) -> usize {
         self.lines.iter().filter(|line| line.opcode() == Some(opcode)).count()
