@@ -189,7 +189,7 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
     }
     publish(env, ram, None)?;
     cpu.counters.add(Stat::Moved, moved);
-    Ok(u64::from(moved))
+    Ok(moved)
 }
 
 /// A part of RAM outside the range.
