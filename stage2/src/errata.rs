@@ -114,8 +114,8 @@ pub const TABLE: &[Row] = &[
     every(0xd85, REPEAT, "Cortex-X925 4193781"),
     every(0xd8c, REPEAT, "C1-Ultra 4193780"),
     every(0xd90, REPEAT, "C1-Premium 4193780"),
-    other(MICROSOFT, (0xd49, 0xfff), FIRST, LAST, REPEAT, "Azure Cobalt 100 CVE-2025-10263"),
-    other(NVIDIA, (0x010, 0xfff), FIRST, LAST, REPEAT, "Olympus CVE-2025-10263"),
+    other(MICROSOFT, (0xd49, 0xfff), FIRST, LAST, REPEAT, "Azure Cobalt 100 4193789"),
+    other(NVIDIA, (0x010, 0xfff), FIRST, LAST, REPEAT, "Olympus T410-OLY-1029"),
     // Speculative walks between two VMs' registers.
     every(0xd07, AT, "Cortex-A57 1319537"),
     every(0xd08, AT, "Cortex-A72 1319367"),

@@ -73,21 +73,18 @@ on_every_cpu!(caches_of_a_guest_that_only_starts, |cpu| {
 /// CPU models whose MIDRs are in the table of errata: broadcast invalidations are repeated.
 const REPEATED: [&str; 2] = ["neoverse-n2", "cortex-a76"];
 
-// Each flush ends with one of these three, and nothing is invalidated by the address of a page: neither is a page taken from
-// this guest, nor does its memory have an odd number of them. So what there is of that is what the erratum asks for.
+// What is flushed of this guest is flushed as a whole, but for a range at its end: the repeats show.
 on_every_cpu!(flushes_are_repeated_where_an_erratum_asks_for_it, |cpu| {
     let run = Scenario::of("hello").cpu(cpu).passes();
     let report = run.report();
     let of = |kind: &str| report.stats.tlbi.get(kind).copied().unwrap_or(0);
-    let flushes = of("ALLE1IS") + of("VMALLS12E1IS") + of("VMALLE1IS");
+    let whole = of("ALLE1IS") + of("VMALLS12E1IS");
     let named = report.cpu_features.contains("errata REPEAT_TLBI");
-    run.checks("something was flushed", |_| flushes > 0)
+    run.checks("something was flushed", |_| whole > 1)
         .checks("the report names the erratum where it applies", |_| {
             named == REPEATED.contains(&cpu)
         })
-        .checks("each flush is repeated, or none", |_| {
-            of("IPAS2E1IS") == if named { flushes } else { 0 }
-        });
+        .checks("each flush is repeated, or none", |_| (of("VMALLE1IS") >= whole) == named);
 });
 
 // The other rows of the table, on CPU models that have them: the walks of EL1 are held at EL2 for real when the new VM's
