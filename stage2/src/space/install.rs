@@ -102,16 +102,34 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if !self.geometry.contains(ipa) {
             return Err(InstallError::BeyondIpaSize { ipa, bits: self.geometry.ipa_bits() });
         }
-        let Mapping { template, shape } = mapping;
-        if *shape != self.shape {
+        let Mapping { template, shape } = *mapping;
+        if shape != self.shape {
             return Err(InstallError::ForeignMapping);
         }
+        // Pages and blocks apart: for pages the level is a constant then, and with it shifts and masks.
+        match template.level() {
+            Level::L3 => self.walk(guard, ipa, Level::L3, template, frames, tally),
+            level => self.walk(guard, ipa, level, template, frames, tally),
+        }
+    }
+
+    /// Walks to the slot of `level`, links tables where they are missing, and fills the slot.
+    #[inline(always)]
+    fn walk(
+        &self,
+        guard: &Guard<'_>,
+        ipa: Ipa,
+        level: Level,
+        template: LeafTemplate,
+        frames: &mut impl Frames,
+        tally: &mut Tally,
+    ) -> Result<Install, InstallError> {
         let link = |slot: &Slot, level, _| match self.link(guard, slot, level, tally) {
             Ok(Step::Table(table)) => Continue(table),
             Ok(Step::Leaf(leaf)) => Break(Ok(Install::Present(leaf))),
             Err(error) => Break(Err(error)),
         };
-        match self.descend(guard, ipa, template.level(), link) {
+        match self.descend(guard, ipa, level, link) {
             Continue(slot) => self.populate(guard, slot, template, frames, tally),
             Break(end) => end,
         }
@@ -156,7 +174,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         &self,
         guard: &Guard<'_>,
         slot: &Slot,
-        template: &LeafTemplate,
+        template: LeafTemplate,
         frames: &mut impl Frames,
         tally: &mut Tally,
     ) -> Result<Install, InstallError> {
