@@ -252,6 +252,23 @@ fn the_model_sees_a_table_that_is_freed_without_its_flush() {
     assert!(found.contains(&Defect::FrameStillReachable), "{found:?}");
 }
 
+#[test]
+fn a_page_and_a_block_in_one_batch_share_no_hint() {
+    for caps in [Caps::TTL, Caps::TLBI_RANGE | Caps::TTL] {
+        let (machine, epochs) = (machine(8), Epochs::<CPUS>::new());
+        let vmid = Vmid::new(VMID, 8).unwrap();
+        let space = Space::new(geometry(caps), vmid, epochs.domain(), &machine, &machine).unwrap();
+        (0..CPUS).for_each(|pe| enter_guest(&machine, space.vttbr(), pe));
+        let cpu = epochs.join(0).unwrap();
+        map(&space, &cpu, range(0x1f_f000, 0x1000), &ram(0x8000_0000, Level::L3));
+        map(&space, &cpu, range(0x20_0000, 2 << 20), &ram(0x9000_0000, Level::L2));
+        let mut freed = Freed(&machine, Vec::new());
+        unmap(&space, &cpu, range(0x1f_f000, (2 << 20) + 0x1000), usize::MAX, &mut freed);
+        assert_eq!(freed.1.len(), 513);
+        assert_eq!(machine.verdicts(), []);
+    }
+}
+
 /// Two tables of pages, side by side, and what a test does with the space.
 fn with_two_tables(test: impl FnOnce(&OracleSpace<'_>, &Cpu<'_>)) {
     let (machine, epochs) = (machine(8), Epochs::<CPUS>::new());
@@ -280,15 +297,31 @@ fn a_locked_table_has_its_own_slots_and_no_others() {
 }
 
 #[test]
-#[cfg(debug_assertions)]
-#[should_panic(expected = "siblings by IPA")]
-fn sibling_locks_out_of_order_are_caught() {
+fn addresses_beyond_the_ipa_size_have_no_table() {
     with_two_tables(|space, cpu| {
         let guard = cpu.enter();
-        let table = |ipa| space.lookup_rw(&guard, Ipa::new(ipa)).unwrap();
-        let _high = table(0x20_0000).lock().unwrap();
-        let _low = table(0x1f_f000).lock();
+        for beyond in [1 << 39, u64::MAX] {
+            assert!(space.lookup_rw(&guard, Ipa::new(beyond)).is_none(), "a table for {beyond:#x}");
+            assert!(space.lookup_ro(&guard, Ipa::new(beyond)).is_none(), "a table for {beyond:#x}");
+        }
+        assert!(space.lookup_ro(&guard, Ipa::new((1 << 39) - 1)).is_some());
     });
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn sibling_locks_out_of_order_are_caught() {
+    let caught = std::panic::catch_unwind(|| {
+        with_two_tables(|space, cpu| {
+            let guard = cpu.enter();
+            let table = |ipa| space.lookup_rw(&guard, Ipa::new(ipa)).unwrap();
+            let _high = table(0x20_0000).lock().unwrap();
+            drop(table(0x1f_f000).lock());
+        });
+    });
+    let said = caught.expect_err("two PEs that do this may wait for each other for ever");
+    let said = said.downcast_ref::<&str>().expect("a text");
+    assert!(said.contains("siblings by IPA"), "{said}");
 }
 
 #[test]

@@ -112,8 +112,8 @@ impl<'m> Store<'m> {
     pub fn reserve(&self, like: u64, bytes: u64, alike: u64) -> Pa {
         let mut books = self.books();
         let start = books.next.next_multiple_of(1 << 30) + (like & (alike - 1));
-        // Where they do not lie alike, they do not by accident either.
-        let start = start + if alike < 1 << 30 { alike } else { 0 };
+        // 2 MiB apart, so that it is seen where they lie alike by accident.
+        let start = start + if alike == 1 << 21 { alike } else { 0 };
         books.next = start + bytes;
         Pa::new(start)
     }

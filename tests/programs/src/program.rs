@@ -206,18 +206,21 @@ impl Touch {
 pub struct Reach(pub u8);
 
 impl Reach {
-    /// The range, by first address and bytes: some pages from the place on; some pages on both sides of the end of its
-    /// 2 MiB; these 2 MiB, or 4; all of its 1 GiB.
+    /// The range, by first address and bytes: some pages from the place on; a table's worth and more of them; some
+    /// pages on both sides of the end of its 2 MiB, or of its 1 GiB; the last ones of its 2 MiB and the next 2 MiB;
+    /// these 2 MiB, or 4; all of its 1 GiB.
     #[must_use]
     pub fn range(self, ipa: Ipa) -> (u64, u64) {
         let (ipa, n) = (ipa.get(), u64::from(self.0));
         let around = |bytes: u64| ipa & !(bytes - 1);
+        let below = (1 + n % 4) << 12;
+        let across = |bytes: u64, above: u64| (around(bytes) + bytes - below, below + above);
         match self.0 {
-            0..160 => (ipa, (1 + n % 40) << 12),
-            160..216 => {
-                let below = (1 + n % 4) << 12;
-                (around(0x20_0000) + 0x20_0000 - below, below + ((1 + n % 5) << 12))
-            }
+            0..128 => (ipa, (1 + n % 40) << 12),
+            128..136 => (ipa, 0x20_0000 + below),
+            136..192 => across(0x20_0000, (1 + n % 5) << 12),
+            192..208 => across(0x4000_0000, (1 + n % 5) << 12),
+            208..216 => across(0x20_0000, 0x20_0000),
             216..248 => (around(0x20_0000), if n % 8 == 0 { 0x40_0000 } else { 0x20_0000 }),
             248.. => (around(0x4000_0000), 0x4000_0000),
         }

@@ -177,7 +177,7 @@ fn programs_that_stay_the_same_do_what_their_references_do() {
     let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
     let strategy = (setup(), vec(prop_oneof![1 => op(), 2 => range_op()], 1..40));
     let mut sum = [0; 3];
-    for _ in 0..60 {
+    for _ in 0..100 {
         let (setup, ops) = strategy.new_tree(&mut runner).expect("nothing is filtered").current();
         let report = run(&Program { setup, ops }, Fault::None);
         let new = [report.installed, report.tables_back, report.refused];

@@ -111,7 +111,7 @@ impl World<'_> {
                 }
             }
             Wrong::From => {
-                for from in [start.wrapping_sub(4096), start + 8, start + bytes] {
+                for from in [start + bytes, start + 8, start.wrapping_sub(4096)] {
                     let error = NotClaimed::From { from: Ipa::new(from), range: ipas };
                     assert_eq!(try_all(&mut claim, from), not_claimed(error));
                 }
@@ -136,8 +136,12 @@ impl World<'_> {
             Wrong::InsideGuard => {
                 let _guard = cpu.enter();
                 let batch = Batch::all_of(&claim);
-                let done = space.unmap(&cpu, &mut claim, batch, Notes::Remove, || {}, &mut Nothing);
-                assert_eq!(done, Err(UnmapError::NotQuiescent));
+                let done = [
+                    space.unmap(&cpu, &mut claim, batch, Notes::Remove, || {}, &mut Nothing),
+                    space
+                        .deannotate(&cpu, &mut claim, batch, |ipa, _, _| panic!("{ipa} was noted")),
+                ];
+                assert_eq!(done, [Err(UnmapError::NotQuiescent); 2]);
             }
             Wrong::Memory => {
                 for pa in [0x1_0000_0800, (1 << 48) - bytes + 4096, u64::MAX - 0xfff] {
