@@ -7,7 +7,7 @@
 //! | --- | --- | --- | --- | --- | --- |
 //! | Empty | 0 | 0 | 0, and all others | nothing here | whoever wins the compare-exchange from 0 |
 //! | leaf, table | 1 | 1 | as hardware says | live | the table's lock, by read-modify-write |
-//! | Busy | 0 | 1 | as it was | live a moment ago, kept as it was | the lock holder that made it Busy |
+//! | Busy | 0 | 1 | as it was | live a moment ago or about to be, kept as it was | who made it Busy: the table's lock, or a map's claim |
 //! | Drain | 0 | 0 | 001 | was live, its flush is not complete; remembers what it was ([`Former`]) | who drained it |
 //! | Note | 0 | 0 | 010 | software's own: ballooned, owned by, trap | the table's lock |
 //! | Dead | 0 | 0 | 011 | slot of a table that is going away | who tears the table down |

@@ -140,7 +140,8 @@ impl Slot {
     /// descriptor before they set the dirty state \[RSGJBL\], so none can follow it.
     ///
     /// # Safety
-    /// 1. The caller holds the lock of the slot's table, which is of `level`.
+    /// 1. The caller holds the lock of the slot's table, which is of `level`, and, until the slot is no longer in
+    ///    Drain, a claim on its addresses: an operation on ranges releases what it finds in Drain in its own.
     #[inline]
     pub unsafe fn clear<A: Arch>(&self, arch: &A, level: Level) -> Option<Drained<'_>> {
         let seen = self.load(arch);

@@ -299,8 +299,9 @@ impl<'g, A: Arch> LockedTable<'g, A> {
 
     /// The slot that translates `ipa`, for the holder of this lock to write; `None` outside the table.
     ///
-    /// Its methods are `unsafe` where they write: the lock is the first clause of each. An Empty slot may
-    /// be populated meanwhile, and hardware may update a live one.
+    /// Its methods are `unsafe` where they write: the lock is the first clause of each, and a change that is
+    /// not over when the lock is given back needs a [`Claim`](crate::Claim), too. An Empty slot may be
+    /// populated meanwhile, also by a map with a claim, and hardware may update a live one.
     #[must_use]
     pub fn slot(&self, ipa: Ipa) -> Option<&Slot> {
         let node = &self.node;

@@ -207,7 +207,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 Ok(Drain::Shut)
             }
             View::Leaf(_) if inside => {
-                // SAFETY: (1) the table's lock is held.
+                // SAFETY: (1) the table's lock is held, and the claim covers the slot.
                 if unsafe { slot.clear(arch, level) }.is_none() {
                     return Err(UnmapError::Unexpected { ipa, level, seen });
                 }
@@ -266,7 +266,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         let Some(link) = node.link else { return Err(Stays::InUse) };
         let _parent = parent.lock(arch, guard).map_err(|_| Stays::Stale)?;
         let table = node.lock(arch, guard).map_err(|_| Stays::Stale)?;
-        // SAFETY: (1) the parent's lock is held.
+        // SAFETY: (1) the parent's lock is held, and the claim covers the table.
         if self.kill_all(&table) && unsafe { link.slot.clear(arch, parent.level) }.is_some() {
             // The flush of its whole span is one for all that it mapped.
             self.drained(node.start, parent.level, true);
@@ -283,7 +283,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         node.table.slots().iter().enumerate().all(|(index, slot)| {
             let ipa = node.ipa_of(index);
             if self.from <= ipa && slot.load(arch).as_leaf(node.level).is_some() {
-                // By far the most frequent. SAFETY: (1) the table's lock is held.
+                // By far the most frequent. SAFETY: (1) the table's lock is held, and the claim covers it.
                 unsafe { slot.clear(arch, node.level) }.is_some()
             } else {
                 self.shut(slot, node.level, ipa)
