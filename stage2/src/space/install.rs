@@ -44,8 +44,8 @@ use crate::slot::{Slot, TrySetError};
 /// 1. that it is the VM's to use (or, for [`Owner::Other`](crate::Owner::Other), meant to be), as large as the level of the
 ///    [`Mapping`] and aligned to that, below the machine's physical address size, and stays so until
 ///    a flush has completed after it was taken out of the tables again;
-/// 2. that its content is what the guest may see, and visible to the guest whatever its caches: cache
-///    maintenance is completed by a DSB before `take` returns, because the install's release order
+/// 2. that its content is what the guest may see, and visible to the guest whatever its caches:
+///    [`Coherency`](crate::Coherency) says what that takes. Cache maintenance is completed by a DSB before `take` returns, because the install's release order
 ///    does not complete it.
 pub unsafe trait Frames {
     /// A page of the wanted size. `None` when none is at hand.
