@@ -58,6 +58,7 @@ pub(super) fn run(env: Env<'_>) -> Option<Reason> {
     let Payload { entry, tree, .. } = vm.plan.payload;
     let mut next = (number == 0).then_some(Entry { pc: entry, argument: tree });
     loop {
+        debug_assert!(env.guards.is_quiescent(), "a CPU would wait inside a guard");
         let entry = match next.take() {
             Some(entry) => entry,
             None => wait_for_start(vm, number)?,
@@ -99,6 +100,7 @@ enum End {
 fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
     let cpu = env.cpu;
     loop {
+        debug_assert!(env.guards.is_quiescent(), "a guest would run inside a guard");
         if cpu.stock.is_low() {
             // If RAM is used up the fault comes back, and is counted.
             cpu.stock.refill();
