@@ -55,10 +55,12 @@ pub(super) fn run(env: Env<'_>) -> Option<Reason> {
     if vm.plan.measure {
         cpu.timing.start();
     }
+    #[cfg(feature = "selftest")]
+    crate::selftest::leave_open(env.guards, number);
     let Payload { entry, tree, .. } = vm.plan.payload;
     let mut next = (number == 0).then_some(Entry { pc: entry, argument: tree });
     loop {
-        debug_assert!(env.guards.is_quiescent(), "a CPU would wait inside a guard");
+        outside_guards(env);
         let entry = match next.take() {
             Some(entry) => entry,
             None => wait_for_start(vm, number)?,
@@ -89,6 +91,14 @@ fn wait_for_start(vm: &Vm, number: usize) -> Option<Entry> {
     }
 }
 
+/// A guard that is open here would keep every grace period from ending: debug images look, at the safe point and
+/// before a CPU waits for work.
+#[inline]
+fn outside_guards(_env: Env<'_>) {
+    #[cfg(feature = "selftest")]
+    assert!(_env.guards.is_quiescent(), "CPU {} is inside a guard for good", _env.cpu.number);
+}
+
 /// Why a vCPU does not run on.
 enum End {
     /// It switched itself off.
@@ -100,7 +110,7 @@ enum End {
 fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
     let cpu = env.cpu;
     loop {
-        debug_assert!(env.guards.is_quiescent(), "a guest would run inside a guard");
+        outside_guards(env);
         if cpu.stock.is_low() {
             // If RAM is used up the fault comes back, and is counted.
             cpu.stock.refill();

@@ -71,6 +71,13 @@ fn data_cannot_be_run() {
     assert_eq!(value(&run, "ELR"), value(&run, "FAR"), "{run}");
 }
 
+/// No grace period would end any more.
+#[test]
+fn a_guard_that_is_left_open_is_noticed_before_the_guest_runs() {
+    let (run, _) = crash("guard");
+    run.shows_in_order(&["CPU 0 is inside a guard for good"]);
+}
+
 #[test]
 fn the_dump_has_the_registers_of_the_moment() {
     let (run, trace) = crash("read-unmapped");
