@@ -172,11 +172,10 @@ fn add(counter: &AtomicU64, count: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::{Ipa, Vmid};
-    use crate::arch::Arch;
-    use crate::arch::host::{Event, Host};
+    use crate::addr::Ipa;
+    use crate::arch::host::Event;
     use crate::features::Caps;
-    use crate::flush::Stage2Tlb;
+    use crate::flush::tests::Rig;
     use crate::tlbi::LeafLevel;
 
     fn kind(account: &Account, name: &str) -> u64 {
@@ -185,10 +184,8 @@ mod tests {
 
     #[test]
     fn each_invalidation_is_counted_under_its_name() {
-        let (host, ledger) = (Host::new(), Ledger::default());
-        // SAFETY: (1, 2) no guest runs on the host.
-        unsafe { host.set_vttbr(7 << 48) };
-        let of = |caps| Stage2Tlb::new(&host, Vmid::new(7, 8).unwrap(), 7 << 48, caps, &ledger);
+        let rig = Rig::new();
+        let of = |caps| rig.tlb(caps);
         let range = IpaRange::new(Ipa::new(0x4000_0000), 5 << 12).unwrap();
         let _ = of(Caps::empty()).reduce(range, LeafLevel::L3);
         let _ = of(Caps::TLBI_RANGE).reduce(range, LeafLevel::L3);
@@ -196,12 +193,12 @@ mod tests {
         let _ = of(Caps::empty()).vm();
 
         let mut issued = [0; TLBI_KINDS.len()];
-        for event in host.take_log() {
+        for event in rig.host.take_log() {
             if let Event::Tlbi(op, _) = event {
                 issued[TLBI_KINDS.iter().position(|name| *name == op.name()).unwrap()] += 1;
             }
         }
-        let account = ledger.account();
+        let account = rig.ledger.account();
         assert_eq!(account.tlbi, issued, "counted as issued");
         assert!(issued.iter().all(|count| *count != 0), "every kind: {issued:?}");
         assert_eq!(kind(&account, "IPAS2E1IS"), 5 + 1, "five, and the odd page beside a range");

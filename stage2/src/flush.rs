@@ -6,21 +6,26 @@
 //! walk in between would make a new combined entry from an old stage-2 one:
 //!
 //! ```text
-//! DSB ISHST        the descriptor writes are visible to every walker
+//! DSB ISH          the descriptor writes are visible to every walker; walks of this PE's guest have ended
+//! the VMID         read only now, and pinned until the end: see `vmid`
 //! TLBI IPAS2E1IS   stage-2 entries of the range
 //! DSB ISH          they are gone on every PE; no walk can use one any more
 //! TLBI VMALLE1IS   combined entries
 //! DSB ISH          gone, and every access that used one has completed
+//! ISB              for this PE, too
 //! ```
 //!
-//! It is needed in full even while the guest's stage 1 is off. A DSB makes the stores of its own PE
+//! It is needed in full even while the guest's stage 1 is off. Which invalidations by IPA there are, or
+//! whether all of the VMID goes instead, is for `cost` to say. A DSB makes the stores of its own PE
 //! observable \[RSPVBD\] and finishes the TLBIs of its own PE \[RYNJCP\], so whoever changed the tables
-//! flushes, on the same PE.
+//! flushes, on the same PE. The first one waits for loads, too: the tag from which the VMID comes is
+//! read after it.
 //!
 //! All of it acts on the VMID in VTTBR_EL2. If that is another VM's, the flush switches, flushes and
-//! restores; before it switches, a full DSB ends the walks of the guest that ran here \[IQVPYJ\], which
-//! would otherwise fill a TLB under the wrong VMID. A completed flush returns a [`Flushed`], against
-//! which memory may be given back.
+//! restores; the first DSB has ended the walks of the guest that ran here \[IQVPYJ\], which would
+//! otherwise fill a TLB under the wrong VMID. A VM that has no VMID has nothing in any TLB, and its flush
+//! is the first DSB. A completed flush returns a [`Flushed`], against which memory may be given
+//! back.
 //!
 //! # On PEs with errata
 //!
@@ -50,11 +55,13 @@
 //! (The sequence is that of Linux' `__tlb_switch_to_guest` without VHE.)
 
 use crate::account::Ledger;
-use crate::addr::{Ipa, IpaRange, Vmid};
+use crate::addr::{Ipa, IpaRange, Pa, Vmid};
 use crate::arch::{Arch, Dsb, Observation};
+use crate::cost::{self, Form, Pinned};
 use crate::errata::Errata;
 use crate::features::Caps;
 use crate::tlbi::{LeafLevel, PageOperand, Tlbi, by_ipa};
+use crate::vmid::{Loan, vttbr};
 
 /// Proof of a completed flush. Whoever holds one made it on this PE: it is `!Send`.
 #[derive(Debug)]
@@ -64,36 +71,21 @@ impl Flushed {
     const DONE: Self = Self(core::marker::PhantomData);
 }
 
-/// More invalidations by IPA than this are not worth it, and would hold the CPU for too long: the
-/// whole VMID goes instead.
-const MAX_BY_IPA: usize = 512;
-
 /// What is invalidated once more where a DSB may end too early: it has just been, so next to nothing is lost.
 const ONCE_MORE: Tlbi = Tlbi::Vmalle1Is;
 
 /// Flushes of one VM's translations: see [`Space::tlb`](crate::Space::tlb).
 #[derive(Debug)]
 pub struct Stage2Tlb<'a, A> {
-    arch: &'a A,
-    vmid: Vmid,
-    vttbr: u64,
-    caps: Caps,
-    ledger: &'a Ledger,
+    pub(crate) arch: &'a A,
+    pub(crate) loan: &'a Loan<'a>,
+    pub(crate) root: Pa,
+    pub(crate) caps: Caps,
+    pub(crate) pinned: Option<Pinned>,
+    pub(crate) ledger: &'a Ledger,
 }
 
-impl<'a, A: Arch> Stage2Tlb<'a, A> {
-    /// For the VM with `vmid`, whose VTTBR_EL2 value is `vttbr`, on a machine with `caps`; counted in
-    /// `ledger`.
-    pub(crate) const fn new(
-        arch: &'a A,
-        vmid: Vmid,
-        vttbr: u64,
-        caps: Caps,
-        ledger: &'a Ledger,
-    ) -> Self {
-        Self { arch, vmid, vttbr, caps, ledger }
-    }
-
+impl<A: Arch> Stage2Tlb<'_, A> {
     /// After an unmap, or a change that takes permission away, of leaves in `range`.
     ///
     /// Returns once no PE translates by what the slots held. `level` may name the level of the
@@ -108,18 +100,21 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
         ranges: impl Iterator<Item = IpaRange> + Clone,
         level: LeafLevel,
     ) -> Flushed {
-        let each = ranges.clone().flat_map(|range| by_ipa(range, level, self.caps));
-        if each.clone().nth(MAX_BY_IPA).is_some() {
-            return self.vm();
-        }
-        self.under_vmid(|arch| {
-            each.for_each(|op| self.tlbi(op));
+        let caps = match cost::choose(self.pinned, ranges.clone(), level, self.caps) {
+            Form::Vmid => return self.vm(),
+            Form::ByIpa(caps) => caps,
+        };
+        let flushed = self.under_vmid(|arch| {
+            ranges
+                .clone()
+                .flat_map(|range| by_ipa(range, level, caps))
+                .for_each(|op| self.tlbi(op));
             arch.dsb(Dsb::Ish);
             self.tlbi(Tlbi::Vmalle1Is);
             arch.dsb(Dsb::Ish);
             once_more(arch, |op| self.tlbi(op));
         });
-        ranges.for_each(|range| self.observe(Some(range)));
+        ranges.for_each(|range| self.observe(flushed, Some(range)));
         Flushed::DONE
     }
 
@@ -143,14 +138,14 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
         });
     }
 
-    /// Everything of the VM, both stages: before its VMID serves another VM, or its tables end.
+    /// Everything of the VM, both stages: before its tables end.
     pub fn vm(&self) -> Flushed {
-        self.under_vmid(|arch| {
+        let flushed = self.under_vmid(|arch| {
             self.tlbi(Tlbi::Vmalls12e1Is);
             arch.dsb(Dsb::Ish);
             once_more(arch, |op| self.tlbi(op));
         });
-        self.observe(None);
+        self.observe(flushed, None);
         Flushed::DONE
     }
 
@@ -159,23 +154,26 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
         self.arch.tlbi(op);
     }
 
-    fn observe(&self, range: Option<IpaRange>) {
+    fn observe(&self, vmid: Option<Vmid>, range: Option<IpaRange>) {
         self.ledger.flushed(range.as_ref());
-        self.arch.observe(Observation::Flushed { vmid: self.vmid, range });
+        if let Some(vmid) = vmid {
+            self.arch.observe(Observation::Flushed { vmid, range });
+        }
     }
 
-    /// Makes the descriptor writes visible, then runs `flush` while VTTBR_EL2 holds the VM's VMID.
-    fn under_vmid(&self, flush: impl FnOnce(&A)) {
-        let before = self.arch.vttbr();
-        if before == self.vttbr {
-            self.arch.dsb(Dsb::IshSt);
+    /// Makes the descriptor writes visible, then runs `flush` while VTTBR_EL2 holds the VM's VMID, which
+    /// it returns; if the VM has none, nothing is left to do.
+    fn under_vmid(&self, flush: impl FnOnce(&A)) -> Option<Vmid> {
+        self.arch.dsb(Dsb::Ish);
+        let pin = self.loan.pin()?;
+        let (before, own) = (self.arch.vttbr(), vttbr(pin.vmid(), self.root));
+        if before == own {
             flush(self.arch);
         } else {
-            self.arch.dsb(Dsb::Ish);
             let speculates = self.arch.errata().contains(Errata::SPECULATIVE_AT);
             let held = speculates.then(|| self.arch.hold_walks());
             // SAFETY: (1) restored below, before any guest runs; (2) the DSB above.
-            unsafe { self.arch.set_vttbr(self.vttbr) };
+            unsafe { self.arch.set_vttbr(own) };
             self.arch.isb();
             flush(self.arch);
             // SAFETY: (1) what stood there before; (2) no guest has run since.
@@ -189,6 +187,7 @@ impl<'a, A: Arch> Stage2Tlb<'a, A> {
         // For the issuing PE a TLBI is complete after DSB and context synchronization [RBLDZX]; it
         // also puts the restored VMID in force.
         self.arch.isb();
+        Some(pin.vmid())
     }
 }
 
@@ -201,9 +200,10 @@ fn once_more<A: Arch>(arch: &A, tlbi: impl FnOnce(Tlbi)) {
     }
 }
 
-/// Everything of every VM: once at boot, when TLBs may hold anything, and when VMIDs start anew.
+/// Everything of every VM. [`Vmids`](crate::vmid::Vmids) do it themselves where they need it: when they
+/// start anew, and before the first VM runs.
 pub fn all<A: Arch>(arch: &A) -> Flushed {
-    arch.dsb(Dsb::IshSt);
+    arch.dsb(Dsb::Ish);
     arch.tlbi(Tlbi::Alle1Is);
     arch.dsb(Dsb::Ish);
     once_more(arch, |op| arch.tlbi(op));
@@ -212,14 +212,54 @@ pub fn all<A: Arch>(arch: &A) -> Flushed {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::arch;
     use crate::arch::HeldWalks;
     use crate::arch::host::{Event, Host};
+    use crate::vmid::Vmids;
 
     const VMID: Vmid = Vmid::new(7, 8).unwrap();
-    const VTTBR: u64 = 7 << 48 | 0x8000_0000;
+    pub(crate) const VTTBR: u64 = 7 << 48 | 0x8000_0000;
+
+    /// A VM without tables that the host runs under [`VTTBR`].
+    pub(crate) struct Rig {
+        pub(crate) host: Host,
+        pub(crate) ledger: Ledger,
+        vmids: &'static Vmids<1>,
+        loan: Loan<'static>,
+    }
+
+    impl Rig {
+        const ROOT: Pa = Pa::new(VTTBR & ((1 << 48) - 1));
+
+        pub(crate) fn new() -> Self {
+            Self::on(Host::new())
+        }
+
+        fn on(host: Host) -> Self {
+            let vmids: &Vmids<1> = Box::leak(Box::new(Vmids::only(VMID)));
+            let (ledger, loan) = (Ledger::default(), Loan::new(vmids));
+            let mut cpu = vmids.join(0).unwrap();
+            // SAFETY: (1, 2) no guest runs on the host.
+            core::mem::forget(unsafe { loan.enter(&host, Self::ROOT, &mut cpu, 0) });
+            assert_eq!(arch::Arch::vttbr(&host), VTTBR);
+            let _ = host.take_log();
+            Self { host, ledger, vmids, loan }
+        }
+
+        /// Another VM takes the only VMID.
+        pub(crate) fn another_runs(&self) {
+            let (mut cpu, other) = (self.vmids.join(0).unwrap(), Loan::new(self.vmids));
+            // SAFETY: (1, 2) no guest runs on the host.
+            core::mem::forget(unsafe { other.enter(&self.host, Pa::new(0x1000), &mut cpu, 0) });
+        }
+
+        pub(crate) fn tlb(&self, caps: Caps) -> Stage2Tlb<'_, Host> {
+            let (arch, loan, ledger) = (&self.host, &self.loan, &self.ledger);
+            Stage2Tlb { arch, loan, root: Self::ROOT, caps, pinned: None, ledger }
+        }
+    }
 
     fn run(before: u64, caps: Caps, flush: impl FnOnce(&Stage2Tlb<'_, Host>)) -> Vec<Event> {
         run_on(Host::new(), before, caps, flush)
@@ -231,12 +271,13 @@ mod tests {
         caps: Caps,
         flush: impl FnOnce(&Stage2Tlb<'_, Host>),
     ) -> Vec<Event> {
+        let rig = Rig::on(host);
         // SAFETY: (1, 2) no guest runs on the host.
-        unsafe { arch::Arch::set_vttbr(&host, before) };
-        let _ = host.take_log();
-        flush(&Stage2Tlb::new(&host, VMID, VTTBR, caps, &Ledger::default()));
-        assert_eq!(arch::Arch::vttbr(&host), before, "VTTBR_EL2 is as it was");
-        host.take_log()
+        unsafe { arch::Arch::set_vttbr(&rig.host, before) };
+        let _ = rig.host.take_log();
+        flush(&rig.tlb(caps));
+        assert_eq!(arch::Arch::vttbr(&rig.host), before, "VTTBR_EL2 is as it was");
+        rig.host.take_log()
     }
 
     fn told(range: Option<IpaRange>) -> Event {
@@ -254,7 +295,7 @@ mod tests {
         assert_eq!(
             log,
             [
-                Event::Dsb(Dsb::IshSt),
+                Event::Dsb(Dsb::Ish),
                 Event::Tlbi(Tlbi::Ipas2e1Is(operand), VTTBR),
                 Event::Dsb(Dsb::Ish),
                 Event::Tlbi(Tlbi::Vmalle1Is, VTTBR),
@@ -276,7 +317,7 @@ mod tests {
         assert_eq!(
             (log[0], log[2], log[3], log[4], log[5], log[6], log.len()),
             (
-                Event::Dsb(Dsb::IshSt),
+                Event::Dsb(Dsb::Ish),
                 Event::Dsb(Dsb::Ish),
                 Event::Tlbi(Tlbi::Vmalle1Is, VTTBR),
                 Event::Dsb(Dsb::Ish),
@@ -295,7 +336,7 @@ mod tests {
         assert!(!log(512).contains(&vmalls));
         assert_eq!(
             log(513),
-            [Event::Dsb(Dsb::IshSt), vmalls, Event::Dsb(Dsb::Ish), Event::Isb, told(None)]
+            [Event::Dsb(Dsb::Ish), vmalls, Event::Dsb(Dsb::Ish), Event::Isb, told(None)]
         );
     }
 
@@ -329,7 +370,7 @@ mod tests {
         assert_eq!(
             log,
             [
-                Event::Dsb(Dsb::IshSt),
+                Event::Dsb(Dsb::Ish),
                 Event::Tlbi(Tlbi::Ipas2e1(operand), VTTBR),
                 Event::Dsb(Dsb::Nsh),
                 Event::Tlbi(Tlbi::Vmalle1, VTTBR),
@@ -345,12 +386,7 @@ mod tests {
         let _ = all(&host);
         assert_eq!(
             host.take_log(),
-            [
-                Event::Dsb(Dsb::IshSt),
-                Event::Tlbi(Tlbi::Alle1Is, 0),
-                Event::Dsb(Dsb::Ish),
-                Event::Isb
-            ]
+            [Event::Dsb(Dsb::Ish), Event::Tlbi(Tlbi::Alle1Is, 0), Event::Dsb(Dsb::Ish), Event::Isb]
         );
     }
 
@@ -387,7 +423,7 @@ mod tests {
         assert_eq!(
             host.take_log(),
             [
-                Event::Dsb(Dsb::IshSt),
+                Event::Dsb(Dsb::Ish),
                 Event::Tlbi(Tlbi::Alle1Is, 0),
                 Event::Dsb(Dsb::Ish),
                 Event::Tlbi(ONCE_MORE, 0),

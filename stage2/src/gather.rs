@@ -133,22 +133,15 @@ impl<A: Arch> Drop for Owed<'_, A> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Vmid;
-    use crate::account::Ledger;
-    use crate::arch::host::{Event, Host};
+    use crate::arch::host::Event;
     use crate::features::Caps;
+    use crate::flush::tests::Rig;
     use crate::tlbi::Tlbi;
-
-    const VTTBR: u64 = 7 << 48 | 0x8000_0000;
-
-    fn vmid() -> Vmid {
-        Vmid::new(7, 8).unwrap()
-    }
 
     /// The ranges of pages that a flush of these pages covers, and the hints it gives.
     fn flush_of(pages: &[u64]) -> Vec<(u64, u64)> {
-        let (host, ledger) = (Host::new(), Ledger::default());
-        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty(), &ledger));
+        let rig = Rig::new();
+        let mut owed = Owed::new(rig.tlb(Caps::empty()));
         pages.iter().for_each(|page| owed.leaf(Ipa::new(page << 12), Level::L3));
         let ranges = owed.ranges.iter().flatten();
         ranges.map(|r| (r.start().get() >> 12, r.end().get() >> 12)).collect()
@@ -183,10 +176,8 @@ mod tests {
     }
 
     fn operands(level: Level, table: bool) -> Vec<u64> {
-        let (host, ledger) = (Host::new(), Ledger::default());
-        // SAFETY: (1, 2) no guest runs on the host.
-        unsafe { Arch::set_vttbr(&host, VTTBR) };
-        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::TTL, &ledger));
+        let rig = Rig::new();
+        let mut owed = Owed::new(rig.tlb(Caps::TTL));
         owed.leaf(Ipa::new(0x4000_0000), level);
         if table {
             owed.table(Ipa::new(0x4000_0000), level);
@@ -196,7 +187,7 @@ mod tests {
             Event::Tlbi(Tlbi::Ipas2e1Is(operand), _) => Some(operand.bits() >> 44),
             _ => None,
         };
-        let mut hints: Vec<u64> = host.take_log().iter().filter_map(hint).collect();
+        let mut hints: Vec<u64> = rig.host.take_log().iter().filter_map(hint).collect();
         hints.dedup();
         hints
     }
@@ -210,13 +201,13 @@ mod tests {
 
     #[test]
     fn what_is_dropped_is_flushed_once() {
-        let (host, ledger) = (Host::new(), Ledger::default());
-        let mut owed = Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty(), &ledger));
-        drop(Owed::new(Stage2Tlb::new(&host, vmid(), VTTBR, Caps::empty(), &ledger)));
-        assert_eq!(host.take_log(), [], "nothing owed");
+        let rig = Rig::new();
+        let mut owed = Owed::new(rig.tlb(Caps::empty()));
+        drop(Owed::new(rig.tlb(Caps::empty())));
+        assert_eq!(rig.host.take_log(), [], "nothing owed");
         owed.leaf(Ipa::new(0x5000), Level::L3);
         drop(owed);
-        let tlbis = host.take_log().iter().filter(|e| matches!(e, Event::Tlbi(..))).count();
+        let tlbis = rig.host.take_log().iter().filter(|e| matches!(e, Event::Tlbi(..))).count();
         assert_eq!(tlbis, 2, "stage 2, then combined");
     }
 }

@@ -28,7 +28,8 @@
 //! * [`descriptor`]: the states of a slot, the heart of the design, and who may change which.
 //! * [`slot`]: the rules of concurrent change, and the two operations that obey them.
 //! * [`space`]: the walk that populates.
-//! * [`flush`] and [`tlbi`]: what the architecture asks when a translation ends.
+//! * [`flush`], [`cost`] and [`tlbi`]: what the architecture asks when a translation ends.
+//! * [`vmid`]: which VM has which VMID, and for how long.
 //! * [`coherency`]: what caches need when memory changes hands.
 //! * [`epoch`]: how a decision and the change that it leads to are kept together.
 //! * [`geometry`], [`attr`], [`features`], [`region`]: the shapes; [`errata`]: what is wrong with which CPU.
@@ -46,6 +47,7 @@ pub mod arch;
 pub mod attr;
 pub mod claim;
 pub mod coherency;
+pub mod cost;
 pub mod descriptor;
 pub mod epoch;
 pub mod errata;
@@ -63,6 +65,7 @@ mod sync;
 #[cfg(any(loom, shuttle))]
 pub mod sync;
 pub mod tlbi;
+pub mod vmid;
 
 pub use account::Account;
 pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};
@@ -70,6 +73,7 @@ pub use arch::{Arch, Observation};
 pub use attr::{Attributes, Encoding, MemType, Prot, Write};
 pub use claim::{Claim, ClaimError};
 pub use coherency::Coherency;
+pub use cost::Pinned;
 pub use descriptor::{Descriptor, Former, Leaf, LeafTemplate, Note, Owner, View};
 pub use epoch::{Domain, Epochs, Guard};
 pub use errata::Errata;

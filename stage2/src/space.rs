@@ -15,15 +15,17 @@
 //! batches no lock, guard, Busy, Drain or Dead of theirs is left, and no flush is owed.
 
 use crate::account::{Account, Ledger};
-use crate::addr::{Ipa, IpaRange, Level, Pa, Vmid};
+use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::Arch;
 use crate::attr::{Attributes, Encoding};
 use crate::claim::{Claim, ClaimError, Claims};
+use crate::cost::Pinned;
 use crate::descriptor::{LeafTemplate, Owner};
 use crate::epoch::{Domain, Guard};
 use crate::flush::Stage2Tlb;
 use crate::geometry::Geometry;
 use crate::memory::{Memory, Table};
+use crate::vmid::{self, EntryError, Loan, Running};
 
 mod annotate;
 mod batch;
@@ -49,10 +51,11 @@ pub struct Space<'e, M, A> {
     geometry: Geometry,
     encoding: Encoding,
     shape: Shape,
-    vmid: Vmid,
+    loan: Loan<'e>,
     root: Pa,
     domain: Domain<'e>,
     claims: Claims,
+    pinned: Option<Pinned>,
     ledger: Ledger,
     memory: M,
     arch: A,
@@ -79,39 +82,44 @@ impl Shape {
 }
 
 impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
-    /// Empty tables for a VM, to be walked under guards of `domain`. Allocates the root and flushes
-    /// the VMID on all PEs, since another VM may have used it. No other VM has the VMID now.
+    /// Empty tables for a VM, to be walked under guards of `domain`. It has no VMID until a CPU enters it;
+    /// then it is lent one of `vmids`. Allocates the root.
     ///
     /// # Errors
-    /// [`NewSpaceError`]: no memory for the root, or a VMID that the machine cannot tell apart.
+    /// [`NewSpaceError`]: no memory for the root, or VMIDs that the machine cannot tell apart.
     pub fn new(
         geometry: Geometry,
-        vmid: Vmid,
+        vmids: &'e vmid::Allocator,
         domain: Domain<'e>,
         memory: M,
         arch: A,
     ) -> Result<Self, NewSpaceError> {
         let bits = geometry.features().vmid_bits();
-        if Vmid::new(vmid.get(), bits).is_none() {
+        if let Some(vmid) = vmids.beyond(bits) {
             return Err(NewSpaceError::VmidTooWide { vmid, bits });
         }
         let pages = geometry.root_tables();
         let root = memory.alloc_table(pages).ok_or(NewSpaceError::OutOfTables { pages })?;
         let encoding = Encoding::of(geometry.features());
-        let space = Self {
+        Ok(Self {
             geometry,
             encoding,
             shape: Shape::of(geometry.start(), encoding),
-            vmid,
+            loan: Loan::new(vmids),
             root,
             domain,
             claims: Claims::new(),
+            pinned: None,
             ledger: Ledger::default(),
             memory,
             arch,
-        };
-        let _ = space.tlb().vm();
-        Ok(space)
+        })
+    }
+
+    /// Gives every flush of this VM one form, for measurements; `None` leaves it to the [cost
+    /// model](crate::cost).
+    pub const fn pin_flushes(&mut self, pinned: Option<Pinned>) {
+        self.pinned = pinned;
     }
 
     /// The shape, and VTCR_EL2 with it.
@@ -126,10 +134,35 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
         self.encoding
     }
 
-    /// The value of VTTBR_EL2: VMID and root. CnP is 0.
+    /// The first page of the root.
     #[must_use]
-    pub const fn vttbr(&self) -> u64 {
-        (self.vmid.get() as u64) << 48 | self.root.get()
+    pub const fn root(&self) -> Pa {
+        self.root
+    }
+
+    /// This CPU runs the VM's vCPU `vcpu` until the returned token is dropped: VTTBR_EL2 holds the VM's
+    /// root and a VMID that stays the VM's. Exits to EL2 and returns to the guest are part of it.
+    ///
+    /// Quick where the VM has a VMID already: no lock, and no barrier but a DMB. Where it has none it is lent
+    /// one, and if all are lent, every TLB of the machine is emptied first. If another vCPU of the VM ran
+    /// last on this CPU, this CPU's stage-1 entries of the VM go. Ends with a context synchronization.
+    ///
+    /// # Errors
+    /// [`EntryError`]: another allocator's CPU, or no VMID that is free. No VM runs here then, and
+    /// VTTBR_EL2 is 0.
+    ///
+    /// # Safety
+    /// 1. This is the CPU of `cpu`, and until the token is dropped a guest that runs on it is vCPU `vcpu`
+    ///    of this VM, under [`Geometry::vtcr`] and with HCR_EL2.FB.
+    /// 2. Meanwhile nobody else writes VTTBR_EL2 here; who has run a guest here before under a value of his
+    ///    own runs it no more.
+    pub unsafe fn enter<'r>(
+        &'r self,
+        cpu: &'r mut vmid::Cpu<'_>,
+        vcpu: u16,
+    ) -> Result<Running<'r, A>, EntryError> {
+        // SAFETY: (1) the caller's clauses.
+        unsafe { self.loan.enter(&self.arch, self.root, cpu, vcpu) }
     }
 
     /// The PE's primitives that this space uses.
@@ -145,8 +178,14 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     /// Flushes of this VM's translations.
     #[must_use]
     pub const fn tlb(&self) -> Stage2Tlb<'_, A> {
-        let caps = self.geometry.features().caps;
-        Stage2Tlb::new(&self.arch, self.vmid, self.vttbr(), caps, &self.ledger)
+        Stage2Tlb {
+            arch: &self.arch,
+            loan: &self.loan,
+            root: self.root,
+            caps: self.geometry.features().caps,
+            pinned: self.pinned,
+            ledger: &self.ledger,
+        }
     }
 
     /// What has happened to these tables so far.

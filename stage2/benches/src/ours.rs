@@ -12,6 +12,7 @@ use stage2::epoch::Cpu;
 use stage2::slot::native;
 use stage2::space::{Batch, Extent, Mapping};
 use stage2::tlbi::Tlbi;
+use stage2::vmid::Vmids;
 use stage2::{
     Arch, Epochs, Flushed, Former, Frames, Geometry, Guard, HwUpdate, Install, Ipa, IpaRange,
     Level, Notes, Owner, PAGE_SIZE, Pa, Progress, Release, Slot, Space, Tally, Vmid,
@@ -60,17 +61,24 @@ unsafe impl Arch for Host {
     unsafe fn set_vttbr(&self, _value: u64) {}
 }
 
+/// One VMID: the tables that were made last run under it, so that flushes have something to do.
+static VMIDS: Vmids<1> = Vmids::only(Vmid::new(1, 8).unwrap());
+
 type Tables<'a> = Space<'a, &'a Arena, Host>;
 
 /// Empty tables: 39 bits of IPA, so that a walk has three levels.
 fn tables<'a>(arena: &'a Arena, epochs: &'a Epochs<2>) -> Tables<'a> {
     let geometry = Geometry::new(39, &FEATURES, HwUpdate::Off).expect("a legal shape");
-    let vmid = Vmid::new(1, 8).expect("a legal VMID");
-    Space::new(geometry, vmid, epochs.domain(), arena, Host).expect("a page for the root")
+    let tables = Space::new(geometry, &VMIDS, epochs.domain(), arena, Host);
+    let tables = tables.expect("a page for the root");
+    let mut cpu = VMIDS.join(0).expect("one thread makes tables");
+    // SAFETY: (1, 2) no guest runs on the host.
+    core::mem::forget(unsafe { tables.enter(&mut cpu, 0) }.expect("a VMID"));
+    tables
 }
 
 fn root(tables: &Tables<'_>) -> u64 {
-    tables.vttbr() & crate::bare::ADDRESS
+    tables.root().get()
 }
 
 fn range(pages: Pages) -> IpaRange {

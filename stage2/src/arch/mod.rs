@@ -37,6 +37,11 @@ pub enum Observation {
         /// Its IPAs; `None` is all of them.
         range: Option<IpaRange>,
     },
+    /// The VMID is about to be lent to a VM: the caller goes on as if it had never been used.
+    Lent {
+        /// The VMID.
+        vmid: Vmid,
+    },
     /// This CPU has taken a table's lock.
     Locked {
         /// The table page.

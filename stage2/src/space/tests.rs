@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, Vmid};
 use crate::arch::Dsb;
 use crate::arch::host::{Event, Host, NoAtomicInstall};
 use crate::attr::{MemType, Prot};
@@ -21,6 +21,7 @@ use crate::lock::TableMeta;
 use crate::memory::Table;
 use crate::slot::native;
 use crate::tlbi::Tlbi;
+use crate::vmid::Vmids;
 
 const PAGES: usize = 2048;
 
@@ -130,16 +131,23 @@ fn geometry(ipa_bits: u32) -> Geometry {
     Geometry::new(ipa_bits, &features(48), HwUpdate::Off).unwrap()
 }
 
-fn vmid() -> Vmid {
-    Vmid::new(1, 8).unwrap()
+/// An allocator with VMID 1 alone.
+fn vmids() -> &'static Vmids<1> {
+    Box::leak(Box::new(Vmids::only(Vmid::new(1, 8).unwrap())))
 }
 
+/// A VM that the host runs.
 fn space<'t, const CPUS: usize>(
     pages: &'t Pages,
     epochs: &'t Epochs<CPUS>,
     ipa_bits: u32,
 ) -> Space<'t, &'t Pages, Host> {
-    Space::new(geometry(ipa_bits), vmid(), epochs.domain(), pages, Host::new()).unwrap()
+    let vmids = vmids();
+    let space = Space::new(geometry(ipa_bits), vmids, epochs.domain(), pages, Host::new()).unwrap();
+    let mut cpu = vmids.join(0).unwrap();
+    // SAFETY: (1, 2) no guest runs on the host.
+    core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
+    space
 }
 
 fn ram() -> Attributes {
@@ -238,20 +246,22 @@ fn tables_linked_on_the_way_to_an_error_are_made_visible() {
 }
 
 #[test]
-fn a_new_space_flushes_its_vmid_and_names_its_root() {
+fn a_vm_runs_with_its_root_after_everything_was_flushed() {
     let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
     let space = space(&pages, &epochs, 40);
-    assert_eq!(space.vttbr(), 1 << 48 | space.root.get(), "CnP is 0");
-    let vttbr = space.vttbr();
-    let flush = Event::Tlbi(Tlbi::Vmalls12e1Is, vttbr);
-    assert_eq!(space.arch.take_log().iter().filter(|event| **event == flush).count(), 1);
+    let vttbr = 1 << 48 | space.root().get();
+    assert_eq!(space.arch.vttbr(), vttbr, "CnP is 0");
+    let log = space.arch.take_log();
+    let at = |event| log.iter().position(|logged| *logged == event).expect("it is there");
+    assert!(at(Event::Tlbi(Tlbi::Alle1Is, 0)) < at(Event::SetVttbr(vttbr)));
 }
 
 #[test]
 fn a_vmid_that_the_machine_cannot_tell_apart_is_refused() {
     let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
     let wide = Vmid::new(0x101, 16).unwrap();
-    let result = Space::new(geometry(40), wide, epochs.domain(), &pages, Host::new());
+    let vmids = Vmids::<1>::only(wide);
+    let result = Space::new(geometry(40), &vmids, epochs.domain(), &pages, Host::new());
     assert_eq!(result.err(), Some(NewSpaceError::VmidTooWide { vmid: wide, bits: 8 }));
     assert_eq!(pages.live(), 0);
 }
@@ -357,7 +367,7 @@ fn without_pages_at_hand_nothing_is_lost() {
         assert_eq!(tally.tables as usize + space.geometry.root_tables(), pages.live());
     }
     let pages = Pages::new(0);
-    let result = Space::new(geometry(40), vmid(), epochs.domain(), &pages, Host::new());
+    let result = Space::new(geometry(40), vmids(), epochs.domain(), &pages, Host::new());
     assert_eq!(result.err(), Some(NewSpaceError::OutOfTables { pages: 2 }));
 }
 
@@ -365,7 +375,8 @@ fn without_pages_at_hand_nothing_is_lost() {
 fn without_an_atomic_install_the_caller_falls_through() {
     let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
     let cpu = epochs.join(0).unwrap();
-    let space = Space::new(geometry(40), vmid(), epochs.domain(), &pages, NoAtomicInstall).unwrap();
+    let space =
+        Space::new(geometry(40), vmids(), epochs.domain(), &pages, NoAtomicInstall).unwrap();
     let (mut frames, mut tally) = (Counted::new(0, 4096, 1), Tally::default());
     let ipa = Ipa::new(0x4000_0000);
     let result = space.install(&cpu.enter(), ipa, &at(&space, PAGE), &mut frames, &mut tally);

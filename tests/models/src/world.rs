@@ -20,6 +20,7 @@ use stage2::epoch::Cpu;
 use stage2::slot::native;
 use stage2::space::Frames;
 use stage2::tlbi::Tlbi;
+use stage2::vmid::Vmids;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Descriptor, Epochs, Errata, Features, Geometry, HwUpdate, Install,
     InstallError, Ipa, Level, MemType, Memory, Owner, PAGE_SIZE, Pa, Prot, Slot, Space, Table,
@@ -85,6 +86,7 @@ pub struct World {
     // First, so that it is dropped before what it borrows.
     space: Space<'static, Hardware, Hardware>,
     epochs: Box<Epochs<PES>>,
+    vmids: Box<Vmids<PES>>,
     hardware: Hardware,
     /// One word for each page of a frame.
     frames: Vec<[AtomicU64; FRAME_PAGES]>,
@@ -147,10 +149,12 @@ impl World {
         let epochs = Box::new(Epochs::new());
         // SAFETY: (1) the box does not move, and the space, the only borrower, is dropped before it.
         let borrowed: &'static Epochs<PES> = unsafe { &*core::ptr::from_ref(&*epochs) };
-        let vmid = Vmid::new(1, 8).unwrap();
+        let vmids = Box::new(Vmids::only(Vmid::new(1, 8).unwrap()));
+        // SAFETY: (1) as above.
+        let lenders: &'static Vmids<PES> = unsafe { &*core::ptr::from_ref(&*vmids) };
         let (memory, arch) = (hardware.clone(), hardware.clone());
-        let space = Space::new(geometry, vmid, borrowed.domain(), memory, arch).unwrap();
-        let root = Pa::new(space.vttbr() & 0xffff_ffff_f000);
+        let space = Space::new(geometry, lenders, borrowed.domain(), memory, arch).unwrap();
+        let root = space.root();
         for table in geometry.root_tables()..shape.tables {
             hardware.fill(Pa::new(root.get() + table as u64 * PAGE_SIZE), RUBBISH);
         }
@@ -162,8 +166,8 @@ impl World {
             (leaf.write, leaf.accessed) = (Write::Clean, false);
         }
         let (taken, running) = (Mutex::default(), AtomicUsize::new(0));
-        let world = Self { space, epochs, hardware, frames, taken, leaf, running };
-        (0..PES).for_each(|pe| world.on(pe, || world.enter_guest()));
+        let world = Self { space, epochs, vmids, hardware, frames, taken, leaf, running };
+        (0..PES).for_each(|pe| world.on(pe, || world.enter_guest(pe)));
         Arc::new(world)
     }
 
@@ -242,7 +246,7 @@ impl World {
     /// The page of the root that serves `ipa`.
     #[must_use]
     pub fn root(&self, ipa: Ipa) -> Pa {
-        self.space.geometry().root_page(Pa::new(self.space.vttbr() & 0xffff_ffff_f000), ipa)
+        self.space.geometry().root_page(self.space.root(), ipa)
     }
 
     /// The content of the page of a frame at `pa`.
@@ -341,11 +345,10 @@ impl World {
         }
     }
 
-    fn enter_guest(&self) {
-        self.hardware.dsb(Dsb::Ish);
-        // SAFETY: (1) the value is that of the VM that runs here; (2) the DSB above.
-        unsafe { self.hardware.set_vttbr(self.space.vttbr()) };
-        self.hardware.isb();
+    fn enter_guest(&self, pe: usize) {
+        let mut cpu = self.vmids.join(pe).expect("each PE once");
+        // SAFETY: (1, 2) there is no other VM.
+        core::mem::forget(unsafe { self.space.enter(&mut cpu, pe as u16) }.expect("a VMID"));
     }
 
     fn on<T>(&self, pe: usize, work: impl FnOnce() -> T) -> T {

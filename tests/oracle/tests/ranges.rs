@@ -7,6 +7,7 @@ use stage2::addr::PAGE_SIZE;
 use stage2::arch::Dsb;
 use stage2::epoch::Cpu;
 use stage2::space::{Batch, Extent, Frames, Notes, Progress, Release};
+use stage2::vmid::Vmids;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Flushed, Former, Geometry, HwUpdate,
     Install, InstallError, Ipa, IpaRange, Level, MemType, Note, Owner, Pa, Prot, Space, Tally,
@@ -41,11 +42,26 @@ fn range(start: u64, bytes: u64) -> IpaRange {
     IpaRange::new(Ipa::new(start), bytes).unwrap()
 }
 
-fn enter_guest(machine: &OracleMachine, vttbr: u64, pe: usize) {
+/// The machine's only VMID.
+fn vmids() -> Vmids<CPUS> {
+    Vmids::only(Vmid::new(VMID, 8).unwrap())
+}
+
+/// PE `pe` runs the VM from now on.
+fn enter_guest(machine: &OracleMachine, vmids: &Vmids<CPUS>, space: &OracleSpace<'_>, pe: usize) {
+    machine.on_pe(pe, || {
+        let mut cpu = vmids.join(pe).unwrap();
+        // SAFETY: (1, 2) the guest of a PE is who was entered last.
+        core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
+    });
+}
+
+/// PE `pe` runs another VM, under a VMID that is not of these.
+fn run_another(machine: &OracleMachine, pe: usize) {
     machine.on_pe(pe, || {
         (&machine).dsb(Dsb::Ish);
         // SAFETY: (1) the value is that of the VM that runs; (2) the DSB above.
-        unsafe { (&machine).set_vttbr(vttbr) };
+        unsafe { (&machine).set_vttbr(9 << 48 | 0x5000_0000) };
         (&machine).isb();
     });
 }
@@ -102,13 +118,13 @@ fn a_life_of_a_vm_is_sound_on_every_machine() {
         for (budget, elsewhere) in [(3, false), (600, true), (usize::MAX, false)] {
             let machine = machine(64);
             let epochs = Epochs::<CPUS>::new();
-            let vmid = Vmid::new(VMID, 8).unwrap();
+            let vmids = vmids();
             let space =
-                Space::new(geometry(caps), vmid, epochs.domain(), &machine, &machine).unwrap();
-            (0..CPUS).for_each(|pe| enter_guest(&machine, space.vttbr(), pe));
+                Space::new(geometry(caps), &vmids, epochs.domain(), &machine, &machine).unwrap();
+            (0..CPUS).for_each(|pe| enter_guest(&machine, &vmids, &space, pe));
             if elsewhere {
                 // PE 0 has run another VM since.
-                enter_guest(&machine, 9 << 48 | 0x5000_0000, 0);
+                run_another(&machine, 0);
             }
             let cpu = epochs.join(0).unwrap();
             let mut freed = Freed(&machine, Vec::new());
@@ -138,7 +154,7 @@ fn a_life_of_a_vm_is_sound_on_every_machine() {
             map(&space, &cpu, range(5 << 30, 0x1000), &ram(0xd000_0000, Level::L3));
             map(&space, &cpu, range(9 << 30, 0x1000), &ram(0xe000_0000, Level::L3));
             // What a PE runs is not destroyed under it.
-            (0..CPUS).for_each(|pe| enter_guest(&machine, 9 << 48 | 0x5000_0000, pe));
+            (0..CPUS).for_each(|pe| run_another(&machine, pe));
             // SAFETY: (1) every PE was given another value.
             unsafe { space.destroy(&cpu, || {}, &mut freed) }.unwrap();
             machine.note(|pe| Event::ReuseVmid { pe, vmid: VMID });
@@ -169,10 +185,10 @@ fn installs_during_unmaps_are_sound_and_nothing_is_lost() {
     const ROUNDS: usize = 40;
     let machine = machine(256);
     let epochs = Epochs::<CPUS>::new();
-    let vmid = Vmid::new(VMID, 8).unwrap();
+    let vmids = vmids();
     let caps = Caps::TLBI_RANGE | Caps::TTL;
-    let space = Space::new(geometry(caps), vmid, epochs.domain(), &machine, &machine).unwrap();
-    (0..CPUS).for_each(|pe| enter_guest(&machine, space.vttbr(), pe));
+    let space = Space::new(geometry(caps), &vmids, epochs.domain(), &machine, &machine).unwrap();
+    (0..CPUS).for_each(|pe| enter_guest(&machine, &vmids, &space, pe));
     let (stop, whole) = (AtomicBool::new(false), range(0, 1 << 30));
     let attributes = Attributes::new(Prot::RWX, MemType::Normal);
     let mapping = space.mapping(Level::L3, &attributes, Owner::Vm).unwrap();
@@ -224,10 +240,10 @@ fn installs_during_unmaps_are_sound_and_nothing_is_lost() {
 fn the_model_sees_a_table_that_is_freed_without_its_flush() {
     let machine = machine(16);
     let epochs = Epochs::<CPUS>::new();
-    let vmid = Vmid::new(VMID, 8).unwrap();
+    let vmids = vmids();
     let space =
-        Space::new(geometry(Caps::empty()), vmid, epochs.domain(), &machine, &machine).unwrap();
-    (0..CPUS).for_each(|pe| enter_guest(&machine, space.vttbr(), pe));
+        Space::new(geometry(Caps::empty()), &vmids, epochs.domain(), &machine, &machine).unwrap();
+    (0..CPUS).for_each(|pe| enter_guest(&machine, &vmids, &space, pe));
     let cpu = epochs.join(0).unwrap();
     map(&space, &cpu, range(0, 0x3000), &ram(0x8000_0000, Level::L3));
     unmap(&space, &cpu, range(0, 1 << 30), usize::MAX, &mut Freed(&machine, Vec::new()));
@@ -272,9 +288,9 @@ fn a_page_and_a_block_in_one_batch_share_no_hint() {
 /// Two tables of pages, side by side, and what a test does with the space.
 fn with_two_tables(test: impl FnOnce(&OracleSpace<'_>, &Cpu<'_>)) {
     let (machine, epochs) = (machine(8), Epochs::<CPUS>::new());
-    let vmid = Vmid::new(VMID, 8).unwrap();
+    let vmids = vmids();
     let space =
-        Space::new(geometry(Caps::empty()), vmid, epochs.domain(), &machine, &machine).unwrap();
+        Space::new(geometry(Caps::empty()), &vmids, epochs.domain(), &machine, &machine).unwrap();
     let cpu = epochs.join(0).unwrap();
     map(&space, &cpu, range(0x1f_f000, 0x2000), &ram(0x8000_0000, Level::L3));
     test(&space, &cpu);

@@ -5,6 +5,7 @@ use stage2::addr::PAGE_SIZE;
 use stage2::arch::Dsb;
 use stage2::space::Frames;
 use stage2::tlbi::LeafLevel;
+use stage2::vmid::Vmids;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Geometry, HwUpdate, Install, Ipa,
     IpaRange, Level, MemType, Owner, Pa, Prot, Slot, Space, Tally, View, Vmid,
@@ -45,12 +46,11 @@ fn machine(geometry: &Geometry) -> OracleMachine {
 
 type OracleSpace<'m> = Space<'m, &'m OracleMachine, &'m OracleMachine>;
 
-fn enter_guest(machine: &OracleMachine, space: &OracleSpace<'_>, pe: usize) {
+fn enter_guest(machine: &OracleMachine, vmids: &Vmids<CPUS>, space: &OracleSpace<'_>, pe: usize) {
     machine.on_pe(pe, || {
-        (&machine).dsb(Dsb::Ish);
-        // SAFETY: (1) the value is that of the VM that runs; (2) the DSB above.
-        unsafe { (&machine).set_vttbr(space.vttbr()) };
-        (&machine).isb();
+        let mut cpu = vmids.join(pe).unwrap();
+        // SAFETY: (1, 2) the guest of a PE is who was entered last.
+        core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
     });
 }
 
@@ -74,7 +74,7 @@ fn install(space: &OracleSpace<'_>, epochs: &Epochs<CPUS>, page: u64, frames: &m
 /// The level-3 slot of an address that is mapped.
 fn leaf_slot<'m>(machine: &'m OracleMachine, space: &OracleSpace<'_>, ipa: Ipa) -> &'m Slot {
     let geometry = space.geometry();
-    let mut pa = geometry.root_page(Pa::new(space.vttbr() & 0xffff_ffff_fffe), ipa);
+    let mut pa = geometry.root_page(space.root(), ipa);
     let mut level = geometry.start();
     loop {
         // SAFETY: (1) linked, and nothing is freed in these tests.
@@ -94,10 +94,10 @@ fn populate_and_unmap(caps: Caps, pages: u64, level: LeafLevel, other_vmid: bool
     let geometry = Geometry::new(40, &features, HwUpdate::Off).unwrap();
     let machine = machine(&geometry);
     let epochs = Epochs::<CPUS>::new();
-    let vmid = Vmid::new(3, 8).unwrap();
+    let vmids = Vmids::only(Vmid::new(3, 8).unwrap());
     {
-        let space = Space::new(geometry, vmid, epochs.domain(), &machine, &machine).unwrap();
-        (0..CPUS).for_each(|pe| enter_guest(&machine, &space, pe));
+        let space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
+        (0..CPUS).for_each(|pe| enter_guest(&machine, &vmids, &space, pe));
         let mut frames = Frame(0x8000_0000);
         let installed: Vec<Pa> =
             (0..pages).map(|page| install(&space, &epochs, page, &mut frames)).collect();

@@ -25,7 +25,8 @@ use std::sync::Arc;
 use guests::Flight;
 use mmu_oracle::{Machine, OracleMachine};
 use stage2::slot::Drained;
-use stage2::{Arch, Epochs, Level, Space, Vmid, arch};
+use stage2::vmid::Vmids;
+use stage2::{Epochs, Level, Space, Vmid};
 
 use crate::format;
 use crate::memory::{Count, Store};
@@ -101,6 +102,7 @@ struct Ground<'m> {
     machine: &'m OracleMachine,
     store: &'m Store<'m>,
     epochs: &'m Epochs<PES>,
+    vmids: &'m Vmids<PES>,
 }
 
 /// Everything.
@@ -140,10 +142,13 @@ pub fn run(program: &Program, fault: Fault) -> Report {
         _ => None,
     };
     let store = Store::new(&machine, fails);
-    let epochs = Epochs::new();
+    // As few as can be: VMs come and go, so generations end.
+    let vmid = |number: usize| Vmid::new(number as u16, 8).expect("small and not zero");
+    let (first, last) = (vmid(1), vmid(program.setup.vm_count()));
+    let (epochs, vmids) = (Epochs::new(), Vmids::between(first, last));
     let mut world = World {
         setup: program.setup,
-        ground: Ground { machine: &machine, store: &store, epochs: &epochs },
+        ground: Ground { machine: &machine, store: &store, epochs: &epochs, vmids: &vmids },
         vms: BTreeMap::new(),
         running: [None; PES],
         flying: [None; PES],
@@ -294,24 +299,20 @@ impl<'m> World<'m> {
         }
     }
 
-    /// The PE leaves its guest and enters another: a DSB ends the walks of the old one.
+    /// The PE leaves its guest and enters another.
     fn enter(&mut self, pe: usize, vm: Option<usize>) {
         let vm = vm.map(|vm| vm % self.setup.vm_count()).filter(|vm| self.vms.contains_key(vm));
-        let value = vm.map_or(0, |vm| self.vms[&vm].space.vttbr());
-        self.ground.machine.on_pe(pe, || {
-            self.ground.machine.dsb(arch::Dsb::Ish);
-            // SAFETY: (1) the value is that of the VM that runs, or 0 for none; (2) the DSB above.
-            unsafe { (&self.ground.machine).set_vttbr(value) };
-            self.ground.machine.isb();
+        let Ground { machine, vmids, .. } = self.ground;
+        machine.on_pe(pe, || {
+            let mut cpu = vmids.join(pe).expect("one thread runs these programs");
+            let Some(vm) = vm else { return cpu.leave(&machine) };
+            // SAFETY: (1, 2) the guest of a PE is who was entered last.
+            let running = unsafe { self.vms[&vm].space.enter(&mut cpu, pe as u16) };
+            core::mem::forget(running.expect("as many VMIDs as VMs"));
         });
         self.running[pe] = vm;
         self.flying[pe] = None;
     }
-}
-
-/// The VMID of a VM.
-fn vmid(vm: usize) -> Vmid {
-    Vmid::new(vm as u16 + 1, 8).expect("small and not zero")
 }
 
 /// The level as `stage2` has it.

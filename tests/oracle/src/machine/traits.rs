@@ -138,6 +138,7 @@ unsafe impl Arch for &OracleMachine {
                     range.map(|range| Span { ipa: range.start().get(), bytes: range.bytes() });
                 Event::Flushed { pe, vmid: vmid.get(), span }
             }
+            Observation::Lent { vmid } => Event::ReuseVmid { pe, vmid: vmid.get() },
             Observation::Locked { table } => Event::Lock { pe, table: table.get() },
             Observation::Unlocked { table } => Event::Unlock { pe, table: table.get() },
         });

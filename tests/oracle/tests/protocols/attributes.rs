@@ -8,7 +8,7 @@ use crate::rig::{Pool, Rig};
 /// The leaf's bits outside of its address and of the two that software may use \[57:56\].
 fn installed(caps: Caps, level: Level, prot: Prot, mem: MemType) -> u64 {
     let rig = Rig::new(40, caps);
-    let vm = rig.vm(3);
+    let vm = rig.vm();
     rig.enter(&vm, 1);
     let mapping = vm.mapping(level, &Attributes::new(prot, mem), Owner::Vm).unwrap();
     let mut pool = Pool::new(1, level, 1);

@@ -17,7 +17,7 @@ const PAGE: u64 = 0x4000_0000;
 fn hardware_finds_what_was_installed_and_nothing_else() {
     for ipa_bits in 25..=48 {
         let rig = Rig::new(ipa_bits, Caps::empty());
-        let vm = rig.vm(3);
+        let vm = rig.vm();
         rig.enter(&vm, 1);
         let end = 1u64 << ipa_bits;
         let mut ipas = vec![0, 4096, end - 4096];
@@ -59,7 +59,7 @@ fn hardware_finds_what_was_installed_and_nothing_else() {
 fn blocks_stand_where_hardware_looks_for_them() {
     for level in [Level::L1, Level::L2, Level::L3] {
         let rig = Rig::new(40, Caps::empty());
-        let vm = rig.vm(3);
+        let vm = rig.vm();
         rig.enter(&vm, 1);
         let mut pool = Pool::new(1, level, 1);
         let inside = 0x1234_5678 & (level.slot_bytes() - 1);
@@ -87,7 +87,7 @@ fn without_tables_an_install_leaves_what_is_useful_and_loses_nothing() {
     for ipa_bits in [32, 40, 48] {
         for count in 0..4 {
             let rig = Rig::new(ipa_bits, Caps::empty());
-            let vm = rig.vm(3);
+            let vm = rig.vm();
             rig.enter(&vm, 1);
             let root = rig.live();
             let mut pool = Pool::new(1, Level::L3, 1);
@@ -112,7 +112,7 @@ fn without_tables_an_install_leaves_what_is_useful_and_loses_nothing() {
 #[test]
 fn without_frames_the_tables_are_published_all_the_same() {
     let rig = Rig::new(40, Caps::empty());
-    let vm = rig.vm(3);
+    let vm = rig.vm();
     rig.enter(&vm, 1);
     let mut none = Pool::new(1, Level::L3, 0);
     let (result, tally) = fault(&rig, &vm, 0, PAGE, Level::L3, &mut none);
@@ -130,7 +130,7 @@ type Rival<'a> = &'a (dyn Fn(&Rig, &Vm<'_>, &mut Pool) + Sync);
 fn against(what: &str, rival: Rival<'_>, check: impl Fn(&Rig, &Vm<'_>, &Run)) -> usize {
     for n in 1.. {
         let rig = Rig::new(40, Caps::empty());
-        let vm = rig.vm(3);
+        let vm = rig.vm();
         rig.enter(&vm, 0);
         rig.enter(&vm, 1);
         let (mut mine, mut theirs) = (Pool::new(1, Level::L3, 2), Pool::new(2, Level::L3, 2));
@@ -247,7 +247,7 @@ fn an_install_overwrites_no_state_but_empty() {
         });
         // The same state, met by the load before any compare-exchange.
         let rig = Rig::new(40, Caps::empty());
-        let vm = rig.vm(3);
+        let vm = rig.vm();
         rival(&rig, &vm, &mut Pool::new(2, Level::L3, 0));
         let mut pool = Pool::new(1, Level::L3, 1);
         let (result, tally) = fault(&rig, &vm, 0, PAGE, Level::L3, &mut pool);
@@ -261,7 +261,7 @@ fn an_install_overwrites_no_state_but_empty() {
 #[test]
 fn what_must_be_refused_changes_nothing() {
     let rig = Rig::new(40, Caps::empty());
-    let vm = rig.vm(3);
+    let vm = rig.vm();
     rig.enter(&vm, 1);
     let (others, mut pool) = (Epochs::<PES>::new(), Pool::new(1, Level::L3, 1));
     let (stranger, cpu) = (others.join(0).unwrap(), rig.epochs.join(0).unwrap());
@@ -279,7 +279,7 @@ fn what_must_be_refused_changes_nothing() {
     let member = Attributes { contiguous: true, ..ram() };
     assert!(vm.mapping(Level::L3, &member, Owner::Vm).is_err(), "one member of a run");
     let low = Rig::new(32, Caps::empty());
-    let above = low.vm(3).mapping(Level::L1, &ram(), Owner::Vm);
+    let above = low.vm().mapping(Level::L1, &ram(), Owner::Vm);
     assert!(above.is_err(), "no leaf is above the root: its walks start at level 2");
     rig.assert_sound(&"refusals");
 }

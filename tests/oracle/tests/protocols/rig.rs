@@ -8,9 +8,9 @@ use std::sync::Mutex;
 
 use mmu_oracle::{Event, Machine, OracleMachine};
 use stage2::addr::PAGE_SIZE;
-use stage2::arch::Dsb;
 use stage2::slot::Drained;
 use stage2::space::Frames;
+use stage2::vmid::Vmids;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Geometry, HwUpdate, Install,
     InstallError, Ipa, IpaRange, Level, MemType, Memory, Owner, Pa, Prot, Slot, Space, Table,
@@ -30,10 +30,14 @@ const ARENA: u64 = 0x10_0000;
 pub(crate) const TLBI_CAPS: [Caps; 4] =
     [Caps::empty(), Caps::TTL, Caps::TLBI_RANGE, Caps::TLBI_RANGE.union(Caps::TTL)];
 
+/// The VMIDs of a machine: two, the first of which is lent first.
+pub(crate) const VMIDS: [u16; 2] = [3, 4];
+
 /// One machine, and the epochs of its CPUs.
 pub(crate) struct Rig {
     pub(crate) machine: OracleMachine,
     pub(crate) epochs: Epochs<PES>,
+    pub(crate) vmids: Vmids<PES>,
     geometry: Geometry,
     /// Table pages in use.
     live: Mutex<BTreeSet<u64>>,
@@ -107,7 +111,9 @@ impl Rig {
             ..Machine::default()
         };
         let machine = OracleMachine::new(machine, PAGES);
-        Self { machine, epochs: Epochs::new(), geometry, live: Mutex::default() }
+        let [first, last] = VMIDS.map(|vmid| Vmid::new(vmid, 8).unwrap());
+        let vmids = Vmids::between(first, last);
+        Self { machine, epochs: Epochs::new(), vmids, geometry, live: Mutex::default() }
     }
 
     /// What the machine has.
@@ -115,24 +121,21 @@ impl Rig {
         self.geometry.features().caps
     }
 
-    pub(crate) fn vm(&self, vmid: u16) -> Vm<'_> {
-        let vmid = Vmid::new(vmid, 8).unwrap();
-        Space::new(self.geometry, vmid, self.epochs.domain(), Tables(self), &self.machine).unwrap()
+    pub(crate) fn vm(&self) -> Vm<'_> {
+        let (vmids, epochs) = (&self.vmids, self.epochs.domain());
+        Space::new(self.geometry, vmids, epochs, Tables(self), &self.machine).unwrap()
     }
 
-    /// PE `pe` goes on with a guest of the VM.
-    pub(crate) fn enter(&self, vm: &Vm<'_>, pe: usize) {
-        self.run_root(vm.vttbr(), pe);
-    }
-
-    /// PE `pe` goes on with whoever this value of VTTBR_EL2 belongs to.
-    pub(crate) fn run_root(&self, vttbr: u64, pe: usize) {
+    /// PE `pe` goes on with a guest of the VM, until it enters another one. Returns the VMID.
+    pub(crate) fn enter(&self, vm: &Vm<'_>, pe: usize) -> u16 {
         self.machine.on_pe(pe, || {
-            (&self.machine).dsb(Dsb::Ish);
-            // SAFETY: (1) the value of who runs next; (2) the DSB above.
-            unsafe { (&self.machine).set_vttbr(vttbr) };
-            (&self.machine).isb();
-        });
+            let mut cpu = self.vmids.join(pe).expect("one guest a PE");
+            // SAFETY: (1, 2) the guest of a PE is who was entered last.
+            let running = unsafe { vm.enter(&mut cpu, 0) }.unwrap();
+            let vmid = running.vmid();
+            core::mem::forget(running);
+            vmid.get()
+        })
     }
 
     pub(crate) fn vttbr(&self, pe: usize) -> u64 {
@@ -146,25 +149,26 @@ impl Rig {
 
     /// The slot in which a walk of the VM for `ipa` ends.
     pub(crate) fn slot(&self, vm: &Vm<'_>, ipa: u64) -> &Slot {
-        self.walk(vm.vttbr(), ipa).0.expect("the address has a slot").0
+        self.walk(vm.root().get(), ipa).0.expect("the address has a slot").0
     }
 
     /// The slot of `level` on the way of the VM to `ipa`, found as hardware finds it.
     pub(crate) fn slot_at(&self, vm: &Vm<'_>, ipa: u64, level: u8) -> &Slot {
-        let (slot, found) = self.walk_to(vm.vttbr(), ipa, level).0.expect("the address has a slot");
+        let (slot, found) =
+            self.walk_to(vm.root().get(), ipa, level).0.expect("the address has a slot");
         assert_eq!(found, level, "the walk ends above");
         slot
     }
 
     /// The level of the slot where the VM's walk to `ipa` ends.
     pub(crate) fn level(&self, vm: &Vm<'_>, ipa: u64) -> Level {
-        LEVELS[usize::from(self.walk(vm.vttbr(), ipa).0.expect("the address has a slot").1)]
+        LEVELS[usize::from(self.walk(vm.root().get(), ipa).0.expect("the address has a slot").1)]
     }
 
     /// Table pages that a walk by the VM's root can reach.
     pub(crate) fn reachable(&self, vm: &Vm<'_>) -> usize {
         let (start, bits) = start_of(self.geometry.vtcr());
-        let root = vm.vttbr() & 0x0000_ffff_ffff_fffe;
+        let root = vm.root().get();
         let pages = 1u64 << bits.saturating_sub(9);
         let mut todo: Vec<(u64, u8)> =
             (0..pages).map(|page| (root + page * PAGE_SIZE, start)).collect();

@@ -5,23 +5,27 @@ use mmu_oracle::event::Span;
 use stage2::tlbi::LeafLevel;
 use stage2::{Arch, Attributes, Caps, Ipa, Level, MemType, Owner, Prot, flush};
 
-use crate::rig::{Pool, Rig, TLBI_CAPS, drain, map, range};
+use crate::rig::{Pool, Rig, TLBI_CAPS, VMIDS, drain, map, range};
 
 const PAGE: u64 = 0x4000_0000;
 
-/// PE 0 runs VM 9 and unmaps from VM 3, which runs on PE 1; then VM 9 goes on, and unmaps from itself.
+/// PE 0 runs a VM and unmaps from another, which runs on PE 1; then it goes on, and unmaps from its own.
 #[test]
 fn a_flush_of_another_vm_hits_that_vm_and_leaves_this_one_as_it_was() {
     for caps in TLBI_CAPS {
-        for (mine, other) in [(3, 9), (9, 3)] {
+        for comes_first in [false, true] {
             let rig = Rig::new(40, caps);
-            let (vm, running) = (rig.vm(mine), rig.vm(other));
+            let (vm, running) = (rig.vm(), rig.vm());
             let (mut frames, mut others) = (Pool::new(1, Level::L3, 2), Pool::new(2, Level::L3, 2));
-            rig.enter(&vm, 0);
+            if comes_first {
+                // And so has the lower VMID.
+                rig.enter(&running, 0);
+            }
+            let mine = rig.enter(&vm, 0);
             rig.enter(&vm, 1);
             let old = map(&rig, &vm, PAGE, Level::L3, &mut frames);
             let theirs = map(&rig, &running, PAGE, Level::L3, &mut others);
-            rig.enter(&running, 0);
+            let other = rig.enter(&running, 0);
 
             let drained = drain(&rig, &vm, &[PAGE]).remove(0);
             let flushed = vm.tlb().reduce(range(PAGE, 4096), LeafLevel::L3);
@@ -50,8 +54,8 @@ fn a_flush_of_another_vm_hits_that_vm_and_leaves_this_one_as_it_was() {
 fn a_flush_of_a_whole_vm_leaves_nothing_of_it() {
     for from_another in [false, true] {
         let rig = Rig::new(40, Caps::empty());
-        let (vm, running) = (rig.vm(3), rig.vm(9));
-        rig.enter(&vm, 0);
+        let (vm, running) = (rig.vm(), rig.vm());
+        let vmid = rig.enter(&vm, 0);
         rig.enter(&vm, 1);
         let (mut pages, mut blocks) = (Pool::new(1, Level::L3, 2), Pool::new(2, Level::L2, 2));
         let ipas = [PAGE, PAGE + 4096, PAGE + (2 << 20)];
@@ -63,7 +67,7 @@ fn a_flush_of_a_whole_vm_leaves_nothing_of_it() {
         }
         let drained = drain(&rig, &vm, &ipas);
         let flushed = vm.tlb().vm();
-        rig.machine.note(|pe| Event::Flushed { pe, vmid: 3, span: None });
+        rig.machine.note(|pe| Event::Flushed { pe, vmid, span: None });
         for slot in drained {
             // SAFETY: (1) flushed above, all of the VM.
             unsafe { slot.release(&&rig.machine, &flushed) };
@@ -79,7 +83,7 @@ fn a_flush_of_a_whole_vm_leaves_nothing_of_it() {
 #[test]
 fn the_flush_at_boot_leaves_nothing_of_any_vm() {
     let rig = Rig::new(40, Caps::empty());
-    let vms = [rig.vm(3), rig.vm(9)];
+    let vms = [rig.vm(), rig.vm()];
     let mut pool = Pool::new(1, Level::L3, 2);
     for vm in &vms {
         rig.enter(vm, 0);
@@ -88,7 +92,7 @@ fn the_flush_at_boot_leaves_nothing_of_any_vm() {
     }
     let drained: Vec<_> = vms.iter().flat_map(|vm| drain(&rig, vm, &[PAGE])).collect();
     let flushed = flush::all(&&rig.machine);
-    for vmid in [3, 9] {
+    for vmid in VMIDS {
         let span = Some(Span { ipa: PAGE, bytes: 4096 });
         rig.machine.note(|pe| Event::Flushed { pe, vmid, span });
     }
@@ -104,21 +108,24 @@ fn the_flush_at_boot_leaves_nothing_of_any_vm() {
 #[test]
 fn a_new_vm_finds_nothing_of_the_last_one_with_its_vmid() {
     let rig = Rig::new(40, Caps::empty());
-    let (first, running) = (rig.vm(3), rig.vm(9));
+    let (first, running) = (rig.vm(), rig.vm());
     let (mut old, mut new) = (Pool::new(1, Level::L3, 2), Pool::new(2, Level::L3, 2));
-    rig.enter(&first, 0);
+    let vmid = rig.enter(&first, 0);
     rig.enter(&first, 1);
     map(&rig, &first, PAGE, Level::L3, &mut old);
     map(&rig, &first, PAGE + 4096, Level::L3, &mut old);
     // Its guests run no more, on no PE.
     rig.enter(&running, 0);
     rig.enter(&running, 1);
-    let second = rig.vm(3);
-    rig.machine.note(|pe| Event::ReuseVmid { pe, vmid: 3 });
+    let (second, vttbr) = (rig.vm(), rig.vttbr(0));
+    assert_eq!(
+        rig.enter(&second, 1),
+        vmid,
+        "all VMIDs were lent, and it was that of no VM that ran"
+    );
     rig.assert_sound(&"reuse");
-    assert_eq!(rig.vttbr(0), running.vttbr(), "the PE is still VM 9's");
+    assert_eq!(rig.vttbr(0), vttbr, "the other PE runs on as it did");
     old.taken().iter().for_each(|frame| rig.free_frame(*frame, 4096));
-    rig.enter(&second, 1);
     map(&rig, &second, PAGE, Level::L3, &mut new);
     let pa = rig.translate(1, PAGE).map(|found| found.pa);
     assert!(pa.is_some_and(|pa| new.taken().contains(&pa)), "the new VM has its own page: {pa:x?}");
@@ -137,8 +144,8 @@ fn a_granted_permission_is_in_force_after_a_local_flush() {
         ] {
             for from_another in [false, true] {
                 let rig = Rig::with(40, caps, stage2::HwUpdate::Off, 1);
-                let (vm, running) = (rig.vm(3), rig.vm(9));
-                rig.enter(&vm, 0);
+                let (vm, running) = (rig.vm(), rig.vm());
+                let vmid = rig.enter(&vm, 0);
                 let attributes = Attributes::new(Prot::RX, MemType::Normal);
                 let mapping = vm.mapping(level, &attributes, Owner::Vm).unwrap();
                 let (cpu, mut pool) = (rig.epochs.join(0).unwrap(), Pool::new(1, level, 1));
@@ -157,11 +164,11 @@ fn a_granted_permission_is_in_force_after_a_local_flush() {
                 let read_only = slot.load(&&rig.machine).bits();
                 // SAFETY: (1, 2) permission is added to a live leaf, by one thread.
                 unsafe { (&rig.machine).swap(slot, read_only | 1 << 7) };
+                let before = rig.vttbr(0);
                 vm.tlb().relax_local(Ipa::new(PAGE), hint);
-                rig.relies_on_flush(3, range(PAGE, level.slot_bytes()));
+                rig.relies_on_flush(vmid, range(PAGE, level.slot_bytes()));
                 rig.assert_sound(&(caps, level, hint, from_another));
-                let expected = if from_another { running.vttbr() } else { vm.vttbr() };
-                assert_eq!(rig.vttbr(0), expected, "the interrupted guest is another");
+                assert_eq!(rig.vttbr(0), before, "the interrupted guest is another");
             }
         }
     }

@@ -4,9 +4,9 @@ use mmu_oracle::Event;
 use stage2::addr::PAGE_SIZE;
 use stage2::{Caps, Level, Memory, Pa};
 
-use crate::rig::{LEVELS, Pool, Rig, TLBI_CAPS, Vm, drain, fault, map, range};
+use crate::rig::{LEVELS, Pool, Rig, TLBI_CAPS, VMIDS, Vm, drain, fault, map, range};
 
-const VMID: u16 = 3;
+const VMID: u16 = VMIDS[0];
 /// Aligned to 1 GiB.
 const BASE: u64 = 0x40_0000_0000;
 
@@ -50,7 +50,7 @@ fn give_back(rig: &Rig, vm: &Vm<'_>, above: Level, leaves: &[u64], inner: &[u64]
 fn round(caps: Caps, above: Level, leaf: Level, leaves: &[u64], inner: &[u64]) {
     let what = (caps, above, leaf);
     let rig = Rig::new(40, caps);
-    let vm = rig.vm(VMID);
+    let vm = rig.vm();
     rig.enter(&vm, 0);
     rig.enter(&vm, 1);
     let root = rig.live();

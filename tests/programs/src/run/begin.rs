@@ -7,20 +7,20 @@ use stage2::Space;
 use stage2::space::NewSpaceError;
 
 use super::ranges::Released;
-use super::{Held, Owed, Vm, World, level, vmid};
+use super::{Held, Owed, Vm, World, level};
 use crate::program::Who;
 use crate::reference::Reference;
 use crate::walk::Tables;
 
 impl World<'_> {
-    /// A VM begins: its tables are empty, its VMID is clean.
+    /// A VM begins: its tables are empty.
     pub(super) fn begin(&mut self, pe: usize, vm: usize) {
         let (before, geometry) = (self.ground.store.count(), self.setup.geometry());
         let (root_pages, ipa_bits) = (geometry.root_tables(), geometry.ipa_bits());
         let made = self.ground.machine.on_pe(pe, || {
             Space::new(
                 geometry,
-                vmid(vm),
+                self.ground.vmids,
                 self.ground.epochs.domain(),
                 self.ground.store,
                 self.ground.machine,
@@ -32,13 +32,12 @@ impl World<'_> {
                 assert_eq!(after.tables - before.tables, root_pages);
                 let tables = Tables {
                     memory: self.ground.machine,
-                    root: space.vttbr() & 0x0000_ffff_ffff_fffe,
+                    root: space.root().get(),
                     root_pages: root_pages as u64,
                     start: self.start_level(),
                     ipa_bits,
                     machine: self.encoding(),
                 };
-                assert_eq!(space.vttbr() >> 48, u64::from(vmid(vm).get()));
                 assert!(tables.root.is_multiple_of(root_pages as u64 * 4096), "root alignment");
                 let (space, reference) = (Arc::new(space), Reference::default());
                 let (owed, held) = (Vec::new(), Vec::new());
@@ -52,7 +51,7 @@ impl World<'_> {
         }
     }
 
-    /// The VM ends, and another one begins under its VMID.
+    /// The VM ends, and another one begins.
     pub(super) fn rebuild(&mut self, who: Who) {
         let Some(vm) = self.vm(who) else { return };
         self.settle_vm(vm);
@@ -108,7 +107,7 @@ impl World<'_> {
         let (linked, _) = tables.all();
         // Each table that is given back costs a thousand events.
         if linked.len() < ended.tables.root_pages as usize + 3 {
-            return self.destroy(pe, vm, ended);
+            return self.destroy(pe, ended);
         }
         machine.on_pe(pe, || {
             let mut drained = Vec::new();
@@ -133,12 +132,11 @@ impl World<'_> {
                 self.free(*table, 1);
             }
             self.free(tables.root, tables.root_pages as usize);
-            machine.note(|pe| Event::ReuseVmid { pe, vmid: vmid(vm).get() });
         });
     }
 
     /// What comes back is what the reference has.
-    fn destroy(&self, pe: usize, vm: usize, ended: Vm<'_>) {
+    fn destroy(&self, pe: usize, ended: Vm<'_>) {
         let space = Arc::into_inner(ended.space).expect("nobody else uses the tables");
         self.ground.machine.on_pe(pe, || {
             let cpu = self.ground.epochs.join(pe).expect("each PE joins once at a time");
@@ -148,7 +146,6 @@ impl World<'_> {
             let done = unsafe { space.destroy(&cpu, alone, &mut back) };
             done.expect("everything can be unmapped");
             back.are(ended.reference.leaves.iter());
-            self.ground.machine.note(|pe| Event::ReuseVmid { pe, vmid: vmid(vm).get() });
         });
     }
 
