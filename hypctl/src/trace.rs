@@ -205,6 +205,7 @@ fn event(record: &Record) -> (Event, Option<u64>) {
             };
             Event::Tlbi { pe, scope, aim }
         }
+        What::Lent { vmid } => Event::ReuseVmid { pe, vmid },
         What::Locked { table } => Event::Lock { pe, table },
         What::Unlocked { table } => Event::Unlock { pe, table },
         What::Published => Event::Published { pe },
@@ -301,6 +302,7 @@ mod tests {
                 Event::Flushed { pe: 1, vmid: 9, span },
             ),
             (What::Flushed { vmid: 9, range: None }, Event::Flushed { pe: 1, vmid: 9, span: None }),
+            (What::Lent { vmid: 9 }, Event::ReuseVmid { pe: 1, vmid: 9 }),
         ];
         let steps: Vec<_> = pairs.iter().map(|(what, _)| *what).collect();
         let recording = read_back(&contents(&steps));

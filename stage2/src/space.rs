@@ -149,7 +149,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     ///
     /// # Errors
     /// [`EntryError`]: another allocator's CPU, or no VMID that is free. No VM runs here then, and
-    /// VTTBR_EL2 is 0.
+    /// VTTBR_EL2 holds VMID 0.
     ///
     /// # Safety
     /// 1. This is the CPU of `cpu`, and until the token is dropped a guest that runs on it is vCPU `vcpu`

@@ -120,6 +120,8 @@ pub type Vmids<const CPUS: usize> = Allocator<[Place; CPUS]>;
 pub struct Allocator<P: ?Sized = [Place]> {
     first: u16,
     last: u16,
+    /// What VTTBR_EL2 holds where no VM runs.
+    idle: u64,
     /// From 1 on, in 48 bits: enough for a million roll-overs a second for nine years.
     generation: AtomicU64,
     /// The next VMID to be lent, if it is not kept; past `last` when all are.
@@ -210,12 +212,21 @@ impl<const CPUS: usize> Vmids<CPUS> {
             Self {
                 first,
                 last,
+                idle: 0,
                 generation: AtomicU64::new(1),
                 // As if all were lent: the first loan is a roll-over, which empties the TLBs.
                 next: Lock::new(last as u32 + 1),
                 places: array![Place::new(); CPUS],
             }
         }
+    }
+
+    /// Where no VM runs, VTTBR_EL2 holds VMID 0 and this root, instead of 0: tables that map nothing, in
+    /// case something makes a PE walk there.
+    #[must_use]
+    pub const fn idle_root(mut self, root: Pa) -> Self {
+        self.idle = root.get();
+        self
     }
 
     /// The right of CPU `index` to run guests; `None` beyond `CPUS`, or while somebody holds it.
@@ -328,7 +339,7 @@ impl<'v> Loan<'v> {
             return Err(EntryError::ForeignCpu);
         }
         let place: &Place = cpu.place();
-        running::vacate(arch, place);
+        running::vacate(arch, self.vmids, place);
         let quick = self.tag().filter(|tag| {
             place.run(Some(*tag));
             self.vmids.counts(*tag)
@@ -338,7 +349,7 @@ impl<'v> Loan<'v> {
             None => self.ask(arch, place)?,
         };
         // SAFETY: (1) the caller's clause.
-        Ok(unsafe { Running::begin(arch, place, tag.vmid, root, vcpu) })
+        Ok(unsafe { Running::begin(arch, self.vmids, place, tag.vmid, root, vcpu) })
     }
 
     /// Asks the allocator under its lock, and borrows a VMID if the VM has none.

@@ -21,9 +21,11 @@ use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
     CNTHCTL_EL2, CNTVOFF_EL2, CPTR_EL2, HCR_EL2, MIDR_EL1, Readable, VTCR_EL2, Writeable,
 };
-use stage2::arch::{Arch, Dsb};
+use stage2::Pa;
+use stage2::vmid::{self, EntryError, Running};
 
 use super::Vm;
+use super::pe::Pe;
 use crate::event::trace;
 use crate::sysreg;
 
@@ -52,13 +54,17 @@ pub(super) fn trap_vm_registers(on: bool) {
     write_hcr(if on { others | tvm } else { others });
 }
 
-/// Sets EL2's controls on this CPU for its vCPU.
-pub(super) fn load(vm: &Vm, vcpu: usize) {
-    let arch = vm.space.arch();
-    arch.dsb(Dsb::Ish);
+/// Sets EL2's controls on this CPU for its vCPU, which runs here until the returned token is dropped.
+///
+/// # Errors
+/// Of [`Space::enter`](stage2::Space::enter): none where each CPU has a place, and there are more VMIDs than
+/// CPUs.
+pub(super) fn load<'r>(
+    vm: &'r Vm,
+    place: &'r mut vmid::Cpu<'_>,
+    vcpu: usize,
+) -> Result<Running<'r, Pe>, EntryError> {
     VTCR_EL2.set(vm.space.geometry().vtcr());
-    // SAFETY: (1) it is this VM's guest that runs next; (2) the DSB above.
-    unsafe { arch.set_vttbr(vm.space.vttbr()) };
     let hcr = HCR_EL2::VM::SET
         + HCR_EL2::SWIO::SET
         + HCR_EL2::FMO::SET
@@ -91,6 +97,9 @@ pub(super) fn load(vm: &Vm, vcpu: usize) {
     optional();
     barrier::isb(barrier::SY);
     trace::synchronized();
+    // SAFETY: (1) `place` is this CPU's, and until the VM ends only `vcpu` of this VM runs here, under the
+    // registers above; (2) nobody else writes VTTBR_EL2.
+    unsafe { vm.space.enter(place, vcpu as u16) }
 }
 
 /// A root that maps nothing, for CPUs that run no VM: as large and aligned as any root can be.
@@ -99,15 +108,9 @@ struct NoVm([u64; 8192]);
 
 static NO_VM: NoVm = NoVm([0; 8192]);
 
-/// Takes this CPU off its VM: no walk of it, and no later invalidation, uses the VM's tables or VMID. VMID 0
-/// is no VM's.
-pub(super) fn leave(vm: &Vm) {
-    let arch = vm.space.arch();
-    // The guest's walks, which go on speculatively [RLFHQG], end before the register changes [IQVPYJ].
-    arch.dsb(Dsb::Ish);
-    // SAFETY: (1) `load` comes before a guest runs again; (2) the DSB above.
-    unsafe { arch.set_vttbr(core::ptr::from_ref(&NO_VM.0).addr() as u64) };
-    arch.isb();
+/// Where VTTBR_EL2 points on a CPU that runs no VM.
+pub(super) fn no_vm() -> Pa {
+    Pa::new(core::ptr::from_ref(&NO_VM.0).addr() as u64)
 }
 
 /// `MDCR_EL2.HPMN`: all event counters, which then belong to the lower levels, where their use is trapped.

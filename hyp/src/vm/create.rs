@@ -16,16 +16,17 @@ use hyp_core::psci::Psci;
 use hyp_core::range::{Bytes, Count};
 use hyp_core::{PaRange, image};
 use stage2::geometry::{Geometry, HwUpdate};
+use stage2::vmid::Vmids;
 use stage2::{
     Attributes, Backing, Coherency, Encoding, Features, Ipa, IpaRange, Level, MemType, Owner, Prot,
-    Region, RegionMap, Space, Vmid, flush,
+    Region, RegionMap, Space,
 };
 
 use super::idregs::IdRegisters;
 use super::payload::Payload;
 use super::pe::{self, Pages, Pe};
 use super::vcpu::Mailbox;
-use super::{EPOCHS, Policy, Stage2, Vm, takedown};
+use super::{EPOCHS, Policy, Stage2, Vm, control, takedown};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
 use crate::mem::{PAGE, cache, clean, frames};
@@ -70,7 +71,9 @@ pub(crate) struct Plan {
     pub(crate) ids: IdRegisters,
     ram: hyp_core::IpaRange,
     geometry: Geometry,
-    vmid: Vmid,
+    /// Every life of the VM is lent one; the first entry empties the TLBs, which may hold anything since
+    /// power came on.
+    pub(super) vmids: &'static Vmids<MAX_VCPUS>,
 }
 
 impl Plan {
@@ -118,7 +121,7 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
     if let (Some(wanted), Some(nonce)) = (config.trace, &config.report) {
         crate::event::trace::start(wanted, nonce, cpus, &geometry);
     }
-    let vmid = Vmid::new(1, features.vmid_bits()).ok_or("no VMID")?;
+    let vmids = Box::leak(Box::new(Vmids::new(&features).idle_root(control::no_vm())));
     let plan = Plan {
         vcpus: config.vcpus,
         mem: config.mem,
@@ -130,11 +133,9 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         ids: IdRegisters::of_all(cpus, ipa_bits)?,
         ram: placed.ram,
         geometry,
-        vmid,
+        vmids,
     };
     announce(&plan, &guest);
-    // TLBs may hold anything of EL1's regime since power came on.
-    let _ = flush::all(&plan.pe().0);
     clean::agree(Coherency::of(&plan.features, Encoding::of(&plan.features)));
     Ok(plan)
 }
@@ -144,7 +145,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     let (arch, pages) = plan.pe();
     // A root of one page comes from the stock.
     cpu::current().stock.refill();
-    let space = Space::new(plan.geometry, plan.vmid, EPOCHS.domain(), pages, arch)?;
+    let space = Space::new(plan.geometry, plan.vmids, EPOCHS.domain(), pages, arch)?;
     let policy = policy(&space, plan.ram)?;
     Ok(Vm {
         plan,

@@ -22,7 +22,7 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use super::create::{self, Plan};
 use super::run::{self, Env};
 use super::stop::Reason;
-use super::{EPOCHS, Vm, control, stop, takedown};
+use super::{EPOCHS, Vm, stop, takedown};
 use crate::boot::Refusal;
 use crate::cpu::{self, PerCpu};
 use crate::lock::relax;
@@ -92,7 +92,9 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
         if cpu.number >= vm.plan.vcpus {
             power::stay();
         }
-        let mine = run::run(Env { vm, cpu, guards: &guards });
+        // Each CPU is here once, so the right to run guests is there.
+        let Some(mut place) = vm.plan.vmids.join(cpu.number) else { power::stay() };
+        let mine = run::run(Env { vm, cpu, guards: &guards }, &mut place);
         // Whoever comes second has no reason that counts.
         let mine = mine.filter(|_| !LIVES.over.swap(true, Ordering::AcqRel));
         if mine.is_some() {
@@ -101,7 +103,6 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
                 gic::kick(other.mpidr.load(Ordering::Relaxed));
             }
         }
-        control::leave(vm);
         cpu.stock.empty();
         match mine {
             Some(reason) => bury(vm.plan, &guards, reason),

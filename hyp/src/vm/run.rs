@@ -11,6 +11,7 @@ use aarch64_cpu::registers::{ESR_EL2, Readable};
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::syndrome::{Class, Syndrome};
 use stage2::epoch::Cpu as Guards;
+use stage2::vmid::{self, EntryError};
 
 use super::payload::Payload;
 use super::stop::Reason;
@@ -45,12 +46,15 @@ pub(crate) enum Step {
 }
 
 /// Runs this CPU's vCPU, through any number of CPU_OFF and CPU_ON, until the VM ends: with this
-/// CPU's reason for it, or `None` if another had one.
-pub(super) fn run(env: Env<'_>) -> Option<Reason> {
+/// CPU's reason for it, or `None` if another had one. Then the CPU has left the VM.
+pub(super) fn run(env: Env<'_>, place: &mut vmid::Cpu<'_>) -> Option<Reason> {
     let Env { vm, cpu, .. } = env;
     let number = cpu.number;
     let mut vcpu = Vcpu::new(number);
-    control::load(vm, number);
+    let _running = match control::load(vm, place, number) {
+        Ok(running) => running,
+        Err(error) => return Some(cannot_enter(number, error)),
+    };
     #[cfg(feature = "measure")]
     if vm.plan.measure {
         cpu.timing.start();
@@ -74,6 +78,17 @@ pub(super) fn run(env: Env<'_>) -> Option<Reason> {
             End::Vm(reason) => return reason,
         }
     }
+}
+
+/// There is no VMID for the VM: more would be in use than exist, which the number of CPUs rules out.
+#[cold]
+fn cannot_enter(number: usize, error: EntryError) -> Reason {
+    let hint = match error {
+        EntryError::Exhausted { .. } => "no VMID is free",
+        EntryError::ForeignCpu => "the CPU's place is of other VMIDs than the VM's",
+    };
+    let diagnosis = Diagnosis::new(NUMBER, number as u32, 0, 0).with_hint(hint);
+    Reason::Diagnosis(Box::new(diagnosis))
 }
 
 /// Waits in WFI for a start request, or for the VM's end (`None`). The mailbox is looked at after the

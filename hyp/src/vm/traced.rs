@@ -120,6 +120,7 @@ unsafe impl<A: Arch> Arch for Traced<A> {
                 let range = range.map(|range| (range.start().get(), range.bytes()));
                 What::Flushed { vmid: vmid.get(), range }
             }
+            Observation::Lent { vmid } => What::Lent { vmid: vmid.get() },
             Observation::Locked { table } => What::Locked { table: table.get() },
             Observation::Unlocked { table } => What::Unlocked { table: table.get() },
         });

@@ -118,7 +118,7 @@ impl<'v> Cpu<'v> {
     /// No VM runs on this CPU any more, for who has forgotten the [`Running`](super::Running) that said
     /// so: what dropping it does.
     pub fn leave<A: Arch>(&mut self, arch: &A) {
-        running::vacate(arch, self.place);
+        running::vacate(arch, self.vmids, self.place);
     }
 
     pub(super) fn is_of(&self, vmids: &Allocator) -> bool {

@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use super::Place;
+use super::{Allocator, Place};
 use crate::addr::{Pa, Vmid};
 use crate::arch::{Arch, Dsb};
 use crate::errata::Errata;
@@ -11,7 +11,7 @@ use crate::tlbi::Tlbi;
 /// This CPU runs a VM: VTTBR_EL2 holds the VM's root and VMID, and the VMID stays the VM's.
 ///
 /// It lives from before the first entry to the guest to after its last exit; between the two there is
-/// nothing to do. Dropping it ends the guest's walks, writes 0 to VTTBR_EL2 and gives the VMID up.
+/// nothing to do. Dropping it ends the guest's walks, writes VMID 0 to VTTBR_EL2 and gives the VMID up.
 ///
 /// Forgetting it leaves the CPU to the VM until it enters another one.
 ///
@@ -22,6 +22,7 @@ use crate::tlbi::Tlbi;
 #[must_use = "the VM runs here as long as this lives"]
 pub struct Running<'r, A: Arch> {
     arch: &'r A,
+    vmids: &'r Allocator,
     place: &'r Place,
     vmid: Vmid,
     root: Pa,
@@ -30,19 +31,20 @@ pub struct Running<'r, A: Arch> {
 }
 
 impl<'r, A: Arch> Running<'r, A> {
-    /// `vmid` is pinned in `place`; VTTBR_EL2 is 0.
+    /// `vmid` is pinned in `place`; VTTBR_EL2 is no VM's.
     ///
     /// # Safety
     /// 1. As of [`Space::enter`](crate::Space::enter).
     pub(super) unsafe fn begin(
         arch: &'r A,
+        vmids: &'r Allocator,
         place: &'r Place,
         vmid: Vmid,
         root: Pa,
         vcpu: u16,
     ) -> Self {
-        let running = Self { arch, place, vmid, root, not_send: PhantomData };
-        // SAFETY: (1) the caller's clause; (2) executed when 0 was written, and no guest has run since.
+        let running = Self { arch, vmids, place, vmid, root, not_send: PhantomData };
+        // SAFETY: (1) the caller's clause; (2) executed before what stands there, and no guest has run since.
         unsafe { arch.set_vttbr(running.vttbr()) };
         arch.isb();
         if place.is_another(vmid, vcpu) {
@@ -68,7 +70,7 @@ impl<'r, A: Arch> Running<'r, A> {
 
 impl<A: Arch> Drop for Running<'_, A> {
     fn drop(&mut self) {
-        vacate(self.arch, self.place);
+        vacate(self.arch, self.vmids, self.place);
     }
 }
 
@@ -78,8 +80,8 @@ pub(crate) const fn vttbr(vmid: Vmid, root: Pa) -> u64 {
 }
 
 /// No VM runs here any more: neither VTTBR_EL2 nor a walk in flight has anything of the last one.
-pub(super) fn vacate<A: Arch>(arch: &A, place: &Place) {
-    if arch.vttbr() != 0 {
+pub(super) fn vacate<A: Arch>(arch: &A, vmids: &Allocator, place: &Place) {
+    if arch.vttbr() != vmids.idle {
         arch.dsb(Dsb::Ish);
         if arch.errata().contains(Errata::SPECULATIVE_AT) {
             // Until the caller writes the next guest's TCR_EL1: nobody takes these back.
@@ -87,7 +89,7 @@ pub(super) fn vacate<A: Arch>(arch: &A, place: &Place) {
         }
         // SAFETY: (1) no guest runs under VMID 0: one is entered by `Running::begin`, after its own value
         // was written; (2) the DSB above.
-        unsafe { arch.set_vttbr(0) };
+        unsafe { arch.set_vttbr(vmids.idle) };
         arch.isb();
     }
     place.run(None);

@@ -111,6 +111,11 @@ pub enum What {
         /// Bytes.
         bytes: u64,
     },
+    /// A VMID is lent to a VM, as if it had never been used.
+    Lent {
+        /// The VMID.
+        vmid: u16,
+    },
     /// A table's lock was taken.
     Locked {
         /// The table's address.
@@ -159,6 +164,7 @@ impl Record {
             What::Published => (10, 0, [0; 3]),
             What::Locked { table } => (11, 0, [table, 0, 0]),
             What::Unlocked { table } => (12, 0, [table, 0, 0]),
+            What::Lent { vmid } => (13, 0, [u64::from(vmid), 0, 0]),
         };
         let [a, b, c] = operands;
         let number = number.wrapping_add(1);
@@ -195,6 +201,7 @@ impl Record {
             (10, 0) => What::Published,
             (11, 0) => What::Locked { table: a },
             (12, 0) => What::Unlocked { table: a },
+            (13, 0) => What::Lent { vmid: u16::try_from(a).map_err(|_| unknown)? },
             _ => return Err(unknown),
         };
         Ok(Some(Self { cpu: (head >> 8 & 0xff) as u8, what }))
