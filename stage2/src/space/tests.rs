@@ -215,7 +215,7 @@ fn a_mapping_for_tables_of_another_shape_is_refused() {
     let (large, small) = (space(&pages, &epochs, 39), space(&pages, &epochs, 30));
     let forced = Features { caps: Caps::GRANULE_4K | Caps::FWB, ..features(48) };
     let geometry = Geometry::new(39, &forced, HwUpdate::Off).unwrap();
-    let forced = Space::new(geometry, vmid(), epochs.domain(), &pages, Host::new()).unwrap();
+    let forced = Space::new(geometry, vmids(), epochs.domain(), &pages, Host::new()).unwrap();
     let tables = pages.live();
     let install = |space: &Space<'_, &Pages, Host>, mapping: &Mapping| {
         let (mut frames, mut tally) = (Counted::new(1 << 40, 1 << 30, 1), Tally::default());

@@ -298,7 +298,7 @@ fn what_is_drained_in_a_table_that_stays_comes_back() {
             assert_eq!(old, 0, "it was swept");
         },
     };
-    let space = Space::new(geometry(39), vmid(), epochs.domain(), &pages, arch).unwrap();
+    let space = Space::new(geometry(39), vmids(), epochs.domain(), &pages, arch).unwrap();
     let cpu = epochs.join(0).unwrap();
     let (mut frames, mut tally) = (Counted::new(0, 4096, 1), Tally::default());
     let at = at(&space, PAGE);
