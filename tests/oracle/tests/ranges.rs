@@ -272,9 +272,10 @@ fn the_model_sees_a_table_that_is_freed_without_its_flush() {
 fn a_page_and_a_block_in_one_batch_share_no_hint() {
     for caps in [Caps::TTL, Caps::TLBI_RANGE | Caps::TTL] {
         let (machine, epochs) = (machine(8), Epochs::<CPUS>::new());
-        let vmid = Vmid::new(VMID, 8).unwrap();
-        let space = Space::new(geometry(caps), vmid, epochs.domain(), &machine, &machine).unwrap();
-        (0..CPUS).for_each(|pe| enter_guest(&machine, space.vttbr(), pe));
+        let vmids = vmids();
+        let space =
+            Space::new(geometry(caps), &vmids, epochs.domain(), &machine, &machine).unwrap();
+        (0..CPUS).for_each(|pe| enter_guest(&machine, &vmids, &space, pe));
         let cpu = epochs.join(0).unwrap();
         map(&space, &cpu, range(0x1f_f000, 0x1000), &ram(0x8000_0000, Level::L3));
         map(&space, &cpu, range(0x20_0000, 2 << 20), &ram(0x9000_0000, Level::L2));
