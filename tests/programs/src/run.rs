@@ -12,12 +12,14 @@
 
 mod begin;
 mod compare;
+mod fill;
 mod guests;
 mod install;
 mod leaves;
 mod ranges;
 mod refused;
 mod slots;
+mod take;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use mmu_oracle::Event;
 use stage2::Space;
 use stage2::space::NewSpaceError;
 
-use super::ranges::Released;
+use super::take::Released;
 use super::{Held, Owed, Vm, World, level};
 use crate::program::Who;
 use crate::reference::Reference;
