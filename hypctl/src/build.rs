@@ -80,6 +80,10 @@ pub fn build(workspace: &Workspace, variant: Variant, quiet: bool) -> Result<(),
     }
     let programs = cargo_build(workspace, &toolchain, "hyp", quiet, |cargo| {
         cargo.args(variant.features());
+        if variant == Variant::Debug {
+            // The order of locks, among others.
+            cargo.env("CARGO_PROFILE_BARE_DEBUG_ASSERTIONS", "true");
+        }
         cargo.env("HYP_GUEST", workspace.guest_bin(DEFAULT_GUEST));
     })?;
     let hyp = programs.iter().find(|program| program.name == "hyp");
