@@ -15,7 +15,7 @@ use core::fmt;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
-use crate::addr::IpaRange;
+use crate::addr::{IpaRange, Level};
 use crate::space::Tally;
 use crate::tlbi::Tlbi;
 
@@ -38,6 +38,10 @@ pub struct Account {
     pub mapped: [u64; 3],
     /// Leaves that they took away, likewise.
     pub unmapped: [u64; 3],
+    /// Blocks that were split into 512 parts.
+    pub split: u64,
+    /// Tables of 512 parts that became a block.
+    pub collapsed: u64,
     /// Linked table pages that were given back to [`Memory`](crate::Memory).
     pub tables_freed: u64,
     /// Invalidations, in the order of [`TLBI_KINDS`]. An instruction of a range form is one.
@@ -81,6 +85,7 @@ impl fmt::Display for Account {
         sizes(f, "unmapped", self.unmapped)?;
         write!(f, "tables        {} linked, {} given back", self.tables, self.tables_freed)?;
         writeln!(f, ", races lost {}", self.lost_tables)?;
+        writeln!(f, "resized       {} split, {} collapsed", self.split, self.collapsed)?;
         write!(f, "flushes       {} of {} pages", self.flushes, self.pages_flushed)?;
         writeln!(f, ", {} of everything", self.whole_flushes)?;
         write!(f, "TLBI          {}", self.tlbis())?;
@@ -101,6 +106,8 @@ pub(crate) struct Ledger {
     lost_tables: AtomicU64,
     mapped: [AtomicU64; 3],
     unmapped: [AtomicU64; 3],
+    split: AtomicU64,
+    collapsed: AtomicU64,
     tables_freed: AtomicU64,
     tlbi: [AtomicU64; TLBI_KINDS.len()],
     flushes: AtomicU64,
@@ -118,6 +125,8 @@ impl Ledger {
             lost_tables: get(&self.lost_tables),
             mapped: self.mapped.each_ref().map(get),
             unmapped: self.unmapped.each_ref().map(get),
+            split: get(&self.split),
+            collapsed: get(&self.collapsed),
             tables_freed: get(&self.tables_freed),
             tlbi: self.tlbi.each_ref().map(get),
             flushes: get(&self.flushes),
@@ -137,6 +146,29 @@ impl Ledger {
     pub(crate) fn mapped(&self, [_, leaves @ ..]: [u64; 4], tables: u64) {
         self.mapped.iter().zip(leaves).for_each(|(counter, count)| add(counter, count));
         add(&self.tables, tables);
+    }
+
+    /// A block of `level` was split into a new table of so many parts.
+    pub(crate) fn split(&self, level: Level, parts: u64) {
+        add(&self.split, 1);
+        add(&self.tables, 1);
+        self.resized(level, &self.unmapped, &self.mapped, parts);
+    }
+
+    /// A table of so many parts was collapsed into a block of `level`.
+    pub(crate) fn collapsed(&self, level: Level, parts: u64) {
+        add(&self.collapsed, 1);
+        add(&self.tables_freed, 1);
+        self.resized(level, &self.mapped, &self.unmapped, parts);
+    }
+
+    fn resized(&self, level: Level, one: &[AtomicU64; 3], many: &[AtomicU64; 3], parts: u64) {
+        // Index 0 is level 1.
+        let index = (level as usize).wrapping_sub(1);
+        if let (Some(block), Some(part)) = (one.get(index), many.get(index + 1)) {
+            add(block, 1);
+            add(part, parts);
+        }
     }
 
     /// A range operation has taken leaves away, counted by level, and given tables back.

@@ -28,7 +28,9 @@ use crate::addr::{Level, Pa};
 use crate::attr::{AttributeError, Attributes, Encoding};
 
 mod former;
+mod resize;
 pub use former::Former;
+pub(crate) use resize::State;
 
 const VALID: u64 = 1 << 0;
 /// Bits 1:0 of a table descriptor, and of a page descriptor at level 3.
@@ -347,6 +349,11 @@ impl LeafTemplate {
 }
 
 impl Leaf {
+    /// The 64 bits as they stand in memory.
+    pub(crate) const fn bits(&self) -> u64 {
+        self.bits
+    }
+
     /// Where the block or page lies.
     #[must_use]
     pub const fn pa(&self) -> Pa {

@@ -6,6 +6,8 @@
 //! | `space/lookup.rs` | find a table; from there to one that may be written | a guard, then the table's lock |
 //! | `space/map.rs` | map a range | a claim |
 //! | `space/unmap.rs` | take a range away, and give its tables back | a claim |
+//! | `space/split.rs` | blocks become tables of smaller leaves | a claim |
+//! | `space/collapse.rs` | tables of alike leaves become blocks | a claim |
 //! | `space/annotate.rs` | notes in slots where nothing is mapped | a claim |
 //! | `space/visit.rs` | see all that is there | a guard |
 //! | `space/destroy.rs` | the end | everything |
@@ -29,19 +31,23 @@ use crate::vmid::{self, EntryError, Loan, Running};
 
 mod annotate;
 mod batch;
+mod collapse;
 mod destroy;
 mod error;
 mod install;
 mod lookup;
 mod map;
+mod split;
 mod unmap;
 mod visit;
 pub use batch::{Batch, Progress};
+pub use collapse::{Collapse, CollapseError, Obstacle};
 pub use destroy::{DestroyError, Leak};
 pub use error::{InstallError, MappingError, NewSpaceError, NotClaimed, UnmapError};
 pub use install::{Frames, Install, Tally};
 pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
 pub use map::{Extent, MapError};
+pub use split::SplitError;
 pub use unmap::{Notes, Release};
 pub use visit::{Census, Visit};
 

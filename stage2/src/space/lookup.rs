@@ -111,7 +111,7 @@ impl<'g> Node<'g> {
     }
 
     /// Takes the lock.
-    fn hold<A: Arch>(self, arch: &'g A, guard: &'g Guard<'_>) -> LockedTable<'g, A> {
+    pub(super) fn hold<A: Arch>(self, arch: &'g A, guard: &'g Guard<'_>) -> LockedTable<'g, A> {
         let held = Held::take(self.meta, guard.cpu(), self.rank());
         arch.observe(Observation::Locked { table: self.pa });
         LockedTable { node: self, arch, _held: held }
@@ -151,6 +151,12 @@ impl<'g> Path<'g> {
     pub(super) fn above(&self, node: &Node<'g>) -> Option<Node<'g>> {
         let below = |above: &&Node<'g>| above.level.next() == Some(node.level);
         self.nodes.iter().flatten().find(below).copied()
+    }
+
+    /// The table of `level`, and the one that it leads to.
+    pub(super) fn pair(&self, level: Level) -> Option<(Node<'g>, Node<'g>)> {
+        let mut nodes = self.nodes.iter().flatten().skip_while(|node| node.level < level);
+        Some((*nodes.next()?, *nodes.next()?))
     }
 
     fn push(&mut self, node: Node<'g>) {

@@ -211,7 +211,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     }
 
     /// Gives back a subtree that was never linked.
-    fn free_detached(&self, pa: Pa, level: Level) {
+    pub(super) fn free_detached(&self, pa: Pa, level: Level) {
         // SAFETY: (1) allocated for a subtree that nobody else knows.
         let table = unsafe { self.memory.table(pa) };
         for slot in table.slots() {

@@ -182,6 +182,7 @@ fn linked_tables<A: Arch>(space: &Space<'_, &Pages, A>) -> usize {
 mod map;
 mod neighbours;
 mod random;
+mod resize;
 mod unmap;
 mod whole;
 

@@ -20,7 +20,7 @@ use stage2::{PAGE_SIZE, Pa, Slot, Table, TableMeta};
 
 #[cfg(not(loom))]
 use crate::descriptor;
-use crate::event::{Dsb, Event, Pe};
+use crate::event::{Aim, Dsb, Event, Pe, Scope};
 use crate::model::{Machine, Model};
 use crate::verdict::Verdict;
 
@@ -250,6 +250,17 @@ impl OracleMachine {
         let mut state = self.state();
         state.model.apply(&Event::GuestStore { pe, slot });
         state.owed.push((pe, slot));
+    }
+
+    /// An invalidation of the executing PE. What it completes includes the records of all stores that used what is
+    /// invalidated: this machine makes all of them before it begins. Between it and its DSB would be possible, too.
+    fn invalidate(&self, scope: Scope, aim: Aim) {
+        let mut state = self.state();
+        #[cfg(not(loom))]
+        if scope == Scope::Is {
+            self.make_records(&mut state, |_, _| true);
+        }
+        state.model.apply(&Event::Tlbi { pe: order::pe(), scope, aim });
     }
 
     /// A barrier of the executing PE. One that waits for loads and stores waits for the records of

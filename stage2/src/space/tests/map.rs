@@ -29,7 +29,7 @@ pub(super) fn map<const CPUS: usize>(
 }
 
 /// Every leaf of the tables: IPA, address, level.
-fn leaves(
+pub(super) fn leaves(
     space: &Space<'_, &Pages, Host>,
     epochs: &Epochs<1>,
     within: IpaRange,

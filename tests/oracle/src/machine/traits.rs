@@ -118,7 +118,7 @@ unsafe impl Arch for &OracleMachine {
             Tlbi::Vmalls12e1Is => (Scope::Is, Aim::Vm),
             Tlbi::Alle1Is => (Scope::Is, Aim::All),
         };
-        self.note(|pe| Event::Tlbi { pe, scope, aim });
+        self.invalidate(scope, aim);
     }
 
     fn vttbr(&self) -> u64 {

@@ -155,7 +155,9 @@ impl Model {
         if descriptor::dirty(new) {
             self.dirty.forget(slot);
         }
+        let old = self.memory.current(slot);
         self.memory.update(slot, new);
+        self.updated(slot, old, new);
         self.read_again(slot, new, None);
     }
 

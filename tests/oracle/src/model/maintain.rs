@@ -125,6 +125,20 @@ impl Model {
         doomed
     }
 
+    /// Hardware has updated a descriptor. An invalidation under way that takes away what stood there
+    /// waits for the walk that made the update, and takes what that walk leaves in a TLB.
+    pub(super) fn updated(&mut self, slot: u64, old: u64, new: u64) {
+        for pending in self.pes.iter_mut().flat_map(|state| &mut state.pending) {
+            let old = pending.doomed.iter().filter(|(it, _)| (it.slot, it.bits) == (slot, old));
+            let new: Vec<_> = old.map(|(it, held)| (Entry { bits: new, ..*it }, *held)).collect();
+            if !new.is_empty() {
+                pending.doomed.extend(new);
+                pending.doomed.sort_unstable_by_key(|(entry, _)| *entry);
+                pending.doomed.dedup_by_key(|(entry, _)| *entry);
+            }
+        }
+    }
+
     pub(super) fn barrier(&mut self, pe: Pe, kind: Dsb) {
         self.memory.barrier(self.trace.len() - 1, pe, kind);
         if matches!(kind, Dsb::Ish | Dsb::Nsh) {

@@ -1,0 +1,136 @@
+//! One leaf as 512 smaller ones, and 512 as one.
+//!
+//! Between a block and its parts only three things differ: the address, the bits that tell a block from
+//! a page, and nT, which only a block has. The accessed and dirty state of the whole is that of each
+//! part after a split, and the OR of the parts' after a collapse: AF is a hint, and a dirty record may
+//! say too much but never too little.
+
+use super::{ATTRIBUTES, BLOCK, Descriptor, Leaf, MANAGED, NON_OWNED, TABLE_OR_PAGE};
+use crate::addr::Level;
+
+const WRITABLE: u64 = 1 << 7;
+const ACCESSED: u64 = 1 << 10;
+const DIRTY_MODIFIER: u64 = 1 << 51;
+const CONTIGUOUS: u64 = 1 << 52;
+
+/// The accessed and dirty state of leaves: what hardware may change in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State(u64);
+
+impl State {
+    /// What either has.
+    pub(crate) const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl Leaf {
+    /// Bits that say what it allows, apart from its [`State`].
+    const fn kind(&self) -> u64 {
+        self.bits & (ATTRIBUTES | NON_OWNED) & !self.state_mask()
+    }
+
+    /// With DBM, S2AP\[1\] is the dirty record; without, it is a permission.
+    const fn state_mask(&self) -> u64 {
+        if self.bits & DIRTY_MODIFIER == 0 { ACCESSED } else { ACCESSED | WRITABLE }
+    }
+
+    /// Its accessed and dirty state.
+    pub(crate) const fn state(&self) -> State {
+        State(self.bits & self.state_mask())
+    }
+
+    /// Whether `other`, of the same level, allows the same.
+    pub(crate) const fn is_like(&self, other: &Self) -> bool {
+        self.kind() == other.kind()
+    }
+
+    /// Whether it is a member of a contiguous run, which is split and collapsed as a whole.
+    pub(crate) const fn is_contiguous(&self) -> bool {
+        self.bits & CONTIGUOUS != 0
+    }
+
+    /// Its first part, a leaf of the next level: the other parts follow by that level's slot size. `None`
+    /// for a page.
+    pub(crate) const fn first_part(&self) -> Option<Descriptor> {
+        let form = match self.level.next() {
+            Some(Level::L3) => TABLE_OR_PAGE,
+            Some(_) => BLOCK,
+            None => return None,
+        };
+        let attributes = self.bits & (ATTRIBUTES | NON_OWNED);
+        Some(Descriptor(self.pa().get() | attributes | form | MANAGED))
+    }
+
+    /// The block of the level above whose first part it is, with this state. `None` if it does not begin
+    /// where such a block could.
+    pub(crate) const fn whole(&self, state: State) -> Option<Descriptor> {
+        let above = match self.level {
+            Level::L3 => Level::L2,
+            Level::L2 => Level::L1,
+            _ => return None,
+        };
+        if !self.pa().is_aligned(above.slot_bytes()) {
+            return None;
+        }
+        Some(Descriptor(self.pa().get() | self.kind() | state.0 | BLOCK | MANAGED))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Pa;
+    use crate::attr::{Attributes, Encoding, MemType, Prot, Write};
+    use crate::descriptor::Owner;
+
+    const ENCODING: Encoding = Encoding { fwb: false, xnx: false };
+
+    fn leaf(level: Level, pa: u64, write: Write, owner: Owner) -> Leaf {
+        let attributes = Attributes { write, ..Attributes::new(Prot::RWX, MemType::Normal) };
+        let bits = Descriptor::leaf(level, Pa::new(pa), &attributes, ENCODING, owner).unwrap();
+        bits.as_leaf(level).unwrap()
+    }
+
+    #[test]
+    fn the_parts_of_a_block_make_it_again() {
+        for owner in [Owner::Vm, Owner::Other] {
+            for write in [Write::Denied, Write::Allowed, Write::Clean, Write::Dirty] {
+                for (level, below) in [(Level::L1, Level::L2), (Level::L2, Level::L3)] {
+                    let block = leaf(level, 0x1_4000_0000, write, owner);
+                    let part = block.first_part().unwrap().as_leaf(below).unwrap();
+                    assert_eq!(part, leaf(below, 0x1_4000_0000, write, owner));
+                    assert_eq!(part.state(), block.state());
+                    assert_eq!(part.whole(part.state()).unwrap().bits(), block.bits);
+                }
+            }
+        }
+        assert!(leaf(Level::L3, 0x1000, Write::Denied, Owner::Vm).first_part().is_none());
+        assert!(leaf(Level::L1, 0, Write::Denied, Owner::Vm).whole(State::default()).is_none());
+        let off = leaf(Level::L3, 0x1_4000_1000, Write::Denied, Owner::Vm);
+        assert!(off.whole(off.state()).is_none(), "no block can begin there");
+    }
+
+    #[test]
+    fn a_block_that_is_marked_as_untranslatable_has_parts_that_are_not() {
+        let block = Descriptor(leaf(Level::L2, 0x4020_0000, Write::Allowed, Owner::Vm).bits);
+        let marked =
+            block.with_no_translation(Level::L2, true).unwrap().as_leaf(Level::L2).unwrap();
+        let part = marked.first_part().unwrap().as_leaf(Level::L3).unwrap();
+        assert_eq!(part, leaf(Level::L3, 0x4020_0000, Write::Allowed, Owner::Vm));
+    }
+
+    #[test]
+    fn with_dirty_management_clean_and_dirty_are_alike_and_the_whole_is_dirty() {
+        let page = |write| leaf(Level::L3, 0x4020_0000, write, Owner::Vm);
+        assert!(page(Write::Clean).is_like(&page(Write::Dirty)));
+        assert!(!page(Write::Denied).is_like(&page(Write::Allowed)), "S2AP[1] is a permission");
+        assert!(!page(Write::Allowed).is_like(&page(Write::Dirty)));
+        let other = leaf(Level::L3, 0x4020_0000, Write::Clean, Owner::Other);
+        assert!(!page(Write::Clean).is_like(&other), "whose it is makes a difference");
+
+        let state = page(Write::Clean).state().or(page(Write::Dirty).state());
+        let whole = page(Write::Clean).whole(state).unwrap();
+        assert_eq!(whole.bits(), leaf(Level::L2, 0x4020_0000, Write::Dirty, Owner::Vm).bits);
+    }
+}

@@ -1,0 +1,286 @@
+//! Splits and collapses on the oracle's machine, with hardware between any two of their steps: it sets AF and the
+//! dirty state of blocks and pages, by tables that it found before, at any moment that the architecture permits.
+
+use std::sync::{Mutex, PoisonError};
+
+use mmu_oracle::descriptor::writes_freely;
+use mmu_oracle::walker::{Counts, Hardware};
+use mmu_oracle::{Event, Machine, Model, OracleMachine};
+use stage2::arch::{Dsb, Observation};
+use stage2::epoch::Cpu;
+use stage2::space::{Batch, Collapse, Extent, Obstacle, Progress};
+use stage2::tlbi::Tlbi;
+use stage2::{
+    Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Geometry, HwUpdate, Ipa, IpaRange,
+    Level, MemType, Owner, Pa, Prot, Slot, Space, Vmid, Write,
+};
+
+const SEEDS: u64 = 4;
+const MIB2: u64 = 2 << 20;
+/// Two blocks; guests touch some pages of both.
+const BASE: u64 = 0x4000_0000;
+const TOUCHED: [u64; 5] =
+    [BASE, BASE + 0x7000, BASE + 0x1f_f000, BASE + MIB2, BASE + MIB2 + 0x9000];
+
+/// The machine; before each step of the software the hardware gets its chance.
+#[derive(Clone, Copy)]
+struct Shaken<'m>(&'m OracleMachine, &'m Mutex<Hardware<'m>>);
+
+impl<'m> Shaken<'m> {
+    fn machine(&self) -> &'m OracleMachine {
+        let mut hardware = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        (0..3).for_each(|_| hardware.act());
+        self.0
+    }
+}
+
+// SAFETY: every method is that of the machine.
+unsafe impl Arch for Shaken<'_> {
+    fn load(&self, slot: &Slot) -> u64 {
+        self.0.load(slot)
+    }
+
+    unsafe fn store(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { self.machine().store(slot, bits) };
+    }
+
+    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { self.0.store_detached(slot, bits) };
+    }
+
+    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
+        // SAFETY: the caller's clauses.
+        unsafe { self.machine().swap(slot, bits) }
+    }
+
+    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        // SAFETY: the caller's clause.
+        unsafe { self.machine().compare_exchange(slot, old, new) }
+    }
+
+    fn dsb(&self, kind: Dsb) {
+        self.machine().dsb(kind);
+    }
+
+    fn isb(&self) {
+        self.0.isb();
+    }
+
+    fn tlbi(&self, op: Tlbi) {
+        self.machine().tlbi(op);
+    }
+
+    fn vttbr(&self) -> u64 {
+        self.0.vttbr()
+    }
+
+    unsafe fn set_vttbr(&self, value: u64) {
+        // SAFETY: (1, 2) the caller's clauses.
+        unsafe { self.0.set_vttbr(value) };
+    }
+
+    fn observe(&self, what: Observation) {
+        self.0.observe(what);
+    }
+}
+
+type ShakenSpace<'m> = Space<'m, &'m OracleMachine, Shaken<'m>>;
+
+fn range(start: u64, bytes: u64) -> IpaRange {
+    IpaRange::new(Ipa::new(start), bytes).unwrap()
+}
+
+/// Both blocks, writable-clean and never accessed.
+fn extent() -> Extent {
+    let attributes = Attributes {
+        write: Write::Clean,
+        accessed: false,
+        ..Attributes::new(Prot::RWX, MemType::Normal)
+    };
+    Extent { pa: Pa::new(0x8000_0000), attributes, owner: Owner::Vm, coarsest: Level::L2 }
+}
+
+/// Maps both blocks.
+fn map<A: Arch>(space: &Space<'_, &OracleMachine, A>, cpu: &Cpu<'_>, extent: &Extent) {
+    let mut claim = space.claim(range(BASE, 2 * MIB2)).unwrap();
+    let all = Batch::all_of(&claim);
+    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+    assert_eq!(unsafe { space.map(cpu, &mut claim, all, extent) }, Ok(Progress::Done));
+}
+
+fn split<A: Arch>(space: &Space<'_, &OracleMachine, A>, cpu: &Cpu<'_>, at: IpaRange) {
+    let mut claim = space.claim(at).unwrap();
+    let all = Batch::all_of(&claim);
+    assert_eq!(space.split(cpu, &mut claim, all, Level::L3), Ok(Progress::Done));
+}
+
+fn collapse<A: Arch>(
+    space: &Space<'_, &OracleMachine, A>,
+    cpu: &Cpu<'_>,
+    at: IpaRange,
+) -> Vec<Collapse> {
+    let mut claim = space.claim(at).unwrap();
+    let all = Batch::all_of(&claim);
+    let mut told = Vec::new();
+    let mut heard = |ipa, what| {
+        // Whoever hears may walk from the root: it finds what the guest finds.
+        assert!(space.translate(&cpu.enter(), ipa).is_some(), "{ipa}: {what:?}");
+        told.push(what);
+    };
+    let done = space.collapse(cpu, &mut claim, all, Level::L2, || {}, &mut heard);
+    assert_eq!(done, Ok(Progress::Done));
+    told
+}
+
+/// What one run showed.
+struct Run {
+    machine: OracleMachine,
+    counts: Counts,
+    /// Addresses that guests wrote and whose leaf does not say so.
+    missed: Vec<u64>,
+}
+
+/// Maps the blocks, lets guests at them, and runs `software` meanwhile.
+fn run(seed: u64, caps: Caps, software: fn(&ShakenSpace<'_>, &Cpu<'_>)) -> Run {
+    let setup = Machine { pes: 3, hw_access: true, hw_dirty: true, ..Machine::default() };
+    let machine = OracleMachine::new(setup, 16);
+    let (counts, missed) = {
+        let hardware = Mutex::new(Hardware::new(&machine, seed, &[1, 2], &TOUCHED));
+        let features = Features {
+            caps: caps | Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY,
+            bbm: Bbm::Level0,
+            pa_bits: 40,
+            errata: Errata::empty(),
+        };
+        let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+        let epochs = Epochs::<3>::new();
+        let (vmid, arch) = (Vmid::new(3, 8).unwrap(), Shaken(&machine, &hardware));
+        let space = Space::new(geometry, vmid, epochs.domain(), &machine, arch).unwrap();
+        let cpu = epochs.join(0).unwrap();
+        map(&space, &cpu, &extent());
+        for pe in 0..3 {
+            machine.on_pe(pe, || {
+                (&machine).dsb(Dsb::Ish);
+                // SAFETY: (1) the value is that of the VM that runs; (2) the DSB above.
+                unsafe { (&machine).set_vttbr(space.vttbr()) };
+                (&machine).isb();
+            });
+        }
+        software(&space, &cpu);
+        let mut hardware = hardware.lock().unwrap();
+        hardware.stop();
+        (1..3).for_each(|pe| machine.on_pe(pe, || (&machine).dsb(Dsb::Ish)));
+        let guard = cpu.enter();
+        let clean = |ipa: &u64| {
+            let found = space.lookup(&guard, Ipa::new(*ipa)).unwrap();
+            !writes_freely(found.descriptor.bits())
+        };
+        (hardware.counts(), hardware.written().filter(clean).collect())
+    };
+    machine.finish();
+    Run { machine, counts, missed }
+}
+
+fn back_and_forth(space: &ShakenSpace<'_>, cpu: &Cpu<'_>) {
+    let all = range(BASE, 2 * MIB2);
+    split(space, cpu, all);
+    assert_eq!(collapse(space, cpu, range(BASE, MIB2)), [Collapse::Made]);
+    split(space, cpu, range(BASE, MIB2));
+    assert_eq!(collapse(space, cpu, all), [Collapse::Made; 2]);
+}
+
+#[test]
+fn sizes_change_under_hardware_updates_and_no_write_is_lost() {
+    let mut all = Counts::default();
+    for caps in [Caps::empty(), Caps::TTL, Caps::TLBI_RANGE | Caps::TTL] {
+        for seed in 1..=SEEDS {
+            let run = run(seed, caps, back_and_forth);
+            let verdicts = run.machine.verdicts();
+            assert!(verdicts.is_empty(), "{caps:?}, seed {seed}: {}", verdicts[0]);
+            assert_eq!(run.missed, [0_u64; 0], "{caps:?}, seed {seed}: written, and clean");
+            all.done += run.counts.done;
+            all.again += run.counts.again;
+            all.by_held += run.counts.by_held;
+            all.stored_first += run.counts.stored_first;
+        }
+    }
+    println!("{all:?}");
+    assert!(
+        all.done > 1000 && all.again > 10 && all.by_held > 100 && all.stored_first > 10,
+        "{all:?}"
+    );
+}
+
+/// A fault handler that found the table before changes a leaf between break and harvest: the table is
+/// linked again before anybody hears of it, each leaf as it was.
+#[test]
+fn a_collapse_that_fails_after_the_break_links_the_table_again() {
+    let machine = OracleMachine::new(Machine { pes: 3, ..Machine::default() }, 16);
+    let features =
+        Features { caps: Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
+    let geometry = Geometry::new(39, &features, HwUpdate::Off).unwrap();
+    let epochs = Epochs::<3>::new();
+    let vmid = Vmid::new(3, 8).unwrap();
+    let space = Space::new(geometry, vmid, epochs.domain(), &machine, &machine).unwrap();
+    let cpu = epochs.join(0).unwrap();
+    let attributes = Attributes::new(Prot::RWX, MemType::Normal);
+    map(&space, &cpu, &Extent { attributes, ..extent() });
+    split(&space, &cpu, range(BASE, MIB2));
+    let table = space.lookup_rw(&cpu.enter(), Ipa::new(BASE)).unwrap().parent().unwrap();
+    let table = table.as_table(Level::L2).unwrap();
+    // SAFETY: (1) linked, and nobody frees it.
+    let table = unsafe { machine.table_at(table) };
+    let before: Vec<u64> = table.slots().iter().map(|slot| (&machine).load(slot)).collect();
+    for page in [0, 5, 511] {
+        let wanted = before[page] & !(1 << 7);
+        let handler = || {
+            machine.on_pe(1, || {
+                // SAFETY: (1, 2) a test: nothing is ever reached through these tables.
+                _ = unsafe { (&machine).swap(table.slot(page), wanted) };
+                (&machine).dsb(Dsb::IshSt);
+            });
+        };
+        // The break is a swap, so the harvest's are the first exchanges.
+        let (told, met) = machine.race_at(1, handler, || collapse(&space, &cpu, range(BASE, MIB2)));
+        let ipa = Ipa::new(BASE + if page == 0 { 1 } else { page as u64 } * 0x1000);
+        assert_eq!((told, met), (vec![Collapse::Stays(Obstacle::Unlike { ipa })], true));
+        let after: Vec<u64> = table.slots().iter().map(|slot| (&machine).load(slot)).collect();
+        let changed = |(at, (was, is)): (usize, (&u64, &u64))| {
+            if at == page { *is == wanted } else { was == is }
+        };
+        assert!(before.iter().zip(&after).enumerate().all(changed), "each leaf is as it was");
+        // SAFETY: (1, 2) as above.
+        _ = unsafe { (&machine).swap(table.slot(page), before[page]) };
+    }
+    assert_eq!(collapse(&space, &cpu, range(BASE, MIB2)), [Collapse::Made]);
+    assert!(machine.verdicts().is_empty(), "{}", machine.verdicts()[0]);
+}
+
+/// Each step of the two flushes is needed: without it some defect shows.
+#[test]
+fn each_step_of_a_split_and_of_a_collapse_is_needed() {
+    let run = run(1, Caps::TTL, |space, cpu| {
+        split(space, cpu, range(BASE, MIB2));
+        collapse(space, cpu, range(BASE, MIB2));
+    });
+    let trace = run.machine.trace();
+    let (mut model, mut needed) = (Model::new(run.machine.setup()), 0);
+    for (at, event) in trace.iter().enumerate() {
+        let flush = matches!(event, Event::Tlbi { .. })
+            || matches!(event, Event::Dsb { pe: 0, kind: mmu_oracle::event::Dsb::Ish });
+        // Before hardware has touched anything there is nothing to invalidate.
+        if flush && trace[..at].iter().any(|event| matches!(event, Event::HwUpdate { .. })) {
+            let mut without = model.clone();
+            let shows = |event| {
+                without.apply(event);
+                !without.verdicts().is_empty()
+            };
+            assert!(trace[at + 1..].iter().any(shows), "event {at} is not needed: {event:?}");
+            needed += 1;
+        }
+        model.apply(event);
+    }
+    assert!(needed >= 6, "{needed}");
+}
