@@ -10,6 +10,7 @@ use stage2::arch::{Dsb, Observation};
 use stage2::epoch::Cpu;
 use stage2::space::{Batch, Collapse, Extent, Obstacle, Progress};
 use stage2::tlbi::Tlbi;
+use stage2::vmid::Vmids;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Geometry, HwUpdate, Ipa, IpaRange,
     Level, MemType, Owner, Pa, Prot, Slot, Space, Vmid, Write,
@@ -102,6 +103,11 @@ fn extent() -> Extent {
     Extent { pa: Pa::new(0x8000_0000), attributes, owner: Owner::Vm, coarsest: Level::L2 }
 }
 
+/// The machine's only VMID.
+fn vmids() -> Vmids<3> {
+    Vmids::only(Vmid::new(3, 8).unwrap())
+}
+
 /// Maps both blocks.
 fn map<A: Arch>(space: &Space<'_, &OracleMachine, A>, cpu: &Cpu<'_>, extent: &Extent) {
     let mut claim = space.claim(range(BASE, 2 * MIB2)).unwrap();
@@ -156,16 +162,15 @@ fn run(seed: u64, caps: Caps, software: fn(&ShakenSpace<'_>, &Cpu<'_>)) -> Run {
         };
         let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
         let epochs = Epochs::<3>::new();
-        let (vmid, arch) = (Vmid::new(3, 8).unwrap(), Shaken(&machine, &hardware));
-        let space = Space::new(geometry, vmid, epochs.domain(), &machine, arch).unwrap();
+        let (vmids, arch) = (vmids(), Shaken(&machine, &hardware));
+        let space = Space::new(geometry, &vmids, epochs.domain(), &machine, arch).unwrap();
         let cpu = epochs.join(0).unwrap();
         map(&space, &cpu, &extent());
         for pe in 0..3 {
             machine.on_pe(pe, || {
-                (&machine).dsb(Dsb::Ish);
-                // SAFETY: (1) the value is that of the VM that runs; (2) the DSB above.
-                unsafe { (&machine).set_vttbr(space.vttbr()) };
-                (&machine).isb();
+                let mut cpu = vmids.join(pe).unwrap();
+                // SAFETY: (1, 2) the guest of a PE is who was entered last.
+                core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
             });
         }
         software(&space, &cpu);
@@ -222,8 +227,8 @@ fn a_collapse_that_fails_after_the_break_links_the_table_again() {
         Features { caps: Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
     let geometry = Geometry::new(39, &features, HwUpdate::Off).unwrap();
     let epochs = Epochs::<3>::new();
-    let vmid = Vmid::new(3, 8).unwrap();
-    let space = Space::new(geometry, vmid, epochs.domain(), &machine, &machine).unwrap();
+    let vmids = vmids();
+    let space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
     let cpu = epochs.join(0).unwrap();
     let attributes = Attributes::new(Prot::RWX, MemType::Normal);
     map(&space, &cpu, &Extent { attributes, ..extent() });
@@ -268,7 +273,7 @@ fn each_step_of_a_split_and_of_a_collapse_is_needed() {
     let trace = run.machine.trace();
     let (mut model, mut needed) = (Model::new(run.machine.setup()), 0);
     for (at, event) in trace.iter().enumerate() {
-        let flush = matches!(event, Event::Tlbi { .. })
+        let flush = matches!(event, Event::Tlbi { pe: 0, .. })
             || matches!(event, Event::Dsb { pe: 0, kind: mmu_oracle::event::Dsb::Ish });
         // Before hardware has touched anything there is nothing to invalidate.
         if flush && trace[..at].iter().any(|event| matches!(event, Event::HwUpdate { .. })) {
