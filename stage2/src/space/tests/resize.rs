@@ -170,7 +170,8 @@ fn out_of_tables_leaves_each_block_whole_or_split() {
 #[test]
 fn what_is_in_the_way_of_a_collapse_is_named() {
     let page = |n: u64| Ipa::new(GIB + n * PAGE_SIZE);
-    let cases: [(&dyn Fn(&Vm<'_>), Obstacle); 6] = [
+    type Spoil<'s> = &'s dyn Fn(&Vm<'_>);
+    let cases: [(Spoil<'_>, Obstacle); 6] = [
         (&|vm| vm.put(page(511).get(), Descriptor::EMPTY), Obstacle::Hole { ipa: page(511) }),
         (
             &|vm| vm.put(page(7).get(), Descriptor::note(Note::new(1).unwrap())),
