@@ -181,7 +181,12 @@ impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
             if node.level < self.to
                 && let Some(leaf) = slot.load(&space.arch).as_leaf(node.level)
             {
-                self.block(node, slot, ipa, leaf)?;
+                match self.block(node, slot, ipa, leaf) {
+                    Ok(()) => {}
+                    Err(error) if self.count == 0 => return Err(error),
+                    // The next batch says so. What this one has made may need another round before.
+                    Err(_) => break,
+                }
                 if node.level.next() != Some(self.to) {
                     again = again.or(Some(self.at));
                 }

@@ -259,3 +259,18 @@ fn a_range_that_was_split_and_collapsed_unmaps_whole() {
         "the claim was not on the level 2 table"
     );
 }
+
+/// What was split before the tables ran out has to be split again, and is not passed over.
+#[test]
+fn parts_that_are_still_too_large_are_not_forgotten_when_tables_run_out() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let space = space(&pages, &epochs, 40);
+    let at = range(0, 2 << 30);
+    map(&space, &epochs, at, &extent(0, Level::L1), usize::MAX).unwrap();
+    pages.budget.store(1, Ordering::Relaxed);
+    let cpu = epochs.join(0).unwrap();
+    let mut claim = space.claim(at).unwrap();
+    let all = Batch::all_of(&claim);
+    let split = space.split(&cpu, &mut claim, all, Level::L3);
+    assert_eq!(split, Ok(Progress::Until(Ipa::new(0))), "the first GiB is blocks of 2 MiB now");
+}
