@@ -203,6 +203,9 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
             // Of an operation that was given up: the claim makes it ours. Its flush may not have been. Or a table
             // that this batch, which may have begun in the middle of it, has just taken out.
             View::Drain(former) if inside || claimed && former.is_table() => {
+                // SAFETY: (1) in Drain, and the claim makes it ours; (2) it stays what it is. Written again,
+                // because this PE's DSB completes this PE's stores only [RSPVBD], and with them older ones there.
+                unsafe { arch.store(slot, seen.bits()) };
                 self.drained(ipa, level, former.is_table());
                 Ok(Drain::Shut)
             }

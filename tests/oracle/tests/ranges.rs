@@ -353,3 +353,30 @@ fn sibling_locks_in_order_are_taken() {
         assert!(cpu.is_quiescent(), "locks and guard are given back");
     });
 }
+
+/// A PE drains a page and is seen no more, before any barrier; another claims the range.
+#[test]
+fn what_another_pe_gave_up_is_finished() {
+    let (machine, epochs) = (machine(8), Epochs::<CPUS>::new());
+    let vmids = vmids();
+    let space =
+        Space::new(geometry(Caps::empty()), &vmids, epochs.domain(), &machine, &machine).unwrap();
+    (0..CPUS).for_each(|pe| enter_guest(&machine, &vmids, &space, pe));
+    let cpu = epochs.join(0).unwrap();
+    map(&space, &cpu, range(0x1000, 0x2000), &ram(0x8000_0000, Level::L3));
+    {
+        let guard = cpu.enter();
+        let locked = space.lookup_rw(&guard, Ipa::new(0x1000)).unwrap().lock().unwrap();
+        let slot = locked.slot(Ipa::new(0x1000)).unwrap();
+        // SAFETY: (1) the table's lock is held.
+        let drained = unsafe { slot.clear(space.arch(), Level::L3) };
+        assert!(drained.is_some(), "it was live");
+    }
+    machine.on_pe(1, || {
+        let cpu = epochs.join(1).unwrap();
+        let mut freed = Freed(&machine, Vec::new());
+        unmap(&space, &cpu, range(0x1000, 0x1000), usize::MAX, &mut freed);
+        assert_eq!(freed.1, [0x8000_0000]);
+    });
+    assert_eq!(machine.verdicts(), []);
+}
