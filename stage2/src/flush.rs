@@ -104,11 +104,9 @@ impl<A: Arch> Stage2Tlb<'_, A> {
             Form::Vmid => return self.vm(),
             Form::ByIpa(caps) => caps,
         };
+        let each = ranges.clone().flat_map(|range| by_ipa(range, level, caps));
         let flushed = self.under_vmid(|arch| {
-            ranges
-                .clone()
-                .flat_map(|range| by_ipa(range, level, caps))
-                .for_each(|op| self.tlbi(op));
+            each.for_each(|op| self.tlbi(op));
             arch.dsb(Dsb::Ish);
             self.tlbi(Tlbi::Vmalle1Is);
             arch.dsb(Dsb::Ish);

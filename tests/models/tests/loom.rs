@@ -6,7 +6,7 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
-    clear, disjoint, epoch, fill, hardware, install, look, policy, retire,
+    clear, disjoint, epoch, fill, hardware, install, look, policy, retire, vmid,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -130,6 +130,12 @@ models! {
     a_page_is_taken_back: None, 90,
         ["installed", "refused"],
         policy::a_page_is_taken_back;
+    a_vm_is_entered_during_a_roll_over: Some(3), 50,
+        ["kept its VMID", "was lent another", "its VMID was lent", "its VMID was not lent"],
+        vmid::entry_against_roll_over;
+    a_vm_is_flushed_during_a_roll_over: Some(3), 50,
+        ["kept its VMID", "was lent another"],
+        vmid::flush_against_roll_over;
 }
 
 /// One test for each of the nine: the name says how it was published, and how found.

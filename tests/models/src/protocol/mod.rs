@@ -11,3 +11,4 @@ pub mod policy;
 pub mod primitive;
 pub mod ranges;
 pub mod retire;
+pub mod vmid;
