@@ -78,3 +78,54 @@ pub(crate) fn choose(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Ipa;
+    use crate::flush::tests::Rig;
+    use crate::tlbi::Tlbi;
+
+    /// How many invalidations of each form a flush of so many pages takes: by page, by range, of all.
+    fn forms(pinned: Option<Pinned>, caps: Caps, pages: u64) -> [usize; 3] {
+        let rig = Rig::new();
+        let mut tlb = rig.tlb(caps);
+        tlb.pinned = pinned;
+        let _ = tlb.reduce(IpaRange::new(Ipa::new(0x1000), pages << 12).unwrap(), LeafLevel::L3);
+        let log = rig.host.take_log();
+        let count = |form: fn(&Tlbi) -> bool| {
+            let ops = log.iter().filter_map(|event| match event {
+                crate::arch::host::Event::Tlbi(op, _) => Some(op),
+                _ => None,
+            });
+            ops.filter(|op| form(op)).count()
+        };
+        [
+            count(|op| matches!(op, Tlbi::Ipas2e1Is(_))),
+            count(|op| matches!(op, Tlbi::Ripas2e1Is(_))),
+            count(|op| matches!(op, Tlbi::Vmalls12e1Is)),
+        ]
+    }
+
+    #[test]
+    fn a_pinned_form_is_the_only_one() {
+        let all = Caps::TLBI_RANGE | Caps::TTL;
+        for caps in [Caps::empty(), all] {
+            for pages in [1, 2, 7, 512, 513, 5000] {
+                let per_page = [pages as usize, 0, 0];
+                assert_eq!(forms(Some(Pinned::PerPage), caps, pages), per_page, "{pages}");
+                assert_eq!(forms(Some(Pinned::Vmid), caps, pages), [0, 0, 1], "{pages}");
+            }
+        }
+        assert_eq!(forms(Some(Pinned::Range), all, 7), [1, 1, 0], "and an odd page");
+        assert_eq!(forms(Some(Pinned::Range), all, 512), [0, 1, 0]);
+        assert_eq!(forms(Some(Pinned::Range), Caps::empty(), 600), [600, 0, 0], "it has none");
+    }
+
+    #[test]
+    fn without_a_pin_the_cheapest_is_taken() {
+        assert_eq!(forms(None, Caps::empty(), 512), [512, 0, 0]);
+        assert_eq!(forms(None, Caps::empty(), 513), [0, 0, 1]);
+        assert_eq!(forms(None, Caps::TLBI_RANGE, 5000)[2], 0);
+    }
+}

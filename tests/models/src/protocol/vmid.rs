@@ -14,6 +14,7 @@ use stage2::{
 };
 
 use crate::outcome::reached;
+use crate::sched::atomic::{AtomicU64, Ordering};
 use crate::sched::thread;
 
 /// PEs, each of which is one thread.
@@ -33,6 +34,8 @@ struct Ground {
     machine: Box<OracleMachine>,
     /// VMIDs and the VMs that PEs run under them now. Plain data: it orders nothing.
     runs: Mutex<Vec<(u16, usize)>>,
+    /// What guests do: a store, so that the checker lets another PE enter meanwhile.
+    beat: AtomicU64,
 }
 
 /// Extends a borrow.
@@ -64,7 +67,14 @@ impl Ground {
                 unsafe { (forever(&*vmids), forever(&*epochs), forever(&*machine)) };
             Space::new(geometry, vmids, epochs.domain(), machine, machine).unwrap()
         });
-        Arc::new(Self { vms, vmids, _epochs: epochs, machine, runs: Mutex::default() })
+        Arc::new(Self {
+            vms,
+            vmids,
+            _epochs: epochs,
+            machine,
+            runs: Mutex::default(),
+            beat: AtomicU64::new(0),
+        })
     }
 
     fn machine(&self) -> &OracleMachine {
@@ -98,6 +108,7 @@ impl Ground {
                 }
                 runs.push((vmid, vm));
             }
+            self.beat.store(1, Ordering::Relaxed);
             let result = work(vmid);
             let mut runs = self.runs.lock().unwrap();
             let at = runs.iter().position(|run| *run == (vmid, vm)).unwrap();
