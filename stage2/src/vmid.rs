@@ -11,7 +11,7 @@
 //!
 //! # What a VM remembers
 //!
-//! A [`Tag`]: its VMID and the generation in which it was confirmed. If that is the present generation,
+//! A *tag*: its VMID and the generation in which it was confirmed. If that is the present generation,
 //! the VMID is the VM's: one compare, no lock. If it is an earlier one, the allocator knows under its
 //! lock: of each VMID that was pinned at the last roll-over it has the generation in which it
 //! was lent (its *birth*). A tag of that VMID that is not older than that is of the same loan, because
@@ -49,13 +49,14 @@
 //!
 //! # Flushing against a roll-over
 //!
-//! A flush pins the VMID as a CPU does, in a place for flushes, until its last DSB:
+//! A flush pins the VMID as a CPU does, in a place for flushes, until its last DSB. It writes VTTBR_EL2 where
+//! another VM's value stands, and then VM a's root is there under a VMID that must be VM a's:
 //!
 //! ```text
 //! CPU 0 flushes VM a (tag 7.5)          CPU 1
-//! reads VMID 5                          rolls over, lends 5 to VM b, 9 to VM a
-//!                                       runs VM a under 9
-//! TLBI under 5                          <- empties VM b's TLB; VM a's entries stay
+//! reads VMID 5                          rolls over, lends 5 to VM b
+//! VTTBR_EL2 = 5 and the root of VM a    runs VM b under 5
+//! TLBI under 5                          <- VM b's TLB entries go, and VM a's may come in their place
 //! ```
 //!
 //! And it reads the tag only after the DSB that makes the changed descriptors visible; whoever confirms

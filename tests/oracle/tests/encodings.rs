@@ -32,7 +32,7 @@ fn decode(op: Tlbi) -> Says {
                     Some(ttl & 0b11)
                 }
             };
-            assert_eq!(bits & !(0xf << 44 | (1 << 36) - 1), 0, "RES0, or another security state");
+            assert_eq!(bits & !(0xf << 44 | ((1 << 36) - 1)), 0, "RES0, or another security state");
             Says { start: bits & ((1 << 36) - 1), pages: 1, level, is_range: false }
         }
         // BaseADDR in bits 36:0, TTL in 38:37, NUM in 43:39, SCALE in 45:44, TG in 47:46.
@@ -125,7 +125,7 @@ fn every_block_is_hit_with_its_level() {
                     let ops = operations(start, pages, level, caps);
                     let wanted = caps.contains(Caps::TTL).then_some(hint);
                     // Split below 4 GiB a range may begin inside a block: then it has no hint.
-                    let inside = |says: &Says| says.is_range && says.start % block != 0;
+                    let inside = |says: &Says| says.is_range && !says.start.is_multiple_of(block);
                     let right = |says: &Says| says.level == wanted.filter(|_| !inside(says));
                     assert!(ops.iter().all(right), "{level:?} {caps:?}");
                     for number in first..first + blocks {
