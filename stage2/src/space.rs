@@ -149,7 +149,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     /// This CPU runs the VM's vCPU `vcpu` until the returned token is dropped: VTTBR_EL2 holds the VM's
     /// root and a VMID that stays the VM's. Exits to EL2 and returns to the guest are part of it.
     ///
-    /// Quick where the VM has a VMID already: no lock, and no barrier but a DMB. Where it has none it is lent
+    /// Quick where the VM has a VMID already: no lock, a DMB and a DSB. Where it has none it is lent
     /// one, and if all are lent, every TLB of the machine is emptied first. If another vCPU of the VM ran
     /// last on this CPU, this CPU's stage-1 entries of the VM go. Ends with a context synchronization.
     ///

@@ -102,7 +102,7 @@
 use core::fmt;
 
 use crate::addr::{Pa, Vmid};
-use crate::arch::{Arch, Dsb, Observation};
+use crate::arch::{Arch, Observation};
 use crate::features::Features;
 use crate::flush;
 use crate::sync::{AtomicU64, Lock, Ordering, array, const_fn, fence};
@@ -363,8 +363,6 @@ impl<'v> Loan<'v> {
         };
         place.run(Some(tag));
         self.tag.store(tag.bits(), Ordering::Release);
-        // Either a flush finds the tag, or this CPU's walks find what it changed.
-        arch.dsb(Dsb::Ish);
         Ok(tag)
     }
 

@@ -44,7 +44,9 @@ impl<'r, A: Arch> Running<'r, A> {
         vcpu: u16,
     ) -> Self {
         let running = Self { arch, vmids, place, vmid, root, not_send: PhantomData };
-        // SAFETY: (1) the caller's clause; (2) executed before what stands there, and no guest has run since.
+        // Either a flush finds the tag that was stored before, or this CPU's walks find what it changed.
+        arch.dsb(Dsb::Ish);
+        // SAFETY: (1) the caller's clause; (2) the DSB above.
         unsafe { arch.set_vttbr(running.vttbr()) };
         arch.isb();
         if place.is_another(vmid, vcpu) {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Errata;
+use crate::arch::Dsb;
 use crate::arch::host::{Event, Host};
 use crate::features::{Bbm, Caps};
 use crate::flush::tests::{Rig, VTTBR};
