@@ -1,5 +1,6 @@
 //! A trace that a run has left, what `hypctl check-trace` says of it, and how a test doctors it.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -67,9 +68,18 @@ impl Trace {
     /// This trace up to where the first PE leaves its VM: what the guest did, without the take-down.
     #[track_caller]
     pub fn life(&self) -> Self {
-        // VMID 0 is no VM's; before anything ran, the whole register was 0.
-        let left = |event: &Event| matches!(event, Event::SetVttbr { value, .. } if *value != 0 && value >> 48 == 0);
-        let end = self.find("PE that leaves its VM", left);
+        // VMID 0 is no VM's: a PE that had another one has left.
+        let (recording, mut running) = (self.recording(), HashMap::new());
+        let leaves = |event: &Event| match *event {
+            Event::SetVttbr { pe, value } => {
+                let (vmid, before) = (value >> 48, running.insert(pe, value >> 48));
+                vmid == 0 && before.is_some_and(|before| before != 0)
+            }
+            _ => false,
+        };
+        let end = recording.lines.iter().map(|line| &line.event).position(leaves);
+        // The header is a line, too; before the register is written comes a DSB.
+        let end = end.expect("a PE leaves its VM") + 1;
         self.doctored(|lines| lines.truncate(end - 1))
     }
 
