@@ -117,6 +117,15 @@ fn works() -> Vec<Work> {
             "aarch64-paging" aarch64_paging::unmap,
             "page_table_multiarch" page_table_multiarch::unmap;
             1 / 0 <= 1.4),
+        work!("split blocks of 2 MiB":
+            "plain-store loop" bare::store,
+            "stage2" ours::split,
+            "aarch64-paging" aarch64_paging::split;
+            1 / 2 <= 0.3),
+        work!("collapse into blocks of 2 MiB":
+            "swap loop" bare::swap,
+            "stage2" ours::collapse;
+            1 / 0 <= 3.0),
         work!("two threads install disjoint halves":
             "load+CAS loop" bare::load_cas_by_two,
             "stage2" ours::install_by_two;),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use stage2::arch::Dsb;
 use stage2::epoch::Cpu;
 use stage2::slot::native;
-use stage2::space::{Batch, Extent, Mapping};
+use stage2::space::{Batch, Collapse, Extent, Mapping};
 use stage2::tlbi::Tlbi;
 use stage2::vmid::Vmids;
 use stage2::{
@@ -182,8 +182,12 @@ pub(crate) fn install_by_two(bench: &mut Bench) -> Duration {
 
 /// Maps all of it; pages only.
 fn map_all(tables: &Tables<'_>, cpu: &Cpu<'_>, pages: Pages) {
-    let extent =
-        Extent { pa: Pa::new(pages.pa), attributes: ram(), owner: Owner::Vm, coarsest: Level::L3 };
+    map_by(tables, cpu, pages, Level::L3);
+}
+
+/// Maps all of it by leaves of `coarsest` at the most.
+fn map_by(tables: &Tables<'_>, cpu: &Cpu<'_>, pages: Pages, coarsest: Level) {
+    let extent = Extent { pa: Pa::new(pages.pa), attributes: ram(), owner: Owner::Vm, coarsest };
     let mut claim = tables.claim(range(pages)).expect("nobody else claims");
     let all = Batch::all_of(&claim);
     // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
@@ -219,6 +223,56 @@ pub(crate) fn translate(bench: &mut Bench) -> Duration {
         sum = order.iter().map(find).sum();
     });
     assert_eq!(sum, pages.sum(), "stage2 translate: a page was not found");
+    time
+}
+
+/// Blocks of 2 MiB become pages.
+pub(crate) fn split(bench: &mut Bench) -> Duration {
+    let pages = bench.pages();
+    bench.arena.reset();
+    let epochs = Epochs::new();
+    let (tables, cpu) = (tables(&bench.arena, &epochs), epochs.join(0).expect("free"));
+    map_by(&tables, &cpu, pages, Level::L2);
+    let mut claim = tables.claim(range(pages)).expect("nobody else claims");
+    let time = timed(|| {
+        let mut batch = Batch::all_of(&claim);
+        while let Progress::Until(next) =
+            tables.split(&cpu, &mut claim, batch, Level::L3).expect("tables for all")
+        {
+            batch.from = next;
+        }
+    });
+    check(&tables, &cpu, pages, "stage2 split");
+    time
+}
+
+/// Tables of pages become blocks of 2 MiB.
+pub(crate) fn collapse(bench: &mut Bench) -> Duration {
+    let pages = bench.pages();
+    bench.arena.reset();
+    let epochs = Epochs::new();
+    let (tables, cpu) = (tables(&bench.arena, &epochs), epochs.join(0).expect("free"));
+    map_all(&tables, &cpu, pages);
+    let mut claim = tables.claim(range(pages)).expect("nobody else claims");
+    let mut made = 0;
+    let time = timed(|| {
+        let mut batch = Batch::all_of(&claim);
+        let relax = || panic!("nobody is inside a guard");
+        let mut heard = |_, what| made += usize::from(what == Collapse::Made);
+        while let Progress::Until(next) = tables
+            .collapse(&cpu, &mut claim, batch, Level::L2, relax, &mut heard)
+            .expect("a legal call")
+        {
+            batch.from = next;
+        }
+    });
+    assert_eq!((made, bench.arena.live()), (pages.tables(), 2), "stage2 collapse: tables");
+    let guard = cpu.enter();
+    for index in 0..pages.count {
+        let found = tables.translate(&guard, Ipa::new(pages.ipa_of(index)));
+        let found = found.map(|found| (found.pa, found.leaf.level()));
+        assert_eq!(found, Some((Pa::new(pages.pa_of(index)), Level::L2)), "page {index}");
+    }
     time
 }
 

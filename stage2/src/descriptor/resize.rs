@@ -40,9 +40,13 @@ impl Leaf {
         State(self.bits & self.state_mask())
     }
 
-    /// Whether `other`, of the same level, allows the same.
-    pub(crate) const fn is_like(&self, other: &Self) -> bool {
-        self.kind() == other.kind()
+    /// The state of the leaf that stands `index` slots behind this one, if that goes on from here: the
+    /// same but for its state, and the memory behind.
+    #[inline]
+    pub(crate) const fn state_of_part(&self, index: u64, seen: Descriptor) -> Option<State> {
+        let expected = self.bits.wrapping_add(index.wrapping_mul(self.level.slot_bytes()));
+        let differs = (seen.0 ^ expected) & !self.state_mask();
+        if differs == 0 { Some(State(seen.0 & self.state_mask())) } else { None }
     }
 
     /// Whether it is a member of a contiguous run, which is split and collapsed as a whole.
@@ -123,11 +127,17 @@ mod tests {
     #[test]
     fn with_dirty_management_clean_and_dirty_are_alike_and_the_whole_is_dirty() {
         let page = |write| leaf(Level::L3, 0x4020_0000, write, Owner::Vm);
-        assert!(page(Write::Clean).is_like(&page(Write::Dirty)));
-        assert!(!page(Write::Denied).is_like(&page(Write::Allowed)), "S2AP[1] is a permission");
-        assert!(!page(Write::Allowed).is_like(&page(Write::Dirty)));
+        let follows = |first: Leaf, other: Leaf| {
+            let next = Descriptor(other.bits + 3 * 4096);
+            first.state_of_part(3, next) == Some(other.state())
+        };
+        assert!(follows(page(Write::Clean), page(Write::Dirty)));
+        assert!(!follows(page(Write::Denied), page(Write::Allowed)), "S2AP[1] is a permission");
+        assert!(!follows(page(Write::Allowed), page(Write::Dirty)));
         let other = leaf(Level::L3, 0x4020_0000, Write::Clean, Owner::Other);
-        assert!(!page(Write::Clean).is_like(&other), "whose it is makes a difference");
+        assert!(!follows(page(Write::Clean), other), "whose it is makes a difference");
+        let elsewhere = Descriptor(page(Write::Clean).bits + 4096);
+        assert!(page(Write::Clean).state_of_part(3, elsewhere).is_none());
 
         let state = page(Write::Clean).state().or(page(Write::Dirty).state());
         let whole = page(Write::Clean).whole(state).unwrap();

@@ -35,7 +35,7 @@ use super::{Batch, NotClaimed, Progress, Space};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::claim::Claim;
-use crate::descriptor::{Descriptor, Leaf, State, View};
+use crate::descriptor::{Descriptor, Leaf, View};
 use crate::epoch::{Cpu, Guard};
 use crate::gather::Owed;
 use crate::memory::{ARITY as SLOTS, Memory};
@@ -359,27 +359,42 @@ fn block_of<A: Arch>(
     mut read: impl FnMut(&Slot) -> Descriptor,
 ) -> Result<Descriptor, Obstacle> {
     let node = table.node;
-    let mut first: Option<Leaf> = None;
-    let mut state = State::default();
-    for (index, slot) in node.table.slots().iter().enumerate() {
-        let (ipa, seen) = (node.ipa_of(index), read(slot));
-        let leaf = match seen.view(node.level) {
-            View::Leaf(leaf) => leaf,
-            View::Empty => return Err(Obstacle::Hole { ipa }),
-            View::Note(_) => return Err(Obstacle::Note { ipa }),
-            _ => return Err(Obstacle::NoLeaf { ipa, seen }),
-        };
-        let first = *first.get_or_insert(leaf);
-        let wanted = Pa::new(first.pa().get() + (ipa.get() - node.start.get()));
-        if leaf.pa() != wanted {
-            return Err(Obstacle::Elsewhere { ipa, pa: leaf.pa(), wanted });
-        }
-        if leaf.is_contiguous() || !leaf.is_like(&first) {
-            return Err(Obstacle::Unlike { ipa });
-        }
-        state = state.or(leaf.state());
-    }
+    let mut slots = node.table.slots().iter().enumerate();
     // A table has slots.
-    let Some(first) = first else { return Err(Obstacle::Hole { ipa: node.start }) };
+    let Some((_, slot)) = slots.next() else { return Err(Obstacle::Hole { ipa: node.start }) };
+    let first = leaf(read(slot), node.level, node.start)?;
+    if first.is_contiguous() {
+        return Err(Obstacle::Unlike { ipa: node.start });
+    }
+    let mut state = first.state();
+    for (index, slot) in slots {
+        let seen = read(slot);
+        match first.state_of_part(index as u64, seen) {
+            Some(its) => state = state.or(its),
+            None => return Err(obstacle(&first, index, seen, node)),
+        }
+    }
     first.whole(state).ok_or(Obstacle::Unaligned { pa: first.pa() })
+}
+
+/// The leaf that a slot holds.
+fn leaf(seen: Descriptor, level: Level, ipa: Ipa) -> Result<Leaf, Obstacle> {
+    match seen.view(level) {
+        View::Leaf(leaf) => Ok(leaf),
+        View::Empty => Err(Obstacle::Hole { ipa }),
+        View::Note(_) => Err(Obstacle::Note { ipa }),
+        _ => Err(Obstacle::NoLeaf { ipa, seen }),
+    }
+}
+
+/// Why what a slot holds does not go on from the first leaf.
+#[cold]
+fn obstacle(first: &Leaf, index: usize, seen: Descriptor, node: Node<'_>) -> Obstacle {
+    let ipa = node.ipa_of(index);
+    let wanted = Pa::new(first.pa().get() + (ipa.get() - node.start.get()));
+    match leaf(seen, node.level, ipa) {
+        Ok(leaf) if leaf.pa() != wanted => Obstacle::Elsewhere { ipa, pa: leaf.pa(), wanted },
+        Ok(_) => Obstacle::Unlike { ipa },
+        Err(obstacle) => obstacle,
+    }
 }

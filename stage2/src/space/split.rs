@@ -164,13 +164,16 @@ impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
     fn run(&mut self) -> Result<bool, SplitError> {
         let (space, guard) = (self.space, self.guard);
         // Where the parts that this batch makes have to be split again.
-        let mut again = None;
-        while self.at < self.range.end() {
-            if self.left == 0 || self.count == TOGETHER {
-                break;
-            }
-            let path = space.path(guard, self.at).ok_or(SplitError::ForeignGuard)?;
-            let Some(node) = path.leaf() else { break };
+        let (mut again, mut held) = (None, None);
+        while self.at < self.range.end() && self.left > 0 && self.count < TOGETHER {
+            let node: Node<'w> = match held {
+                Some(node) => node,
+                None => {
+                    let path = space.path(guard, self.at).ok_or(SplitError::ForeignGuard)?;
+                    let Some(node) = path.leaf() else { break };
+                    node
+                }
+            };
             let index = node.level.index(self.at);
             if index >= SLOTS {
                 self.at = Ipa::new(node.end().min(self.range.end().get()));
@@ -178,8 +181,15 @@ impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
             }
             let (slot, ipa) = (node.table.slot(index), node.ipa_of(index));
             let end = ipa.get() + node.level.slot_bytes();
+            let seen = slot.load(&space.arch);
+            if seen.as_table(node.level).is_some() {
+                // Go down.
+                held = None;
+                continue;
+            }
+            held = Some(node).filter(|node| end < node.end());
             if node.level < self.to
-                && let Some(leaf) = slot.load(&space.arch).as_leaf(node.level)
+                && let Some(leaf) = seen.as_leaf(node.level)
             {
                 match self.block(node, slot, ipa, leaf) {
                     Ok(()) => {}

@@ -11,7 +11,7 @@ use spin::mutex::TicketMutex;
 use stage2::PAGE_SIZE;
 
 use crate::arena::Arena;
-use crate::work::{Bench, check_mapped, check_unmapped, timed};
+use crate::work::{Bench, TABLE_PAGES, check_mapped, check_unmapped, timed};
 
 const RAM: Stage2Attributes = Stage2Attributes::VALID
     .union(Stage2Attributes::MEMATTR_NORMAL_INNER_WB)
@@ -77,6 +77,24 @@ pub(crate) fn map(bench: &mut Bench) -> Duration {
     let mut tables = tables(bench);
     let time = timed(|| map_region(&mut tables, pages.ipa, pages.pa, pages.bytes()));
     check_mapped(root(&tables), pages, "aarch64-paging map");
+    time
+}
+
+/// Blocks of 2 MiB become pages: a change of one page splits the block that it is in.
+pub(crate) fn split(bench: &mut Bench) -> Duration {
+    let pages = bench.pages();
+    let mut tables = tables(bench);
+    let (all, pa) = (region(pages.ipa, pages.bytes()), PhysicalAddress(pages.pa as usize));
+    let limits = Constraints::NO_CONTIGUOUS_HINT;
+    tables.map_range(&all, pa, RAM, limits).expect("in range");
+    let time = timed(|| {
+        let as_it_is = |_: &MemoryRegion, _: &mut UpdatableDescriptor<'_, Stage2Attributes>| Ok(());
+        for table in 0..pages.tables() {
+            let page = region(pages.ipa_of(table * TABLE_PAGES), PAGE_SIZE);
+            tables.modify_range(&page, &as_it_is).expect("in range");
+        }
+    });
+    check_mapped(root(&tables), pages, "aarch64-paging split");
     time
 }
 
