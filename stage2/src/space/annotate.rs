@@ -5,7 +5,7 @@
 //! Only the slots say so; no list beside them can disagree. A range is noted by the largest slots
 //! that fit, one for a GiB.
 
-use super::map::{Content, largest};
+use super::content::{Content, largest};
 use super::{Batch, MapError, Progress, Space, UnmapError};
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;

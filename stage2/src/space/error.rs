@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::addr::{Ipa, IpaRange, Level, Vmid};
+use crate::addr::{Ipa, IpaRange, Level, Pa, Vmid};
 use crate::descriptor::{Descriptor, DescriptorError, Note};
 
 /// Why nothing was installed.
@@ -116,6 +116,71 @@ impl From<DescriptorError> for MappingError {
         Self::Descriptor(error)
     }
 }
+
+/// Why a range was not mapped, or not all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// The claim does not cover it.
+    Claim(NotClaimed),
+    /// The CPU belongs to other epochs than the tables do.
+    ForeignGuard,
+    /// The memory is not page aligned, or ends beyond the machine's physical addresses.
+    Pa {
+        /// Where it begins.
+        pa: Pa,
+        /// Its bytes.
+        bytes: u64,
+        /// Physical address bits of the machine.
+        bits: u32,
+    },
+    /// Something is there already.
+    Occupied {
+        /// First IPA of the slot.
+        ipa: Ipa,
+        /// Its level.
+        level: Level,
+        /// What it holds.
+        seen: Descriptor,
+    },
+    /// Another operation, on other pages of the same slot, is about to link a table there: repeat.
+    Retry {
+        /// First IPA that could not be mapped.
+        ipa: Ipa,
+        /// Level of the slot.
+        level: Level,
+        /// What it holds: Busy.
+        seen: Descriptor,
+    },
+    /// No table page at hand: refill where waiting is allowed, and repeat.
+    OutOfTables,
+    /// The machine has no atomic install.
+    Unsupported,
+    /// There is no such leaf.
+    Mapping(MappingError),
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claim(error) => error.fmt(f),
+            Self::ForeignGuard => f.write_str("the CPU belongs to other epochs than the tables"),
+            Self::Pa { pa, bytes, bits } => {
+                write!(f, "{bytes:#x} bytes at {pa} are unaligned or beyond {bits} bits")
+            }
+            Self::Occupied { ipa, level, seen } => {
+                write!(f, "the {level} slot at {ipa} holds {:#x}", seen.bits())
+            }
+            Self::Retry { ipa, level, seen } => {
+                write!(f, "the {level} slot at {ipa} is being changed: {:#x}", seen.bits())
+            }
+            Self::OutOfTables => f.write_str("no table page at hand"),
+            Self::Unsupported => f.write_str("this machine has no atomic install"),
+            Self::Mapping(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
 
 /// Why a VM's tables could not be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,96 +15,16 @@
 //! Where a table is in the way of a block, the pages below it are mapped one by one. A slot on
 //! the way that somebody populates meanwhile is reported as it was found.
 
-use core::fmt;
-
+use super::content::{Content, Leaves};
 use super::lookup::Node;
-use super::{Batch, MappingError, NotClaimed, Progress, Space};
-use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa};
+use super::{Batch, Extent, MapError, Progress, Space};
+use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
-use crate::attr::Attributes;
 use crate::claim::Claim;
-use crate::descriptor::{Descriptor, LeafTemplate, Owner, View};
+use crate::descriptor::{Descriptor, View};
 use crate::epoch::{Cpu, Guard};
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::TrySetError;
-
-/// What a range is to be mapped to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Where the first page of the claimed range lies. The others follow.
-    pub pa: Pa,
-    /// What the guest may do with it.
-    pub attributes: Attributes,
-    /// Whose the memory is.
-    pub owner: Owner,
-    /// The largest leaves to use: level 1 (1 GiB) to level 3 (4 KiB).
-    pub coarsest: Level,
-}
-
-/// Why a range was not mapped, or not all of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapError {
-    /// The claim does not cover it.
-    Claim(NotClaimed),
-    /// The CPU belongs to other epochs than the tables do.
-    ForeignGuard,
-    /// The memory is not page aligned, or ends beyond the machine's physical addresses.
-    Pa {
-        /// Where it begins.
-        pa: Pa,
-        /// Its bytes.
-        bytes: u64,
-        /// Physical address bits of the machine.
-        bits: u32,
-    },
-    /// Something is there already.
-    Occupied {
-        /// First IPA of the slot.
-        ipa: Ipa,
-        /// Its level.
-        level: Level,
-        /// What it holds.
-        seen: Descriptor,
-    },
-    /// Another operation, on other pages of the same slot, is about to link a table there: repeat.
-    Retry {
-        /// First IPA that could not be mapped.
-        ipa: Ipa,
-        /// Level of the slot.
-        level: Level,
-        /// What it holds: Busy.
-        seen: Descriptor,
-    },
-    /// No table page at hand: refill where waiting is allowed, and repeat.
-    OutOfTables,
-    /// The machine has no atomic install.
-    Unsupported,
-    /// There is no such leaf.
-    Mapping(MappingError),
-}
-
-impl fmt::Display for MapError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Claim(error) => error.fmt(f),
-            Self::ForeignGuard => f.write_str("the CPU belongs to other epochs than the tables"),
-            Self::Pa { pa, bytes, bits } => {
-                write!(f, "{bytes:#x} bytes at {pa} are unaligned or beyond {bits} bits")
-            }
-            Self::Occupied { ipa, level, seen } => {
-                write!(f, "the {level} slot at {ipa} holds {:#x}", seen.bits())
-            }
-            Self::Retry { ipa, level, seen } => {
-                write!(f, "the {level} slot at {ipa} is being changed: {:#x}", seen.bits())
-            }
-            Self::OutOfTables => f.write_str("no table page at hand"),
-            Self::Unsupported => f.write_str("this machine has no atomic install"),
-            Self::Mapping(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for MapError {}
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Maps a batch of the claimed range: all of the batch, or nothing of it.
@@ -226,87 +146,6 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         }
         // SAFETY: (1) from `alloc_table`, in no tree; (2) never linked; (3) zeroed above.
         unsafe { self.memory.free_table(pa, 1) };
-    }
-}
-
-/// What goes into the slots of a range.
-pub(super) trait Content {
-    /// The level of the largest slot that can begin at `ipa`, not above level `above`.
-    fn level_at(&self, ipa: Ipa, above: Level) -> Level;
-
-    /// What a slot of that level holds. A leaf, or a note.
-    fn at(&self, ipa: Ipa, level: Level) -> Result<Descriptor, MapError>;
-
-    /// What one slot's descriptor is more than that of the slot before, in a run of pages.
-    const STEP: u64;
-
-    /// Whether these are leaves.
-    const LEAVES: bool;
-}
-
-/// The leaves of an extent, of each level.
-struct Leaves {
-    range: IpaRange,
-    pa: Pa,
-    coarsest: Level,
-    /// Levels 1 to 3.
-    templates: [LeafTemplate; 3],
-}
-
-impl Leaves {
-    fn new<M: Memory, A: Arch>(
-        space: &Space<'_, M, A>,
-        range: IpaRange,
-        extent: &Extent,
-    ) -> Result<Self, MapError> {
-        let Extent { pa, attributes, owner, coarsest } = *extent;
-        let bits = space.geometry.features().pa_bits;
-        let end = pa.checked_add(range.bytes());
-        if pa.page() != pa || end.is_none_or(|end| end.get() > 1 << bits) {
-            return Err(MapError::Pa { pa, bytes: range.bytes(), bits });
-        }
-        let template = |level| space.template(level, &attributes, owner).map_err(MapError::Mapping);
-        let templates = [template(Level::L1)?, template(Level::L2)?, template(Level::L3)?];
-        let coarsest = coarsest.max(Level::L1).max(space.geometry.start());
-        Ok(Self { range, pa, coarsest, templates })
-    }
-
-    fn pa_of(&self, ipa: Ipa) -> Pa {
-        Pa::new(self.pa.get() + (ipa.get() - self.range.start().get()))
-    }
-}
-
-/// The largest level, not above `coarsest`, whose slots can begin at `ipa` and end within the range.
-pub(super) fn largest(range: IpaRange, ipa: Ipa, coarsest: Level) -> Level {
-    let fits = |level: &Level| {
-        let bytes = level.slot_bytes();
-        *level >= coarsest && ipa.is_aligned(bytes) && range.end().get() - ipa.get() >= bytes
-    };
-    [Level::L1, Level::L2].into_iter().find(fits).unwrap_or(Level::L3)
-}
-
-impl Content for Leaves {
-    const STEP: u64 = PAGE_SIZE;
-    const LEAVES: bool = true;
-
-    fn level_at(&self, ipa: Ipa, above: Level) -> Level {
-        let mut level = largest(self.range, ipa, self.coarsest.max(above));
-        while let Some(below) = level.next()
-            && !self.pa_of(ipa).is_aligned(level.slot_bytes())
-        {
-            level = below;
-        }
-        level
-    }
-
-    fn at(&self, ipa: Ipa, level: Level) -> Result<Descriptor, MapError> {
-        let [l1, l2, l3] = &self.templates;
-        let template = match level {
-            Level::L0 | Level::L1 => l1,
-            Level::L2 => l2,
-            Level::L3 => l3,
-        };
-        template.at(self.pa_of(ipa)).map_err(|error| MapError::Mapping(error.into()))
     }
 }
 
