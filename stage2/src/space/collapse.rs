@@ -23,8 +23,8 @@
 //!
 //! Between check and harvest a fault handler that found the table before may install nothing, for there are no
 //! holes, but it may change a leaf. So the harvest checks again. If the leaves are not alike any more, they are made
-//! live and the table is linked again **before the locks are given back and before the caller hears of it**: it
-//! may walk from the root, and a walk that finds Busy waits for somebody who has finished.
+//! live and the table is linked again **before the locks are given back**. The caller hears of all at the end: he
+//! may walk from the root, and a walk that finds Busy would wait for somebody who waits for him.
 //!
 //! A vCPU that touches the span meanwhile faults, is sent back and faults again until the block is made.
 
@@ -41,8 +41,9 @@ use crate::gather::Owed;
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
 
-/// Tables that are broken under one flush, at the most.
-const TOGETHER: usize = 64;
+/// Tables that a batch looks at, at the most, and breaks under one flush. Few under a model checker, whose threads
+/// have small stacks.
+const TOGETHER: usize = if cfg!(any(loom, shuttle)) { 2 } else { 64 };
 
 /// Why a collapse could not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,9 @@ pub enum Collapse {
     Stays(Obstacle),
 }
 
+/// What became of the tables of a batch, in order of address.
+type Told = [Option<(Ipa, Collapse)>; TOGETHER];
+
 /// A table whose parent slot is Busy.
 #[derive(Clone, Copy)]
 struct Broken<'g> {
@@ -151,8 +155,9 @@ struct Broken<'g> {
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Makes blocks of level `to` (1 or 2) in a batch of the claimed range, from tables whose leaves form one.
     ///
-    /// Tables that do not lie in the claim as a whole are passed over. `heard` is told what became of each of
-    /// the others, when it is in place again and no lock is held; it may look up and install, not wait.
+    /// Tables that do not lie in the claim as a whole are passed over; one in which the batch begins counts as
+    /// a whole. `heard` is told what became of each of the others when all of the batch is in place again, no guard
+    /// or lock is held and the tables that went are given back: it may do what the caller may.
     ///
     /// Counts as slots those that a table has. Remote PEs translate by the leaves until the flush within,
     /// then fault and retry, then translate by the block; what they may access stays the same, and no dirty record
@@ -176,7 +181,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if !cpu.is_quiescent() {
             return Err(CollapseError::NotQuiescent);
         }
-        let mut free = [None; TOGETHER];
+        let (mut free, mut told) = ([None; TOGETHER], [None; TOGETHER]);
         let at = {
             let guard = cpu.enter();
             let mut sweep = Sweep {
@@ -190,13 +195,14 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                 count: 0,
                 owed: Owed::new(self.tlb()),
             };
-            let outcome = sweep.run(heard);
+            let outcome = sweep.run(&mut told);
             let at = sweep.at;
-            sweep.make(&mut free, heard);
+            sweep.make(&mut free, &mut told);
             outcome?;
             at
         };
         self.retire(cpu, relax, &free)?;
+        told.iter().flatten().for_each(|(ipa, what)| heard(*ipa, *what));
         Ok(if at < range.end() { Progress::Until(at) } else { Progress::Done })
     }
 
@@ -237,31 +243,33 @@ struct Sweep<'w, 'e, M, A: Arch> {
     at: Ipa,
     left: usize,
     broken: [Option<Broken<'w>>; TOGETHER],
+    /// Tables that were looked at.
     count: usize,
     owed: Owed<'w, A>,
 }
 
 impl<'w, M: Memory, A: Arch> Sweep<'w, '_, M, A> {
     /// Breaks what can be collapsed, until the range or the budget ends.
-    fn run(&mut self, heard: &mut impl FnMut(Ipa, Collapse)) -> Result<(), CollapseError> {
+    fn run(&mut self, told: &mut Told) -> Result<(), CollapseError> {
         let (space, guard) = (self.space, self.guard);
         let bytes = self.to.slot_bytes();
         while self.at < self.range.end() && self.left > 0 && self.count < TOGETHER {
             let ipa = self.at.align_down(bytes);
             let end = ipa.get() + bytes;
             let inside = self.range.start() <= ipa && end <= self.range.end().get();
-            self.left = self.left.saturating_sub(SLOTS);
             if inside {
                 let path = space.path(guard, ipa).ok_or(CollapseError::ForeignGuard)?;
                 if let Some((parent, child)) = path.pair(self.to) {
-                    match self.table(parent, child) {
-                        Ok(()) => {}
-                        Err(Some(obstacle)) => heard(ipa, Collapse::Stays(obstacle)),
+                    told[self.count] = match self.table(parent, child) {
+                        Ok(()) => Some((ipa, Collapse::Made)),
+                        Err(Some(obstacle)) => Some((ipa, Collapse::Stays(obstacle))),
                         // The parent moved: look again.
                         Err(None) => continue,
-                    }
+                    };
+                    self.count += 1;
                 }
             }
+            self.left = self.left.saturating_sub(SLOTS);
             self.at = Ipa::new(end.min(self.range.end().get()));
         }
         Ok(())
@@ -280,25 +288,24 @@ impl<'w, M: Memory, A: Arch> Sweep<'w, '_, M, A> {
         unsafe { arch.swap(slot, busy.bits()) };
         self.owed.table(child.start, parent.level);
         self.broken[self.count] = Some(Broken { parent, child, live });
-        self.count += 1;
         Ok(())
     }
 
     /// Flushes; then each broken table becomes a block, or is linked again.
-    fn make(self, free: &mut [Option<Pa>], heard: &mut impl FnMut(Ipa, Collapse)) {
-        let Self { space, guard, broken, owed, .. } = self;
-        if owed.settle().is_none() {
+    // By reference: what a batch remembers is some KiB of stack.
+    fn make(&mut self, free: &mut [Option<Pa>; TOGETHER], told: &mut Told) {
+        let (space, guard) = (self.space, self.guard);
+        if core::mem::replace(&mut self.owed, Owed::new(space.tlb())).settle().is_none() {
             return;
         }
-        for (broken, free) in broken.into_iter().flatten().zip(free) {
-            let start = broken.child.start;
-            match harvest(space, guard, &broken) {
+        for ((broken, free), told) in self.broken.iter().zip(free).zip(told) {
+            let Some(broken) = broken else { continue };
+            match harvest(space, guard, broken) {
                 Ok(()) => {
                     *free = broken.live.as_table(broken.parent.level);
                     space.ledger.collapsed(broken.parent.level, SLOTS as u64);
-                    heard(start, Collapse::Made);
                 }
-                Err(obstacle) => heard(start, Collapse::Stays(obstacle)),
+                Err(obstacle) => *told = Some((broken.child.start, Collapse::Stays(obstacle))),
             }
         }
         space.arch.dsb(Dsb::IshSt);

@@ -45,6 +45,8 @@ pub enum SplitError {
     Claim(NotClaimed),
     /// The CPU belongs to other epochs than the tables do.
     ForeignGuard,
+    /// The CPU is inside a guard or holds a lock, perhaps the one that this takes.
+    NotQuiescent,
     /// There are no leaves below a page, and no blocks above 1 GiB.
     Level {
         /// The level asked for.
@@ -76,6 +78,7 @@ impl fmt::Display for SplitError {
         match self {
             Self::Claim(error) => error.fmt(f),
             Self::ForeignGuard => f.write_str("the CPU belongs to other epochs than the tables"),
+            Self::NotQuiescent => f.write_str("the CPU is inside a guard or holds a table's lock"),
             Self::Level { to } => write!(f, "blocks can be split to L2 or L3, not to {to}"),
             Self::Straddles { ipa, level } => {
                 write!(f, "the {level} block at {ipa} reaches over the edge of the claim")
@@ -100,7 +103,8 @@ struct Broken<'g> {
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Splits the blocks of a batch of the claimed range until no leaf above level `to` is left in it: 2 for
-    /// blocks of 2 MiB, 3 for pages. What is no block stays as it is.
+    /// blocks of 2 MiB, 3 for pages. What is no block stays as it is; a block in which the batch begins is split
+    /// as a whole.
     ///
     /// Counts as slots the parts that are made. Remote PEs translate by a block until the flush within, then
     /// fault and retry, then translate by its parts; what they may access stays the same, and no access or
@@ -120,6 +124,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let range = self.claimed(claim, batch.from).map_err(SplitError::Claim)?;
         if !matches!(to, Level::L2 | Level::L3) {
             return Err(SplitError::Level { to });
+        }
+        if !cpu.is_quiescent() {
+            return Err(SplitError::NotQuiescent);
         }
         let guard = cpu.enter();
         let mut split = Split {
@@ -228,34 +235,37 @@ impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
         let Some(below) = level.next() else { return Ok(()) };
         let arch = &self.space.arch;
         let pa = self.space.memory.alloc_table(1).ok_or(SplitError::OutOfTables { ipa })?;
-        let table = match Descriptor::table(level, pa) {
-            Ok(table) => table,
-            Err(_) => return Err(SplitError::OutOfTables { ipa }),
-        };
         self.fill(pa, below, &leaf);
-        let mut built = leaf;
-        let broke = match node.lock(arch, self.guard) {
-            // Of a claimed block the parent stays; if it did not, the next look finds what is there.
-            Err(_stale) => Ok(false),
-            Ok(_lock) => loop {
-                let Some(busy) = table.to_busy() else { break Ok(false) };
-                // SAFETY: (1) the table's lock is held, and the claim covers the block; what Busy remembers
-                // is complete.
-                match unsafe { arch.compare_exchange(slot, built.bits(), busy.bits()) } {
-                    Some(Ok(_)) => break Ok(true),
-                    None => break Err(SplitError::Unsupported),
-                    // A/D have changed, at the most once each: nothing else may change a claimed leaf.
-                    Some(Err(seen)) => match Descriptor::from_bits(seen).as_leaf(level) {
-                        Some(now) if now.pa() == built.pa() => {
-                            self.fill(pa, below, &now);
-                            built = now;
-                        }
-                        _ => break Ok(false),
-                    },
+        let busy =
+            Descriptor::table(level, pa).ok().and_then(|table| Some((table, table.to_busy()?)));
+        let broke = match (busy, node.lock(arch, self.guard)) {
+            (None, _) => Err(SplitError::OutOfTables { ipa }),
+            // Of a claimed block the parent stays.
+            (_, Err(_stale)) => Ok(None),
+            (Some((table, busy)), Ok(_lock)) => {
+                let mut built = leaf;
+                loop {
+                    // SAFETY: (1) the table's lock is held, and the claim covers the block; what Busy
+                    // remembers is complete.
+                    match unsafe { arch.compare_exchange(slot, built.bits(), busy.bits()) } {
+                        Some(Ok(_)) => break Ok(Some(table)),
+                        None => break Err(SplitError::Unsupported),
+                        // Hardware has changed A/D, or the lock's last holder the leaf: it is a block still.
+                        Some(Err(seen)) => match Descriptor::from_bits(seen).as_leaf(level) {
+                            Some(now) if now.is_contiguous() => {
+                                break Err(SplitError::Contiguous { ipa });
+                            }
+                            Some(now) => {
+                                self.fill(pa, below, &now);
+                                built = now;
+                            }
+                            None => break Ok(None),
+                        },
+                    }
                 }
-            },
+            }
         };
-        if let Ok(true) = broke {
+        if let Ok(Some(table)) = broke {
             self.owed.leaf(ipa, level);
             self.broken[self.count] = Some(Broken { slot, level, table });
             self.count += 1;

@@ -6,7 +6,7 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
-    clear, disjoint, epoch, fill, hardware, install, look, policy, retire, vmid,
+    clear, disjoint, epoch, fill, hardware, install, look, policy, resize, retire, vmid,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -130,6 +130,17 @@ models! {
     a_page_is_taken_back: None, 90,
         ["installed", "refused"],
         policy::a_page_is_taken_back;
+    a_split_against_install: Some(3), 2_000,
+        ["found the block", "found the page", "met Busy", "guest read the block",
+         "guest read the page", "guest faulted"],
+        resize::a_split_against_install;
+    a_collapse_against_a_write: Some(3), 6_000,
+        ["wrote", "Stale", "found no table", "guest read the block", "guest read the page",
+         "guest faulted"],
+        resize::a_collapse_against_a_write;
+    a_collapse_beside_an_unmap: Some(3), 1_500,
+        ["both went"],
+        resize::a_collapse_beside_an_unmap;
     a_vm_is_entered_during_a_roll_over: Some(3), 50,
         ["kept its VMID", "was lent another", "its VMID was lent", "its VMID was not lent"],
         vmid::entry_against_roll_over;

@@ -4,7 +4,7 @@
 
 use protocol_models::check::Model;
 use protocol_models::protocol::{
-    clear, disjoint, epoch, fill, install, look, policy, ranges, retire,
+    clear, disjoint, epoch, fill, install, look, policy, ranges, resize, retire,
 };
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
@@ -52,6 +52,10 @@ models! {
     a_page_is_given_away: 500,
         ["installed, then swept", "refused", "guest read", "guest faulted"],
         policy::a_page_is_given_away;
+    a_collapse_against_a_write: 500,
+        ["wrote", "Stale", "found no table", "guest read the block", "guest read the page",
+         "guest faulted"],
+        resize::a_collapse_against_a_write;
     ranges_come_and_go: 1000,
         ["mapped", "Occupied", "met another's Busy slot", "unmapped", "noted", "notes removed", "Conflict", "installed",
          "was present", "met Busy, Drain or Dead", "met a note", "guest read", "EL2 read"],

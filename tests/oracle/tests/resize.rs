@@ -289,3 +289,95 @@ fn each_step_of_a_split_and_of_a_collapse_is_needed() {
     }
     assert!(needed >= 6, "{needed}");
 }
+
+/// What another PE does to a block while its parts are built, what the parts say then, and whether it is split.
+#[test]
+fn a_split_notices_what_happens_to_the_block_meanwhile() {
+    const DIRTY: u64 = 1 << 7;
+    const ACCESSED: u64 = 1 << 10;
+    type Change = fn(u64) -> u64;
+    let cases: [(&str, Change); 3] = [
+        ("hardware records a write", |bits| bits | DIRTY | ACCESSED),
+        ("whoever held the lock moved it", |bits| bits + MIB2),
+        ("whoever held the lock took it away", |_| 0),
+    ];
+    for (what, change) in cases {
+        // The root, one below, and one for parts: it may not be lost.
+        let setup = Machine { pes: 3, hw_access: true, hw_dirty: true, ..Machine::default() };
+        let machine = OracleMachine::new(setup, 3);
+        let caps = Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY;
+        let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
+        let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+        let (epochs, vmids) = (Epochs::<3>::new(), vmids());
+        let space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
+        let cpu = epochs.join(0).unwrap();
+        map(&space, &cpu, &extent());
+        let at = |ipa| space.lookup(&cpu.enter(), Ipa::new(ipa)).unwrap();
+        let before = at(BASE).descriptor.bits();
+        let parent = space.lookup_rw(&cpu.enter(), Ipa::new(BASE)).unwrap().parent().unwrap();
+        // SAFETY: (1) linked, and nobody frees it.
+        let slot = unsafe { machine.table_at(parent.as_table(Level::L1).unwrap()) }.slot(0);
+        let other = || {
+            machine.on_pe(1, || {
+                // SAFETY: (1, 2) a test: nothing is ever reached through these tables.
+                _ = unsafe { (&machine).swap(slot, change(before)) };
+                (&machine).dsb(Dsb::IshSt);
+            });
+        };
+        let ((), met) = machine.race_at(1, other, || split(&space, &cpu, range(BASE, MIB2)));
+        assert!(met, "{what}");
+        let now = change(before);
+        if now == 0 {
+            assert_eq!(at(BASE).descriptor.bits(), 0, "{what}");
+            let mut claim = space.claim(range(BASE + MIB2, MIB2)).unwrap();
+            let all = Batch::all_of(&claim);
+            let split = space.split(&cpu, &mut claim, all, Level::L3);
+            assert_eq!(split, Ok(Progress::Done), "the table that was not used came back");
+            continue;
+        }
+        for page in [0, 1, 511] {
+            let found = at(BASE + page * 0x1000);
+            // A page has bit 1 set.
+            let wanted = (now | 0b10) + page * 0x1000;
+            assert_eq!((found.level, found.descriptor.bits()), (Level::L3, wanted), "{what}");
+        }
+    }
+}
+
+/// Hardware records a write in one page while the leaves are gathered: it is in the block.
+#[test]
+fn a_write_that_is_recorded_during_the_harvest_is_in_the_block() {
+    const DIRTY: u64 = 1 << 7;
+    let setup = Machine { pes: 3, hw_access: true, hw_dirty: true, ..Machine::default() };
+    let machine = OracleMachine::new(setup, 3);
+    let caps = Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY;
+    let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
+    let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+    let (epochs, vmids) = (Epochs::<3>::new(), vmids());
+    let space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
+    let cpu = epochs.join(0).unwrap();
+    map(&space, &cpu, &extent());
+    let block = || space.lookup(&cpu.enter(), Ipa::new(BASE)).unwrap().descriptor.bits();
+    for page in [0, 1, 511] {
+        let clean = block();
+        split(&space, &cpu, range(BASE, MIB2));
+        let table = space.lookup_rw(&cpu.enter(), Ipa::new(BASE)).unwrap().parent().unwrap();
+        // SAFETY: (1) linked, and freed by nobody but this test's collapse.
+        let slot = unsafe { machine.table_at(table.as_table(Level::L2).unwrap()) }.slot(page);
+        let before = (&machine).load(slot);
+        let hardware = || {
+            // SAFETY: (1, 2) what hardware does to a leaf.
+            machine.on_pe(1, || _ = unsafe { (&machine).swap(slot, before | DIRTY) });
+        };
+        let collapse = || collapse(&space, &cpu, range(BASE, MIB2));
+        let (told, met) = machine.race_at(1, hardware, collapse);
+        assert_eq!((told, met), (vec![Collapse::Made], true), "page {page}");
+        assert_eq!(block(), clean | DIRTY, "page {page} was written, and the block is clean");
+        // Clean again for the next round.
+        let parent = space.lookup_rw(&cpu.enter(), Ipa::new(BASE)).unwrap().parent().unwrap();
+        // SAFETY: (1) linked, and nobody frees it.
+        let slot = unsafe { machine.table_at(parent.as_table(Level::L1).unwrap()) }.slot(0);
+        // SAFETY: (1, 2) a test: no guest runs.
+        _ = unsafe { (&machine).swap(slot, clean) };
+    }
+}

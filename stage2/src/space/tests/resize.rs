@@ -4,6 +4,7 @@ use super::map::{extent, leaves, map};
 use super::unmap::{Released, Vm, range};
 use super::*;
 use crate::addr::PAGE_SIZE;
+use crate::arch::host::Event as Logged;
 use crate::space::{Batch, Collapse, CollapseError, Notes, Obstacle, Progress, SplitError};
 
 const GIB: u64 = 1 << 30;
@@ -273,4 +274,124 @@ fn parts_that_are_still_too_large_are_not_forgotten_when_tables_run_out() {
     let all = Batch::all_of(&claim);
     let split = space.split(&cpu, &mut claim, all, Level::L3);
     assert_eq!(split, Ok(Progress::Until(Ipa::new(0))), "the first GiB is blocks of 2 MiB now");
+}
+
+/// A callback may leave a guard open behind it: the batch is over by then, and no table is lost.
+#[test]
+fn whoever_hears_of_a_collapse_may_keep_a_guard() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let space = space(&pages, &epochs, 40);
+    let at = range(GIB, 2 * MIB2);
+    map(&space, &epochs, at, &extent(8 * GIB, BLOCK), 9).unwrap();
+    split(&space, &epochs, at, Level::L3, usize::MAX).unwrap();
+    let tables = pages.live();
+    let cpu = epochs.join(0).unwrap();
+    let mut claim = space.claim(at).unwrap();
+    let all = Batch::all_of(&claim);
+    let mut guards = Vec::new();
+    let mut heard = |_, what| {
+        assert_eq!(what, Collapse::Made);
+        let guard = cpu.enter();
+        for block in [GIB, GIB + MIB2] {
+            let found = space.lookup(&guard, Ipa::new(block)).unwrap();
+            assert!(matches!(found.view(), View::Leaf(_)), "all of the batch is in place");
+        }
+        assert_eq!(pages.live(), tables - 2, "and what went is given back");
+        guards.push(guard);
+    };
+    let done = space.collapse(&cpu, &mut claim, all, BLOCK, || {}, &mut heard);
+    assert_eq!((done, guards.len()), (Ok(Progress::Done), 2));
+}
+
+#[test]
+fn nobody_resizes_inside_a_guard() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let space = space(&pages, &epochs, 40);
+    let at = range(GIB, MIB2);
+    map(&space, &epochs, at, &extent(8 * GIB, BLOCK), 9).unwrap();
+    let cpu = epochs.join(0).unwrap();
+    let mut claim = space.claim(at).unwrap();
+    let all = Batch::all_of(&claim);
+    let guard = cpu.enter();
+    let lock = space.lookup_rw(&guard, Ipa::new(GIB)).unwrap().lock().unwrap();
+    let split = space.split(&cpu, &mut claim, all, Level::L3);
+    assert_eq!(split, Err(SplitError::NotQuiescent));
+    let collapse = space.collapse(&cpu, &mut claim, all, BLOCK, || {}, &mut |_, _| {});
+    assert_eq!(collapse, Err(CollapseError::NotQuiescent));
+    drop(lock);
+}
+
+/// Somebody's guard, opened before, may still be in the table.
+#[test]
+fn a_table_serves_nobody_else_before_the_grace_period_is_over() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<2>::new());
+    let space = space(&pages, &epochs, 40);
+    let at = range(GIB, MIB2);
+    map(&space, &epochs, at, &extent(8 * GIB, Level::L3), 9000).unwrap();
+    let (cpu, other) = (epochs.join(0).unwrap(), epochs.join(1).unwrap());
+    let mut claim = space.claim(at).unwrap();
+    let all = Batch::all_of(&claim);
+    let (tables, mut guard, mut waited) = (pages.live(), Some(other.enter()), false);
+    let relax = || {
+        assert_eq!(pages.live(), tables, "given back under a guard");
+        (guard, waited) = (None, true);
+    };
+    let done = space.collapse(&cpu, &mut claim, all, BLOCK, relax, &mut |_, _| {});
+    assert_eq!((done, pages.live()), (Ok(Progress::Done), tables - 1));
+    assert!(waited, "the collapse waited for the guard");
+}
+
+/// Locks parent first; the flush before what is made; and a DSB after it.
+#[test]
+fn the_steps_come_in_order() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let space = space(&pages, &epochs, 40);
+    let at = range(GIB, MIB2);
+    map(&space, &epochs, at, &extent(8 * GIB, BLOCK), 9).unwrap();
+    let table_of = |ipa| {
+        let cpu = epochs.join(0).unwrap();
+        let bits = space.lookup_rw(&cpu.enter(), Ipa::new(ipa)).unwrap().parent().unwrap();
+        Pa::new(bits.bits() & 0xffff_ffff_f000)
+    };
+    let parent = table_of(GIB);
+    let _ = space.arch.take_log();
+    split(&space, &epochs, at, Level::L3, 9).unwrap();
+    let child = table_of(GIB);
+    let locks = |log: &[Logged]| -> Vec<Pa> {
+        log.iter()
+            .filter_map(|event| match event {
+                Logged::Observe(crate::arch::Observation::Locked { table }) => Some(*table),
+                _ => None,
+            })
+            .collect()
+    };
+    let made_last = |log: &[Logged]| {
+        let store = log.iter().rposition(|event| matches!(event, Logged::Store(_))).unwrap();
+        let flushed = log.iter().rposition(|event| matches!(event, Logged::Tlbi(..))).unwrap();
+        assert!(flushed < store, "made before the flush: {log:?}");
+        let dsb = log[store..].contains(&Logged::Dsb(Dsb::IshSt));
+        assert!(dsb, "no DSB after what was made");
+    };
+    let log = space.arch.take_log();
+    assert_eq!(locks(&log), [parent], "a split takes the lock of the block's table");
+    made_last(&log);
+    collapse(&space, &epochs, at, BLOCK, 9).unwrap();
+    let log = space.arch.take_log();
+    let both = [parent, child, parent, child];
+    assert_eq!(locks(&log), both, "a collapse takes both locks, twice, the parent's first");
+    made_last(&log);
+}
+
+#[test]
+fn a_batch_ends_when_its_slots_are_used_up() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let space = space(&pages, &epochs, 40);
+    let at = range(GIB, 8 * MIB2);
+    map(&space, &epochs, at, &extent(8 * GIB, BLOCK), 9).unwrap();
+    assert_eq!(split(&space, &epochs, at, Level::L3, 1024), Ok(4), "two blocks at a time");
+    let cpu = epochs.join(0).unwrap();
+    let mut claim = space.claim(at).unwrap();
+    let batch = Batch { from: at.start(), slots: 1024 };
+    let done = space.collapse(&cpu, &mut claim, batch, BLOCK, || {}, &mut |_, _| {});
+    assert_eq!(done, Ok(Progress::Until(Ipa::new(GIB + 2 * MIB2))), "two tables at a time");
 }

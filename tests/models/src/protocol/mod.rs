@@ -10,5 +10,6 @@ pub mod look;
 pub mod policy;
 pub mod primitive;
 pub mod ranges;
+pub mod resize;
 pub mod retire;
 pub mod vmid;
