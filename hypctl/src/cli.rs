@@ -112,6 +112,9 @@ pub struct RunArgs {
     /// RAM of the guest [default: half of what is free, at most 1G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub guest_mem: Option<u64>,
+    /// Populate the guest's RAM by blocks of 2 MiB where that is possible, instead of by pages
+    #[arg(long)]
+    pub blocks: bool,
     /// End the run after this time, with exit code 124
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<std::time::Duration>,

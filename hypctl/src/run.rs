@@ -126,6 +126,7 @@ fn plan(
     words.extend(arguments.vcpus.map(|vcpus| format!("vcpus={vcpus}")));
     let restarts = arguments.restarts.or(arguments.no_reboot.then_some(0));
     words.extend(restarts.map(|restarts| format!("restarts={restarts}")));
+    words.extend(arguments.blocks.then(|| "blocks".to_owned()));
     let mut machine = Machine {
         cpu: arguments.cpu.clone(),
         smp: smp(arguments),

@@ -29,6 +29,28 @@ pub const MOVE: u32 = 0xC600_0003;
 /// The most that [`MOVE`] takes at once, in bytes.
 pub const MOVE_MAX: u64 = 2 << 20;
 
+/// Splits blocks of the caller's RAM into pages: `x1` is the first address, `x2` the bytes, both multiples of
+/// [`BLOCK`], at most [`RESIZE_MAX`].
+///
+/// The guest's other CPUs run on; an access to a block that is being split waits. A call does a bounded part:
+/// who wants the rest calls again with it.
+///
+/// Returns [`SUCCESS`] in `x0`, in `x1` the bytes from the first address on that are done, in `x2` the number of
+/// blocks that were split. Or, in `x0`, [`INVALID_PARAMETER`] for a range that is not RAM, unaligned or too large,
+/// [`BUSY`] while another CPU moves or resizes something, [`NO_MEMORY`] when there is no table page,
+/// [`NOT_SUPPORTED`] when the VM's RAM is populated by pages only. Nothing was changed then.
+pub const SPLIT: u32 = 0xC600_0004;
+
+/// Makes blocks of the caller's RAM where 512 pages form one: arguments and answers as of [`SPLIT`], with the
+/// number of blocks that were made in `x2`. Pages that form no block stay as they are.
+pub const COLLAPSE: u32 = 0xC600_0005;
+
+/// Size of a block, in bytes.
+pub const BLOCK: u64 = 2 << 20;
+
+/// The most that [`SPLIT`] and [`COLLAPSE`] take at once, in bytes.
+pub const RESIZE_MAX: u64 = 64 << 20;
+
 /// What [`VENDOR_UID`] answers: `w0`..`w3`.
 pub const UID: [u32; 4] = [0x5f7a_93c1, 0x4e8b_62d4, 0xb1d0_9a1e, 0x27c6_e03f];
 
@@ -53,7 +75,7 @@ pub const NO_MEMORY: i64 = -5;
 pub enum Stat {
     /// Stage-2 faults taken, of any kind.
     Faults = 0,
-    /// Pages that a fault installed.
+    /// Pages, or blocks, that a fault installed.
     Installed = 1,
     /// Installs that lost to another virtual CPU that was faster.
     LostRaces = 2,
@@ -75,11 +97,17 @@ pub enum Stat {
     TablesFreed = 10,
     /// Pages moved to another frame.
     Moved = 11,
+    /// Of what faults installed, the blocks.
+    Blocks = 12,
+    /// Blocks that were split into pages.
+    Split = 13,
+    /// Blocks that were made of pages.
+    Collapsed = 14,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -92,6 +120,9 @@ impl Stat {
         Self::Drained,
         Self::TablesFreed,
         Self::Moved,
+        Self::Blocks,
+        Self::Split,
+        Self::Collapsed,
     ];
 
     /// The selector with this number, if there is one.
@@ -110,6 +141,9 @@ impl Stat {
             9 => Self::Drained,
             10 => Self::TablesFreed,
             11 => Self::Moved,
+            12 => Self::Blocks,
+            13 => Self::Split,
+            14 => Self::Collapsed,
             _ => return None,
         })
     }
@@ -135,7 +169,7 @@ mod tests {
 
     #[test]
     fn identifiers_are_fast_calls_of_the_vendor_hypervisor_service() {
-        for id in [VENDOR_UID, VERDICT, STAT, MOVE] {
+        for id in [VENDOR_UID, VERDICT, STAT, MOVE, SPLIT, COLLAPSE] {
             assert_eq!(id >> 31, 1, "fast call");
             assert_eq!((id >> 24) & 0x3f, 6, "owning entity: vendor specific hypervisor service");
         }

@@ -8,6 +8,7 @@
 //! | `mem=SIZE` | guest RAM with suffix `K`, `M` or `G`; whole pages, 8 MiB or more | half of what is free, at most 1 GiB |
 //! | `restarts=N` | times that the guest may reset its machine and go on; the next reset ends the run | any number |
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
+//! | `blocks` | populate RAM by blocks of 2 MiB where that is possible | off: by pages |
 //! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
 //! | `trace=ORDER` | record every step of table maintenance in memory, in the order `total` or `per-pe` (needs a build with the feature `trace`, and `report=`) | off |
 //! | `trace-max=N` | record at most so many | as the buffer holds |
@@ -46,7 +47,7 @@ pub enum ConfigError {
     /// A word that is not one of ours.
     #[error(
         "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE \
-         measure trace=ORDER trace-max=N"
+         blocks measure trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -164,6 +165,8 @@ pub struct Request {
     pub restarts: Option<u32>,
     /// `report=NONCE`
     pub report: Option<Nonce>,
+    /// `blocks`
+    pub blocks: bool,
     /// `measure`
     pub measure: bool,
     /// `trace=ORDER`
@@ -198,6 +201,8 @@ pub struct Config {
     pub restarts: Option<u32>,
     /// Mark of the machine-readable report, if one is wanted.
     pub report: Option<Nonce>,
+    /// Whether RAM is populated by blocks where that is possible.
+    pub blocks: bool,
     /// Whether populate faults are timed.
     pub measure: bool,
     /// How steps are recorded, if they are.
@@ -235,6 +240,8 @@ impl Request {
                     once(&mut request.restarts, "restarts", restarts(value)?)?;
                 }
                 ("report", Some(value)) => once(&mut request.report, "report", nonce(value)?)?,
+                ("blocks", None) if request.blocks => return Err(ConfigError::Twice("blocks")),
+                ("blocks", None) => request.blocks = true,
                 ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
                 ("measure", None) => request.measure = true,
                 ("trace", Some(value)) => once(&mut request.trace, "trace", order(value)?)?,
@@ -269,8 +276,8 @@ impl Request {
             _ => {}
         }
         let mem = self.memory(machine)?;
-        let Self { restarts, .. } = self;
-        Ok(Config { vcpus, mem, restarts, report: self.report, measure: self.measure, trace })
+        let Self { restarts, blocks, measure, .. } = self;
+        Ok(Config { vcpus, mem, restarts, report: self.report, blocks, measure, trace })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {

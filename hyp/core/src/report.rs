@@ -101,7 +101,7 @@ pub struct CacheStats {
 pub struct Stats {
     /// Stage-2 faults taken, of any kind.
     pub faults: u64,
-    /// Pages that a fault installed.
+    /// Pages, or blocks, that a fault installed.
     pub installed: u64,
     /// Installs that lost to another virtual CPU.
     pub lost_races: u64,
@@ -123,6 +123,12 @@ pub struct Stats {
     pub tables_freed: u64,
     /// Pages moved to another frame.
     pub moved: u64,
+    /// Of what faults installed, the blocks.
+    pub blocks: u64,
+    /// Blocks that were split into pages.
+    pub split: u64,
+    /// Blocks that were made of pages.
+    pub collapsed: u64,
     /// Trapped system register accesses.
     pub sysregs: u64,
     /// Caches.
@@ -355,6 +361,11 @@ impl Stats {
         if self.moved != 0 {
             row(f, "pages moved", self.moved)?;
             row(f, "faults met in Drain", self.drained)?;
+        }
+        if self.blocks != 0 {
+            row(f, "blocks installed", self.blocks)?;
+            row(f, "blocks split", self.split)?;
+            row(f, "blocks made", self.collapsed)?;
         }
         self.caches.rows(f)?;
         if self.tlbi.is_empty() {

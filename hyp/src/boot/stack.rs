@@ -1,9 +1,11 @@
 //! Stacks: one slot a CPU, a guard page under each of its two stacks.
 //!
 //! ```text
-//! slot, 64 KiB aligned     0       4K         16K      32K            64K
+//! slot, 128 KiB aligned    0       4K         16K      64K           128K
 //!                          | guard | emergency | guard |    stack       |
 //! ```
+//!
+//! The largest frames are those of splits and collapses, which note what they have broken: some 30 KiB.
 //!
 //! The guards are not mapped in EL2's final tables. The alignment is part of the design: the
 //! vectors test one bit of the stack pointer to learn whether the CPU is still on its stack, and
@@ -15,16 +17,16 @@ use core::ops::Range;
 use hyp_abi::MAX_VCPUS;
 
 /// Bytes of a slot; also its alignment, and known to the linker script.
-pub(crate) const SLOT: usize = 64 << 10;
+pub(crate) const SLOT: usize = 128 << 10;
 /// Offset of the top of the emergency stack.
 pub(crate) const EMERGENCY_TOP: usize = 16 << 10;
 /// The bit of the stack pointer that is set on the stack and clear below it.
-pub(crate) const ON_STACK_BIT: u32 = 15;
+pub(crate) const ON_STACK_BIT: u32 = 16;
 
 const PAGE: usize = 4096;
 
 /// One CPU's slot.
-#[repr(C, align(65536))]
+#[repr(C, align(131072))]
 pub(crate) struct Slot(UnsafeCell<[u8; SLOT]>);
 
 // SAFETY: (1) only the CPU that owns a slot touches it, through its stack pointer; Rust code

@@ -14,6 +14,7 @@ use hyp_core::psci::Action;
 use crate::cpu;
 use crate::event::counters;
 use crate::platform::gic;
+use crate::vm::blocks::{self, Resized};
 use crate::vm::moving::{self, Refused};
 use crate::vm::run::{Env, Step};
 use crate::vm::stop::Reason;
@@ -43,23 +44,52 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             }
             None => answer(vcpu, call::INVALID_PARAMETER as u64),
         },
+        call::SPLIT => resized(env, vcpu, esr, blocks::split),
+        call::COLLAPSE => resized(env, vcpu, esr, blocks::collapse),
         call::MOVE => match moving::move_memory(env, arguments[0], arguments[1]) {
             Ok(pages) => {
                 vcpu.context.set_x(1, pages);
                 answer(vcpu, call::SUCCESS as u64)
             }
-            Err(Refused::Invalid) => answer(vcpu, call::INVALID_PARAMETER as u64),
-            Err(Refused::Busy) => answer(vcpu, call::BUSY as u64),
-            Err(Refused::NoMemory) => answer(vcpu, call::NO_MEMORY as u64),
-            Err(Refused::Broken(why)) => {
-                let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, esr)
-                    .with_ipa(arguments[0])
-                    .with_hint(why);
-                Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
-            }
+            Err(why) => refused(vcpu, esr, arguments[0], why),
         },
         _ => psci(env.vm, vcpu, function, arguments, esr),
     }
+}
+
+/// SPLIT or COLLAPSE.
+fn resized(
+    env: Env<'_>,
+    vcpu: &mut Vcpu,
+    esr: u64,
+    work: fn(Env<'_>, u64, u64) -> Result<Resized, Refused>,
+) -> Step {
+    let [start, bytes] = [1, 2].map(|number| vcpu.context.x(number));
+    match work(env, start, bytes) {
+        Ok(Resized { bytes, blocks }) => {
+            vcpu.context.set_x(1, bytes);
+            vcpu.context.set_x(2, blocks);
+            answer(vcpu, call::SUCCESS as u64)
+        }
+        Err(why) => refused(vcpu, esr, start, why),
+    }
+}
+
+/// The answer to a call at `ipa` that did nothing, or the end of the VM if it did half.
+fn refused(vcpu: &mut Vcpu, esr: u64, ipa: u64, why: Refused) -> Step {
+    let code = match why {
+        Refused::Unsupported => call::NOT_SUPPORTED,
+        Refused::Invalid => call::INVALID_PARAMETER,
+        Refused::Busy => call::BUSY,
+        Refused::NoMemory => call::NO_MEMORY,
+        Refused::Broken(why) => {
+            let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, esr)
+                .with_ipa(ipa)
+                .with_hint(why);
+            return Step::Stop(Reason::Diagnosis(Box::new(diagnosis)));
+        }
+    };
+    answer(vcpu, code as u64)
 }
 
 fn answer(vcpu: &mut Vcpu, value: u64) -> Step {

@@ -7,14 +7,20 @@
 //! A frame in the stock is all zero for a guest that looks past the caches too, and no CPU holds instructions
 //! of its former life: `clean` does what the machine needs for that.
 //!
+//! Where RAM is populated by blocks, the stock holds one block as well ([`Stock::refill_block`]).
+//!
 //! The stock belongs to one CPU and to no interrupt handler: EL2 runs with everything masked. So plain
 //! cells do, and the type is `!Sync`.
 
 use core::cell::Cell;
 
+/// Size of a block, in bytes.
+pub(crate) use hyp_abi::call::BLOCK;
 use hyp_core::PaRange;
 
 use super::{PAGE, clean, frames};
+/// Frames of a block.
+pub(crate) const BLOCK_FRAMES: usize = (BLOCK / PAGE) as usize;
 
 /// Frames in a full stock.
 pub(crate) const FULL: usize = 64;
@@ -26,12 +32,14 @@ pub(crate) const LOW: usize = 8;
 pub(crate) struct Stock {
     frames: [Cell<u64>; FULL],
     len: Cell<usize>,
+    /// A block of [`BLOCK`] bytes.
+    block: Cell<Option<u64>>,
 }
 
 impl Stock {
     /// An empty stock.
     pub(crate) const fn new() -> Self {
-        Self { frames: [const { Cell::new(0) }; FULL], len: Cell::new(0) }
+        Self { frames: [const { Cell::new(0) }; FULL], len: Cell::new(0), block: Cell::new(None) }
     }
 
     /// Takes a zeroed frame.
@@ -80,12 +88,39 @@ impl Stock {
         !self.is_low()
     }
 
+    /// Takes the zeroed block.
+    pub(crate) fn take_block(&self) -> Option<u64> {
+        self.block.take()
+    }
+
+    /// Puts back the block that [`take_block`](Self::take_block) gave, all zero and clean.
+    pub(crate) fn put_back_block(&self, block: u64) {
+        self.block.set(Some(block));
+    }
+
+    /// Sees to it that there is a block, if the pool has one. For a safe point, like [`refill`](Self::refill):
+    /// zeroing takes long.
+    pub(crate) fn refill_block(&self) {
+        if self.block.get().is_some() {
+            return;
+        }
+        let Some(block) = frames::take(BLOCK_FRAMES) else { return };
+        // SAFETY: (1) just taken: ours alone.
+        unsafe { wipe(block, BLOCK) };
+        clean::instructions_for_guest();
+        self.put_back_block(block);
+    }
+
     /// Gives every frame back to the pool.
     pub(crate) fn empty(&self) {
         while let Some(frame) = self.take() {
             // SAFETY: (1) from the pool, by `refill` or by way of a table page; (2) in the stock it was
             // nobody's.
             unsafe { frames::give_back(frame, 1) };
+        }
+        if let Some(block) = self.take_block() {
+            // SAFETY: (1) from the pool, by `refill_block`; (2) in the stock it was nobody's.
+            unsafe { frames::give_back(block, BLOCK_FRAMES) };
         }
     }
 }

@@ -137,10 +137,15 @@ pub(crate) fn take_batch(into: &mut [u64]) -> usize {
     taken
 }
 
-/// Gives back what [`take`] gave.
+/// Gives back frames that were handed out.
+///
+/// They may be given back in other pieces than they came in: a block that was split as single frames, and 512
+/// frames that have become a block as one. A buddy allocator knows only what is free; each frame's state
+/// here tells whether it was handed out.
 ///
 /// # Safety
-/// 1. `first` came from `take` with the same `frames`, and is given back once.
+/// 1. `frames` is a power of two, `first` aligned to as many frames; all of them were taken, and each is given
+///    back once.
 /// 2. Nobody reaches the frames any more: no table, no TLB, no CPU.
 pub(crate) unsafe fn give_back(first: u64, frames: usize) {
     let (Some(pool), Some(layout)) = (POOL.get(), layout(frames)) else {

@@ -89,7 +89,15 @@ fn clean_part(env: Env<'_>, pc: u64, walk: &mut Walk) -> bool {
     let Ok(range) = stage2::IpaRange::new(Ipa::new(part.start), part.len()) else { return false };
     let (mut left, mut reached) = (BUDGET, part.end);
     for (ipa, found) in env.vm.space.visit(&guard, range) {
-        let View::Leaf(leaf) = found.view() else { continue };
+        let leaf = match found.view() {
+            View::Leaf(leaf) => leaf,
+            // A block that is being split or made is mapped: it is cleaned when it is.
+            View::Busy(_) => {
+                reached = ipa.get().max(part.start);
+                break;
+            }
+            _ => continue,
+        };
         // What of it lies in this part, and in the budget.
         let first = ipa.get().max(part.start);
         let end = part.end.min(ipa.get().saturating_add(found.level.slot_bytes()));

@@ -22,6 +22,7 @@ use stage2::{
     Region, RegionMap, Space,
 };
 
+use super::blocks::Blocks;
 use super::idregs::IdRegisters;
 use super::payload::Payload;
 use super::pe::{self, Pages, Pe};
@@ -60,6 +61,8 @@ pub(crate) struct Plan {
     pub(crate) mem: u64,
     /// Times that the guest may reset its machine and go on; `None` is any number.
     pub(crate) restarts: Option<u32>,
+    /// Whether RAM is populated by blocks where that is possible.
+    pub(crate) blocks: bool,
     /// Whether populate faults are timed.
     #[cfg(feature = "measure")]
     pub(crate) measure: bool,
@@ -88,7 +91,7 @@ impl Plan {
 pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
     let Machine { platform, request, cpus } = machine;
     let guest = find_guest(&platform)?;
-    let config = request.resolve(&bounds(cpus))?;
+    let config = request.clone().resolve(&bounds(cpus, request.blocks))?;
     #[cfg(feature = "measure")]
     if config.measure {
         crate::event::measure::check()?;
@@ -126,6 +129,7 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         vcpus: config.vcpus,
         mem: config.mem,
         restarts: config.restarts,
+        blocks: config.blocks,
         #[cfg(feature = "measure")]
         measure: config.measure,
         features,
@@ -146,7 +150,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     // A root of one page comes from the stock.
     cpu::current().stock.refill();
     let space = Space::new(plan.geometry, plan.vmids, EPOCHS.domain(), pages, arch)?;
-    let policy = policy(&space, plan.ram)?;
+    let policy = policy(&space, plan.ram, plan.blocks)?;
     Ok(Vm {
         plan,
         since: takedown::tally(),
@@ -184,9 +188,10 @@ fn bytes(module: PaRange) -> &'static [u8] {
 }
 
 /// What this machine has for a guest. Tables take one page in 512; the rest is for stocks and slack.
-fn bounds(cpus: usize) -> Bounds {
+fn bounds(cpus: usize, blocks: bool) -> Bounds {
     let free = frames::free();
-    let stocks = (cpus * cache::FULL) as u64 * PAGE;
+    let block = if blocks { cache::BLOCK_FRAMES } else { 0 };
+    let stocks = (cpus * (cache::FULL + block)) as u64 * PAGE;
     let overhead = (free / 256 + stocks + SLACK).next_multiple_of(SLACK);
     let (can_measure, can_trace) = (cfg!(feature = "measure"), cfg!(feature = "trace"));
     Bounds { cpus, free, overhead, can_measure, can_trace }
@@ -198,7 +203,7 @@ fn features(cpus: usize) -> Result<Features, Refusal> {
     all.reduce(Features::and).ok_or_else(|| "no CPU has told its features".into())
 }
 
-fn policy(space: &Stage2, ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
+fn policy(space: &Stage2, ram: hyp_core::IpaRange, by_blocks: bool) -> Result<Policy, Refusal> {
     const PROT: Prot = Prot::RWX;
     const MEM: MemType = MemType::Normal;
     let range = |range: hyp_core::IpaRange| IpaRange::new(Ipa::new(range.start), range.len());
@@ -210,8 +215,13 @@ fn policy(space: &Stage2, ram: hyp_core::IpaRange) -> Result<Policy, Refusal> {
     let ram = range(ram)?;
     let main = Region { range: ram, backing: Backing::Ram { prot: PROT, mem: MEM }, name: "RAM" };
     let regions = RegionMap::new([main, device(0)?, device(1)?])?;
-    let ram_page = space.mapping(Level::L3, &Attributes::new(PROT, MEM), Owner::Vm)?;
-    Ok(Policy { ram, moving: None, ram_page, regions })
+    let mapping = |level| space.mapping(level, &Attributes::new(PROT, MEM), Owner::Vm);
+    let ram_page = mapping(Level::L3)?;
+    let (ram, blocks) = match by_blocks.then(|| Blocks::split_off(ram)).flatten() {
+        Some(pages) => (pages, Some(Blocks { ram, mapping: mapping(Level::L2)? })),
+        None => (ram, None),
+    };
+    Ok(Policy { ram, blocks, moving: None, ram_page, regions })
 }
 
 fn announce(plan: &Plan, guest: &Guest) {

@@ -2,7 +2,7 @@
 //!
 //! | fault | region | what happens |
 //! | --- | --- | --- |
-//! | translation | RAM | a frame is installed; whoever loses the race resumes |
+//! | translation | RAM | a frame is installed, or a block ([`blocks`]); whoever loses the race resumes |
 //! | translation | emulated, decoded load or store | the device model |
 //! | translation | emulated, cache maintenance | nothing: a device has no cached data |
 //! | translation | emulated, not decoded, fetch, or table walk | the VM stops |
@@ -27,18 +27,18 @@ use hyp_core::diagnosis::{Diagnosis, locate};
 use hyp_core::syndrome::{Abort, Status, Syndrome};
 use stage2::{Install, InstallError, Ipa, Tally};
 
-use super::NUMBER;
 use super::payload::Source;
 use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::Vcpu;
+use super::{NUMBER, blocks};
 use crate::device;
 use crate::event::trace;
 use crate::lock::relax;
 use crate::mem::PAGE;
 
 /// What the populate path comes to.
-enum Populate {
+pub(super) enum Populate {
     /// Resume.
     Done,
     /// Another vCPU was faster: by an instruction (`raced`), or by so much that its page was seen on
@@ -115,6 +115,17 @@ fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate
                     }
                 };
             }
+            if let Some(blocks) = &policy.blocks
+                && blocks.ram.contains(Ipa::new(page))
+            {
+                let end = blocks::fault(env, &guard, policy, blocks, page);
+                drop(guard);
+                return match end {
+                    Populate::Done => Step::Restock,
+                    // Never `Elsewhere`.
+                    other => unpopulated(env, vcpu, esr, page, other),
+                };
+            }
             let known = policy.regions.find(Ipa::new(page)).is_some();
             drop(guard);
             if known {
@@ -143,7 +154,22 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
     let mut tally = Tally::default();
     let result = vm.space.install(&guard, at, &policy.ram_page, &mut source, &mut tally);
     drop(guard);
-    let counters = &cpu.counters;
+    let end = ended(env, result, &tally);
+    #[cfg(feature = "measure")]
+    if let Populate::Done = end {
+        cpu.timing.populated(source.filled);
+    }
+    end
+}
+
+/// Counts what an install did, and says what it comes to.
+#[inline(always)]
+pub(super) fn ended(
+    env: Env<'_>,
+    result: Result<Install, InstallError>,
+    tally: &Tally,
+) -> Populate {
+    let counters = &env.cpu.counters;
     if (tally.tables | tally.lost_tables) != 0 {
         counters.add(Stat::Tables, tally.tables);
         counters.add(Stat::LostTables, tally.lost_tables);
@@ -152,8 +178,6 @@ fn populate(env: Env<'_>, page: u64) -> Populate {
         Ok(Install::Installed(_)) => {
             counters.bump(Stat::Installed);
             trace::published();
-            #[cfg(feature = "measure")]
-            cpu.timing.populated(source.filled);
             Populate::Done
         }
         Ok(Install::Present(_)) => Populate::Present { raced: tally.lost_races != 0 },

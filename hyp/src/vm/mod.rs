@@ -32,6 +32,7 @@
 //! The first vCPU that has a reason to end the VM claims the stop, kicks the others by SGI, waits until
 //! they are parked (`life`), takes the VM down (`takedown`), and starts it anew or tells the report.
 
+pub(crate) mod blocks;
 mod caches;
 pub(crate) mod context;
 mod control;
@@ -89,7 +90,7 @@ pub(crate) struct Vm {
     /// Stage-2 tables.
     pub(crate) space: Stage2,
     policy: AtomicPtr<Policy>,
-    /// Held by who moves memory. Others try it, and never wait.
+    /// Held by who moves memory or resizes leaves. Others try it, and never wait.
     moving: Lock<()>,
     /// Power states.
     pub(crate) psci: Psci,
@@ -113,8 +114,10 @@ impl Vm {
 #[derive(Debug)]
 pub(crate) struct Policy {
     /// RAM, which is what nearly every fault is about: looked at before the map. While memory is moved, a
-    /// part of RAM that is not concerned.
+    /// part of RAM that is not concerned. If there are blocks, the part that never is one.
     pub(crate) ram: IpaRange,
+    /// How RAM is populated by blocks, if it is.
+    pub(crate) blocks: Option<blocks::Blocks>,
     /// Memory that is being moved.
     pub(crate) moving: Option<moving::Moving>,
     /// How a page of RAM is mapped.

@@ -26,15 +26,17 @@ use core::sync::atomic::Ordering;
 
 use hyp_abi::call::{MOVE_MAX, Stat};
 use hyp_core::PaRange;
+use stage2::claim::Claim;
 use stage2::epoch::Cpu;
-use stage2::space::{Batch, Notes, Progress, Release};
-use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Pa, Tally, View};
+use stage2::space::{Batch, Notes, Progress, Release, SplitError};
+use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Level, Pa, Tally, View};
 
 use super::payload::Source;
 use super::run::Env;
 use super::{Policy, Stage2};
 use crate::event::trace;
 use crate::lock::relax;
+use crate::mem::cache::BLOCK;
 use crate::mem::{PAGE, clean, frames};
 
 /// Slots that are taken away under one flush.
@@ -65,6 +67,8 @@ struct Page {
 /// Why nothing was moved.
 #[derive(Debug)]
 pub(crate) enum Refused {
+    /// RAM is populated by pages only.
+    Unsupported,
     /// The range is not RAM, is all of it, is unaligned or too large.
     Invalid,
     /// Another CPU moves something.
@@ -164,12 +168,26 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
         return Err(Refused::Invalid);
     }
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
-    let ram = vm.policy(&guards.enter()).ram;
+    let (paged, blocks) = {
+        let guard = guards.enter();
+        let policy = vm.policy(&guard);
+        (policy.ram, policy.blocks)
+    };
+    let ram = blocks.map_or(paged, |blocks| blocks.ram);
     let rest = rest(ram, range).ok_or(Refused::Invalid)?;
     let mut stash = Stash::new(range.pages() as usize)?;
-    let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
+    // Blocks that reach over an edge of the range are split, too.
+    let claimed = if blocks.is_some() { whole_blocks(range) } else { Some(range) };
+    let claimed = claimed.ok_or(Refused::Invalid)?;
+    let mut claim = vm.space.claim(claimed).map_err(|_| Refused::Busy)?;
 
     publish(env, rest, Some(Moving { ram, range, pages: None }))?;
+    if blocks.is_some() {
+        // Nobody installs a block any more: the policy says so.
+        split(env, &mut claim)?;
+        drop(claim);
+        claim = vm.space.claim(range).map_err(|_| Refused::Broken("the claim is lost".into()))?;
+    }
     let mut batch = Batch { from: range.start(), slots: BATCH };
     while let Progress::Until(next) = vm
         .space
@@ -187,9 +205,37 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
     for number in 0..moved as usize {
         install(env, number)?;
     }
-    publish(env, ram, None)?;
+    publish(env, paged, None)?;
     cpu.counters.add(Stat::Moved, moved);
     Ok(moved)
+}
+
+/// The range with all of each block that it touches.
+fn whole_blocks(range: IpaRange) -> Option<IpaRange> {
+    let start = range.start().align_down(BLOCK);
+    let end = range.end().get().checked_next_multiple_of(BLOCK)?;
+    IpaRange::new(start, end - start.get()).ok()
+}
+
+/// Splits the blocks of the claimed range, all of them.
+fn split(env: Env<'_>, claim: &mut Claim<'_>) -> Result<(), Refused> {
+    let space = &env.vm.space;
+    let before = space.account().split;
+    let mut batch = Batch { from: claim.range().start(), slots: BATCH };
+    let mut tries = TRIES;
+    let outcome = loop {
+        if env.cpu.stock.is_low() {
+            env.cpu.stock.refill();
+        }
+        match space.split(env.guards, claim, batch, Level::L3) {
+            Ok(Progress::Done) => break Ok(()),
+            Ok(Progress::Until(next)) => batch.from = next,
+            Err(SplitError::OutOfTables { .. }) if tries > 0 => tries -= 1,
+            Err(error) => break Err(Refused::Broken(format!("cannot split: {error}"))),
+        }
+    };
+    env.cpu.counters.add(Stat::Split, space.account().split - before);
+    outcome
 }
 
 /// A part of RAM outside the range.
@@ -206,7 +252,13 @@ fn rest(ram: IpaRange, range: IpaRange) -> Option<IpaRange> {
 fn publish(env: Env<'_>, ram: IpaRange, moving: Option<Moving>) -> Result<(), Refused> {
     let guard = env.guards.enter();
     let now = env.vm.policy(&guard);
-    let new = Policy { ram, moving, ram_page: now.ram_page, regions: now.regions.clone() };
+    let new = Policy {
+        ram,
+        blocks: now.blocks,
+        moving,
+        ram_page: now.ram_page,
+        regions: now.regions.clone(),
+    };
     drop(guard);
     let old = env.vm.policy.swap(Box::into_raw(Box::new(new)), Ordering::AcqRel);
     env.guards.wait(relax).map_err(|inside| Refused::Broken(format!("{inside}")))?;
@@ -264,7 +316,7 @@ impl Stash {
 
 impl Release for Stash {
     fn frame(&mut self, ipa: Ipa, former: &Former, _flushed: &Flushed) {
-        // RAM is mapped by pages, and there is a fresh frame for each.
+        // What was a block has been split, and there is a fresh frame for each.
         let Some(fresh) = self.fresh.pop() else { return };
         let old = former.pa().get();
         let page = |frame: u64| PaRange { start: frame, end: frame + PAGE };

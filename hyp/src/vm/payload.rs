@@ -68,6 +68,11 @@ impl Payload {
         page < self.span.end && page.saturating_add(PAGE) > self.span.start
     }
 
+    /// Whether the payload has no bytes in a range.
+    pub(crate) fn leaves_alone(&self, range: &IpaRange) -> bool {
+        self.parts.iter().all(|part| part.range.intersection(range).is_none())
+    }
+
     /// Copies what the payload has for the page at `page` into `frame`, for the guest's eyes; returns whether there was anything.
     ///
     /// # Safety

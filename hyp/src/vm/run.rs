@@ -39,6 +39,8 @@ pub(crate) struct Env<'a> {
 pub(crate) enum Step {
     /// Back to the guest.
     Resume,
+    /// Back to the guest, with a block in the stock again.
+    Restock,
     /// The vCPU is off now.
     Off,
     /// The VM ends.
@@ -62,6 +64,9 @@ pub(super) fn run(env: Env<'_>, place: &mut vmid::Cpu<'_>) -> Option<Reason> {
     #[cfg(feature = "selftest")]
     crate::selftest::leave_open(env.guards, number);
     let Payload { entry, tree, .. } = vm.plan.payload;
+    if vm.plan.blocks {
+        cpu.stock.refill_block();
+    }
     let mut next = (number == 0).then_some(Entry { pc: entry, argument: tree });
     loop {
         outside_guards(env);
@@ -155,6 +160,8 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
         };
         match step {
             Step::Resume => {}
+            // Nothing is held: this is the safe point.
+            Step::Restock => cpu.stock.refill_block(),
             Step::Off => return End::Off,
             Step::Stop(reason) => return End::Vm(Some(reason)),
         }

@@ -63,6 +63,9 @@ fn stats() -> Stats {
         drained: counters::sum(Stat::Drained),
         tables_freed: counters::sum(Stat::TablesFreed),
         moved: counters::sum(Stat::Moved),
+        blocks: counters::sum(Stat::Blocks),
+        split: counters::sum(Stat::Split),
+        collapsed: counters::sum(Stat::Collapsed),
         sysregs: counters::sum_own(Own::Sysregs),
         caches: CacheStats {
             frames_cleaned: counters::sum_own(Own::FramesCleaned),

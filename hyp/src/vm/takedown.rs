@@ -58,11 +58,12 @@ struct ToThePool(u64);
 
 impl Release for ToThePool {
     fn frame(&mut self, _ipa: Ipa, former: &Former, _flushed: &Flushed) {
-        let frame = former.pa().get();
-        trace::frame_given_back(frame, PAGE);
-        // SAFETY: (1) RAM is mapped by pages from the pool; (2) it was flushed, and nobody maps it.
-        unsafe { frames::give_back(frame, 1) };
-        self.0 += 1;
+        let (frame, bytes) = (former.pa().get(), former.level().slot_bytes());
+        trace::frame_given_back(frame, bytes);
+        let count = bytes / PAGE;
+        // SAFETY: (1) RAM is mapped by pages and blocks from the pool; (2) it was flushed, and nobody maps it.
+        unsafe { frames::give_back(frame, count as usize) };
+        self.0 += count;
     }
 }
 

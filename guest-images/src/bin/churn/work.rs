@@ -107,36 +107,42 @@ impl Block {
         check_eq!(code(), self.number, "the code of block {}", self.number);
     }
 
-    /// Verifies and rewrites pages until told to stop; returns how many.
-    pub(crate) fn work(&self, shared: &Self, stop: &AtomicBool) -> usize {
-        let mut versions = [0u64; MAX_PAGES];
-        let mut rounds = 0u64;
-        while !stop.load(Ordering::Acquire) {
-            let dice = mix(rounds << 8 | self.number as u64) as usize;
-            let page = dice % self.pages;
-            self.read(page, versions[page]);
-            versions[page] += 1;
-            self.write(page, versions[page]);
-            shared.read((dice >> 16) % self.pages, 0);
-            self.run_code();
-            shared.run_code();
-            rounds += 1;
-            if rounds.is_multiple_of(FLUSH) {
-                forget_stage1();
-            }
-        }
-        for (page, version) in versions.iter().enumerate().take(self.pages) {
-            self.read(page, *version);
-            // So that `verify` knows what to expect.
-            self.write(page, 0);
-        }
-        rounds as usize
-    }
-
     /// Verifies that every page is as `prepare` left it.
     pub(crate) fn verify(&self) {
         (0..self.pages).for_each(|page| self.read(page, 0));
     }
+}
+
+/// Verifies and rewrites pages of a worker's blocks in turn until told to stop; returns how many.
+pub(crate) fn work(mine: &[Block; 2], shared: &Block, stop: &AtomicBool) -> usize {
+    let mut versions = [[0u64; MAX_PAGES]; 2];
+    // Both may be the same one.
+    let used = 1 + usize::from(mine[0].number != mine[1].number);
+    let mut rounds = 0u64;
+    while !stop.load(Ordering::Acquire) {
+        let turn = rounds as usize % used;
+        let (block, versions) = (&mine[turn], &mut versions[turn]);
+        let dice = mix(rounds << 8 | block.number as u64) as usize;
+        let page = dice % block.pages;
+        block.read(page, versions[page]);
+        versions[page] += 1;
+        block.write(page, versions[page]);
+        shared.read((dice >> 16) % block.pages, 0);
+        block.run_code();
+        shared.run_code();
+        rounds += 1;
+        if rounds.is_multiple_of(FLUSH) {
+            forget_stage1();
+        }
+    }
+    for (block, versions) in mine.iter().zip(&versions).take(used) {
+        for (page, version) in versions.iter().enumerate().take(block.pages) {
+            block.read(page, *version);
+            // So that `verify` knows what to expect.
+            block.write(page, 0);
+        }
+    }
+    rounds as usize
 }
 
 /// Drops this vCPU's stage-1 translations.

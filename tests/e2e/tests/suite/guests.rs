@@ -120,6 +120,20 @@ on_every_cpu!(churn, |cpu| {
         .checks("tables were given back", |report| report.stats.tables_freed >= 8);
 });
 
+// The same in RAM that is populated by blocks, which are split and collapsed under the vCPUs, too.
+on_every_cpu!(churn_with_blocks, |cpu| {
+    let run = Scenario::of("churn").cpu(cpu).vcpus(4).append(
+        "moves=20 seconds=60 min-drained=20 min-freed=4 min-lost=0 min-split=6 min-collapsed=4",
+    );
+    run.flag("--blocks")
+        .alone()
+        .timeout(150)
+        .passes()
+        .checks("blocks were populated", |report| report.stats.blocks >= 8)
+        .checks("blocks were split", |report| report.stats.split >= 6)
+        .checks("blocks were made again", |report| report.stats.collapsed >= 4);
+});
+
 #[test]
 fn one_vcpu_has_nobody_to_move_memory_under() {
     Scenario::of("churn").vcpus(1).run().exits(1).shows("churn needs two vCPUs");

@@ -1,0 +1,166 @@
+//! RAM in blocks of 2 MiB: populated so, split and collapsed when the guest asks.
+//!
+//! ```text
+//!  fault in Policy::ram          page at once: the first 2 MiB of RAM if there are blocks, else all of it
+//!  fault elsewhere in RAM        fault(): block from the stock, at level 2
+//!      payload, end of RAM, no block in the stock, a table in the slot ──▶ a page
+//! ```
+//!
+//! So the path of pages is the same instructions whether there are blocks or not: a block is looked for where a
+//! device would be. While memory is moved (`moving`) nobody installs a block.
+//!
+//! SPLIT and COLLAPSE exist to be abused, like MOVE; only one of the three works at a time, and each call does a
+//! bounded part. A fault that meets a slot on its way returns to the guest and comes again.
+
+use alloc::format;
+
+use hyp_abi::call::{RESIZE_MAX, Stat};
+use stage2::space::{Batch, Collapse, Progress, SplitError};
+use stage2::{Frames, Guard, Install, InstallError, Ipa, IpaRange, Level, Mapping, Pa, Tally};
+
+use super::Policy;
+use super::fault::{Populate, ended};
+use super::moving::Refused;
+use super::payload::Source;
+use super::run::Env;
+use crate::event::trace;
+use crate::lock::relax;
+use crate::mem::cache::{BLOCK, BLOCK_FRAMES, Stock};
+
+/// Blocks that one call splits or makes, at the most.
+const BATCH: usize = 4;
+
+/// How RAM is populated by blocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blocks {
+    /// All of RAM.
+    pub(crate) ram: IpaRange,
+    /// How a block is mapped.
+    pub(crate) mapping: Mapping,
+}
+
+impl Blocks {
+    /// The part of RAM that is populated by pages whatever it holds: the first block; `None` if there is none.
+    pub(super) fn split_off(ram: IpaRange) -> Option<IpaRange> {
+        let first = IpaRange::new(ram.start(), BLOCK).ok()?;
+        ram.covers(&first).then_some(first)
+    }
+
+    /// Whether a block may be at the 2 MiB of a page.
+    fn suits(&self, env: Env<'_>, page: u64) -> bool {
+        let start = page & !(BLOCK - 1);
+        let range = hyp_core::IpaRange { start, end: start.saturating_add(BLOCK) };
+        IpaRange::new(Ipa::new(start), BLOCK).is_ok_and(|block| self.ram.covers(&block))
+            && env.vm.plan.payload.leaves_alone(&range)
+    }
+}
+
+/// The block of the stock, for an install.
+struct Whole<'a>(&'a Stock);
+
+// SAFETY: (1) a block of the stock is aligned RAM that is nobody else's, and comes back to the pool only against a
+// completed flush; (2) it is zeroed and cleaned, with its DSB.
+unsafe impl Frames for Whole<'_> {
+    fn take(&mut self) -> Option<Pa> {
+        self.0.take_block().map(Pa::new)
+    }
+
+    fn give_back(&mut self, block: Pa) {
+        trace::frame_given_back(block.get(), BLOCK);
+        self.0.put_back_block(block.get());
+    }
+}
+
+/// A fault at `page`, which is RAM outside [`Policy::ram`], under the guard that saw this.
+#[cold]
+pub(super) fn fault(
+    env: Env<'_>,
+    guard: &Guard<'_>,
+    policy: &Policy,
+    blocks: &Blocks,
+    page: u64,
+) -> Populate {
+    let (space, stock, at) = (&env.vm.space, &env.cpu.stock, Ipa::new(page));
+    let mut tally = Tally::default();
+    if blocks.suits(env, page) {
+        match space.install(guard, at, &blocks.mapping, &mut Whole(stock), &mut tally) {
+            // A table is there, or no block at hand: a page.
+            Err(InstallError::Occupied { level: Level::L2, .. } | InstallError::OutOfFrames) => {}
+            result => {
+                if let Ok(Install::Installed(_)) = result {
+                    env.cpu.counters.bump(Stat::Blocks);
+                }
+                return ended(env, result, &tally);
+            }
+        }
+    }
+    let mut source = Source::new(stock, &env.vm.plan.payload, page);
+    let result = space.install(guard, at, &policy.ram_page, &mut source, &mut tally);
+    ended(env, result, &tally)
+}
+
+/// What a part of a SPLIT or COLLAPSE has done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resized {
+    /// Bytes from the first address on that are done.
+    pub(crate) bytes: u64,
+    /// Blocks that were split or made.
+    pub(crate) blocks: u64,
+}
+
+/// Checks the arguments of a call.
+fn wanted(env: Env<'_>, start: u64, bytes: u64) -> Result<IpaRange, Refused> {
+    let guard = env.guards.enter();
+    let blocks = env.vm.policy(&guard).blocks.as_ref().ok_or(Refused::Unsupported)?;
+    let range = IpaRange::new(Ipa::new(start), bytes).map_err(|_| Refused::Invalid)?;
+    let aligned = (start | bytes).is_multiple_of(BLOCK) && bytes <= RESIZE_MAX;
+    if aligned && blocks.ram.covers(&range) { Ok(range) } else { Err(Refused::Invalid) }
+}
+
+/// Splits the first blocks of a range into pages. Called at a safe point.
+pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Refused> {
+    let range = wanted(env, start, bytes)?;
+    let Env { vm, cpu, guards } = env;
+    let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
+    let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
+    if cpu.stock.is_low() {
+        cpu.stock.refill();
+    }
+    let before = vm.space.account().split;
+    let batch = Batch { from: range.start(), slots: BATCH * BLOCK_FRAMES };
+    let progress = vm.space.split(guards, &mut claim, batch, Level::L3);
+    // Nobody else splits: that takes the turn.
+    let blocks = vm.space.account().split - before;
+    cpu.counters.add(Stat::Split, blocks);
+    match progress {
+        Ok(progress) => Ok(Resized { bytes: done(range, progress), blocks }),
+        Err(SplitError::OutOfTables { .. }) => Err(Refused::NoMemory),
+        Err(error) => Err(Refused::Broken(format!("cannot split: {error}"))),
+    }
+}
+
+/// Makes blocks of the pages of the first part of a range. Called at a safe point.
+pub(crate) fn collapse(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Refused> {
+    let range = wanted(env, start, bytes)?;
+    let Env { vm, cpu, guards } = env;
+    let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
+    let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
+    let batch = Batch { from: range.start(), slots: BATCH * BLOCK_FRAMES };
+    let mut blocks = 0;
+    let mut heard = |_, outcome| blocks += u64::from(outcome == Collapse::Made);
+    let progress = vm.space.collapse(guards, &mut claim, batch, Level::L2, relax, &mut heard);
+    cpu.counters.add(Stat::Collapsed, blocks);
+    cpu.counters.add(Stat::TablesFreed, blocks);
+    match progress {
+        Ok(progress) => Ok(Resized { bytes: done(range, progress), blocks }),
+        Err(error) => Err(Refused::Broken(format!("cannot collapse: {error}"))),
+    }
+}
+
+/// Bytes of a range that are done.
+fn done(range: IpaRange, progress: Progress) -> u64 {
+    match progress {
+        Progress::Done => range.bytes(),
+        Progress::Until(next) => next.get() - range.start().get(),
+    }
+}
