@@ -35,7 +35,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// [`MapError`]. Of this batch nothing is left; earlier ones stay as they are.
     ///
     /// # Safety
-    /// 1. The memory of `extent` is the VM's to use (or, for [`Owner::Other`], meant to be), until a
+    /// 1. The memory of `extent` is the VM's to use (or, for [`Owner::Other`](crate::Owner::Other), meant to be), until a
     ///    flush has completed after it was unmapped again.
     /// 2. Its content is what the guest may see, and visible to the guest whatever its caches are:
     ///    [`Coherency`](crate::Coherency) says what that takes.
