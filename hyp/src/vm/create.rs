@@ -91,7 +91,8 @@ impl Plan {
 pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
     let Machine { platform, request, cpus } = machine;
     let guest = find_guest(&platform)?;
-    let config = request.clone().resolve(&bounds(cpus, request.blocks))?;
+    let bounds = bounds(cpus, request.blocks);
+    let config = request.resolve(&bounds)?;
     #[cfg(feature = "measure")]
     if config.measure {
         crate::event::measure::check()?;
