@@ -22,8 +22,8 @@
 //! Decisions that need no machine are in crate `hyp-core`, tested on the host.
 //!
 //! EL2 runs with every exception masked, on one stack a CPU, and is never preempted. What a guest can
-//! make it do is bounded: no loop whose length the guest chooses, no panic, and no allocation but for one diagnosis a CPU when the
-//! VM ends.
+//! make it do is bounded: no loop whose length the guest chooses, no panic, and no allocation but
+//! bounded ones: by `MOVE`, one call at a time, for one diagnosis a CPU when the VM ends, and for a VM that starts anew.
 
 #![no_std]
 #![no_main]

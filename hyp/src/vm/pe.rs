@@ -1,5 +1,8 @@
 //! The executing CPU as crate `stage2` uses it, with what it does counted, and in builds for that
 //! recorded (`traced`).
+//!
+//! A space keeps an account of its own flushes; what is counted here is the machine's, over all lives of the VM:
+//! `ALLE1IS`, which is no space's, and the barriers of installs, too.
 
 use stage2::arch::aarch64::Aarch64;
 use stage2::arch::{Arch, Dsb, HeldWalks};

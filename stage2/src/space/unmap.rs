@@ -3,7 +3,7 @@
 //! ```text
 //!  claim   the caller has published a policy under which nobody populates the range, and has waited
 //!  sweep   live -> Drain; in tables that end, Empty -> Dead, then their parent slot -> Drain
-//!  flush   one for the batch: DSB ISHST, stage 2 by IPA, DSB ISH, VMALLE1IS, DSB ISH
+//!  flush   one for the batch: DSB ISH, stage 2 by IPA, DSB ISH, VMALLE1IS, DSB ISH
 //!  grace   nobody who looked up a translation or a table before still uses it
 //!  release frames to the caller against the flush's token, tables to Memory; Drain and Dead -> Empty
 //! ```
