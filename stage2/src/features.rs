@@ -176,6 +176,12 @@ impl Features {
         Self { caps: self.caps - hidden, ..self }
     }
 
+    /// The same machine with FEAT_BBM of this level at the most.
+    #[must_use]
+    pub fn with_bbm_at_most(self, most: Bbm) -> Self {
+        Self { bbm: self.bbm.min(most), ..self }
+    }
+
     /// The same machine with `more` wrong with it, and without what cannot be used then.
     #[must_use]
     pub fn with_errata(self, more: Errata) -> Self {
@@ -298,6 +304,16 @@ mod tests {
         assert_eq!(big.and(little), little);
         assert_eq!(little.and(big), little);
         assert!(!big.without(Caps::LSE).has(Caps::LSE));
+    }
+
+    #[test]
+    fn the_level_of_bbm_can_be_hidden_and_not_made_up() {
+        let machine = Features::from_id_registers(&CORTEX_A53);
+        let levels = [Bbm::Level0, Bbm::Level1, Bbm::Level2];
+        for (has, most) in levels.into_iter().flat_map(|has| levels.map(|most| (has, most))) {
+            let masked = Features { bbm: has, ..machine }.with_bbm_at_most(most);
+            assert_eq!(masked, Features { bbm: has.min(most), ..machine });
+        }
     }
 
     /// CTR_EL0.IDC and CLIDR_EL1: the three ways to an Effective value of 1, and those that are none.

@@ -49,7 +49,7 @@ pub const COLLAPSE: u32 = 0xC600_0005;
 pub const BLOCK: u64 = 2 << 20;
 
 /// The most that [`SPLIT`] and [`COLLAPSE`] take at once, in bytes.
-pub const RESIZE_MAX: u64 = 64 << 20;
+pub const RESIZE_MAX: u64 = 1 << 30;
 
 /// What [`VENDOR_UID`] answers: `w0`..`w3`.
 pub const UID: [u32; 4] = [0x5f7a_93c1, 0x4e8b_62d4, 0xb1d0_9a1e, 0x27c6_e03f];
@@ -103,11 +103,15 @@ pub enum Stat {
     Split = 13,
     /// Blocks that were made of pages.
     Collapsed = 14,
+    /// TLB invalidations for the VM in this life of it; one of a range form is one.
+    Tlbis = 15,
+    /// Flushes in this life of the VM: each waits for the invalidations of a batch, however many those are.
+    Flushes = 16,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -123,6 +127,8 @@ impl Stat {
         Self::Blocks,
         Self::Split,
         Self::Collapsed,
+        Self::Tlbis,
+        Self::Flushes,
     ];
 
     /// The selector with this number, if there is one.
@@ -144,6 +150,8 @@ impl Stat {
             12 => Self::Blocks,
             13 => Self::Split,
             14 => Self::Collapsed,
+            15 => Self::Tlbis,
+            16 => Self::Flushes,
             _ => return None,
         })
     }

@@ -9,6 +9,7 @@
 //! | `restarts=N` | times that the guest may reset its machine and go on; the next reset ends the run | any number |
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
 //! | `blocks` | populate RAM by blocks of 2 MiB where that is possible | off: by pages |
+//! | `bbm=LEVEL` | change the size of mappings as on a machine whose FEAT_BBM has at most this level: 0, 1 or 2 | 2: what the machine has |
 //! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
 //! | `trace=ORDER` | record every step of table maintenance in memory, in the order `total` or `per-pe` (needs a build with the feature `trace`, and `report=`) | off |
 //! | `trace-max=N` | record at most so many | as the buffer holds |
@@ -47,7 +48,7 @@ pub enum ConfigError {
     /// A word that is not one of ours.
     #[error(
         "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE \
-         blocks measure trace=ORDER trace-max=N"
+         blocks bbm=LEVEL measure trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -167,6 +168,8 @@ pub struct Request {
     pub report: Option<Nonce>,
     /// `blocks`
     pub blocks: bool,
+    /// `bbm=LEVEL`
+    pub bbm: Option<u8>,
     /// `measure`
     pub measure: bool,
     /// `trace=ORDER`
@@ -203,6 +206,8 @@ pub struct Config {
     pub report: Option<Nonce>,
     /// Whether RAM is populated by blocks where that is possible.
     pub blocks: bool,
+    /// The level of FEAT_BBM that may be made use of, at the most: 0 to 2; `None` is the machine's.
+    pub bbm: Option<u8>,
     /// Whether populate faults are timed.
     pub measure: bool,
     /// How steps are recorded, if they are.
@@ -242,6 +247,7 @@ impl Request {
                 ("report", Some(value)) => once(&mut request.report, "report", nonce(value)?)?,
                 ("blocks", None) if request.blocks => return Err(ConfigError::Twice("blocks")),
                 ("blocks", None) => request.blocks = true,
+                ("bbm", Some(value)) => once(&mut request.bbm, "bbm", bbm(value)?)?,
                 ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
                 ("measure", None) => request.measure = true,
                 ("trace", Some(value)) => once(&mut request.trace, "trace", order(value)?)?,
@@ -276,8 +282,8 @@ impl Request {
             _ => {}
         }
         let mem = self.memory(machine)?;
-        let Self { restarts, blocks, measure, .. } = self;
-        Ok(Config { vcpus, mem, restarts, report: self.report, blocks, measure, trace })
+        let Self { restarts, blocks, bbm, measure, .. } = self;
+        Ok(Config { vcpus, mem, restarts, report: self.report, blocks, bbm, measure, trace })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {
@@ -330,6 +336,15 @@ fn restarts(value: &str) -> Result<u32, ConfigError> {
         value: shown(value),
         wanted: "a number from 0 to 4294967295",
     })
+}
+
+fn bbm(value: &str) -> Result<u8, ConfigError> {
+    match value {
+        "0" => Ok(0),
+        "1" => Ok(1),
+        "2" => Ok(2),
+        _ => Err(ConfigError::Value { word: "bbm", value: shown(value), wanted: "0, 1 or 2" }),
+    }
 }
 
 fn nonce(value: &str) -> Result<Nonce, ConfigError> {

@@ -39,7 +39,7 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
         call::VERDICT => Step::Stop(Reason::Verdict(arguments[0])),
         call::STAT => match Stat::from_u64(arguments[0]) {
             Some(stat) => {
-                vcpu.context.set_x(1, counters::sum(stat));
+                vcpu.context.set_x(1, value(env.vm, stat));
                 answer(vcpu, call::SUCCESS as u64)
             }
             None => answer(vcpu, call::INVALID_PARAMETER as u64),
@@ -54,6 +54,18 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             Err(why) => refused(vcpu, esr, arguments[0], why),
         },
         _ => psci(env.vm, vcpu, function, arguments, esr),
+    }
+}
+
+/// A counter of the VM's: its space counts flushes, the CPUs everything else.
+fn value(vm: &Vm, stat: Stat) -> u64 {
+    match stat {
+        Stat::Tlbis => vm.space.account().tlbis(),
+        Stat::Flushes => {
+            let account = vm.space.account();
+            account.flushes + account.whole_flushes
+        }
+        counted => counters::sum(counted),
     }
 }
 

@@ -70,6 +70,11 @@ impl Stock {
         self.len.get() < LOW
     }
 
+    /// Whether there are so many frames.
+    pub(crate) fn has(&self, frames: usize) -> bool {
+        self.len.get() >= frames
+    }
+
     /// Fills the stock from the pool. For a safe point: it takes the pool's lock, and it takes long.
     ///
     /// Returns whether the stock is now above [`LOW`]; if not, RAM is used up.

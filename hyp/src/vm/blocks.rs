@@ -25,10 +25,10 @@ use super::payload::Source;
 use super::run::Env;
 use crate::event::trace;
 use crate::lock::relax;
-use crate::mem::cache::{BLOCK, BLOCK_FRAMES, Stock};
+use crate::mem::cache::{BLOCK, BLOCK_FRAMES, FULL, Stock};
 
-/// Blocks that one call splits or makes, at the most.
-const BATCH: usize = 4;
+/// Blocks that one call splits or makes, at the most, under one flush: as many as a stock has tables for.
+const BATCH: usize = FULL;
 
 /// How RAM is populated by blocks.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +123,7 @@ pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Ref
     let Env { vm, cpu, guards } = env;
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
     let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
-    if cpu.stock.is_low() {
+    if !cpu.stock.has(BATCH.min((bytes / BLOCK) as usize)) {
         cpu.stock.refill();
     }
     let before = vm.space.account().split;

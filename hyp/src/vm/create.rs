@@ -18,8 +18,8 @@ use hyp_core::{PaRange, image};
 use stage2::geometry::{Geometry, HwUpdate};
 use stage2::vmid::Vmids;
 use stage2::{
-    Attributes, Backing, Coherency, Encoding, Features, Ipa, IpaRange, Level, MemType, Owner, Prot,
-    Region, RegionMap, Space,
+    Attributes, Backing, Bbm, Coherency, Encoding, Features, Ipa, IpaRange, Level, MemType, Owner,
+    Prot, Region, RegionMap, Space,
 };
 
 use super::blocks::Blocks;
@@ -114,7 +114,8 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         placed.dtb.start,
     );
 
-    let features = features(cpus)?;
+    let most = config.bbm.map_or(Bbm::Level2, bbm);
+    let features = features(cpus)?.with_bbm_at_most(most);
     let end = placed.ram.end;
     let ipa_bits = IPA_BITS
         .into_iter()
@@ -196,6 +197,15 @@ fn bounds(cpus: usize, blocks: bool) -> Bounds {
     let overhead = (free / 256 + stocks + SLACK).next_multiple_of(SLACK);
     let (can_measure, can_trace) = (cfg!(feature = "measure"), cfg!(feature = "trace"));
     Bounds { cpus, free, overhead, can_measure, can_trace }
+}
+
+/// A level of FEAT_BBM by its number.
+const fn bbm(level: u8) -> Bbm {
+    match level {
+        0 => Bbm::Level0,
+        1 => Bbm::Level1,
+        _ => Bbm::Level2,
+    }
 }
 
 /// What every CPU has.

@@ -24,8 +24,16 @@ fn refusal(line: &str) -> std::string::String {
 fn an_empty_line_means_every_cpu_and_half_of_memory() {
     let config = resolve("", &MACHINE).unwrap();
     let (vcpus, mem, restarts) = (4, 240 * MIB, None);
-    let all =
-        Config { vcpus, mem, restarts, report: None, blocks: false, measure: false, trace: None };
+    let all = Config {
+        vcpus,
+        mem,
+        restarts,
+        report: None,
+        blocks: false,
+        bbm: None,
+        measure: false,
+        trace: None,
+    };
     assert_eq!(config, all);
     let large = Bounds { cpus: 64, free: 64 << 30, ..MACHINE };
     let config = resolve("  ", &large).unwrap();
@@ -34,13 +42,13 @@ fn an_empty_line_means_every_cpu_and_half_of_memory() {
 
 #[test]
 fn every_word_is_understood() {
-    let line = " mem=64M\tvcpus=2  report=0123456789abcdef blocks measure restarts=3\n";
+    let line = " mem=64M\tvcpus=2  report=0123456789abcdef blocks bbm=1 measure restarts=3\n";
     let config = resolve(line, &Bounds { can_measure: true, ..MACHINE }).unwrap();
     assert_eq!(
         (config.vcpus, config.mem, config.blocks, config.measure),
         (2, 64 * MIB, true, true)
     );
-    assert_eq!(config.restarts, Some(3));
+    assert_eq!((config.restarts, config.bbm), (Some(3), Some(1)));
     assert_eq!(config.report.unwrap().as_str(), "0123456789abcdef");
 }
 
@@ -93,6 +101,8 @@ fn a_refusal_has_the_numbers_in_it() {
     );
     assert_eq!(refusal("vcpus=1 vcpus=1"), "vcpus is given twice");
     assert_eq!(refusal("blocks blocks"), "blocks is given twice");
+    assert_eq!(refusal("bbm=0 bbm=0"), "bbm is given twice");
+    assert_eq!(refusal("bbm=3"), "bbm=\"3\" is not 0, 1 or 2");
     assert_eq!(refusal("measure measure"), "measure is given twice");
 }
 
@@ -100,7 +110,7 @@ fn a_refusal_has_the_numbers_in_it() {
 fn unknown_words_are_refused_and_shown_harmlessly() {
     assert_eq!(
         refusal("vcpu=2"),
-        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks measure trace=ORDER trace-max=N"
+        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks bbm=LEVEL measure trace=ORDER trace-max=N"
     );
     assert!(matches!(Request::parse("measure=1"), Err(ConfigError::UnknownWord(_))));
     assert!(matches!(Request::parse("vcpus"), Err(ConfigError::UnknownWord(_))));
@@ -120,6 +130,8 @@ fn bad_values_are_refused() {
         "vcpus=two",
         "vcpus=1 mem=",
         "mem=64",
+        "bbm=",
+        "bbm=-1",
         "report=",
         "report=xyz",
         "trace-max=-1",
