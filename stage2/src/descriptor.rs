@@ -30,6 +30,7 @@ use crate::attr::{AttributeError, Attributes, Encoding};
 mod former;
 mod resize;
 pub use former::Former;
+pub(crate) use resize::State;
 
 const VALID: u64 = 1 << 0;
 /// Bits 1:0 of a table descriptor, and of a page descriptor at level 3.

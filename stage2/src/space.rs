@@ -8,6 +8,7 @@
 //! | `space/unmap.rs` | take a range away, and give its tables back | a claim |
 //! | `space/split.rs` | blocks become tables of smaller leaves | a claim |
 //! | `space/collapse.rs` | tables of alike leaves become blocks | a claim |
+//! | `space/copy.rs` | pages that lie anywhere move into a block | a claim |
 //! | `space/annotate.rs` | notes in slots where nothing is mapped | a claim |
 //! | `space/visit.rs` | see all that is there | a guard |
 //! | `space/destroy.rs` | the end | everything |
@@ -33,6 +34,7 @@ mod annotate;
 mod batch;
 mod collapse;
 mod content;
+mod copy;
 mod destroy;
 mod error;
 mod install;
@@ -44,6 +46,7 @@ mod visit;
 pub use batch::{Batch, Progress};
 pub use collapse::{Collapse, CollapseError, Obstacle};
 pub use content::Extent;
+pub use copy::{Blocks, CopyCollapse, CopyError, CopyObstacle};
 pub use destroy::{DestroyError, Leak};
 pub use error::{InstallError, MapError, MappingError, NewSpaceError, NotClaimed, UnmapError};
 pub use install::{Frames, Install, Tally};

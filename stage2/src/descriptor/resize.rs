@@ -5,8 +5,8 @@
 //! part after a split, and the OR of the parts' after a collapse: AF is a hint, and a dirty record may
 //! say too much but never too little.
 
-use super::{ATTRIBUTES, BLOCK, Descriptor, Leaf, MANAGED, NON_OWNED, TABLE_OR_PAGE};
-use crate::addr::Level;
+use super::{ADDRESS, ATTRIBUTES, BLOCK, Descriptor, Leaf, MANAGED, NON_OWNED, TABLE_OR_PAGE};
+use crate::addr::{Level, Pa};
 
 const WRITABLE: u64 = 1 << 7;
 const ACCESSED: u64 = 1 << 10;
@@ -33,6 +33,12 @@ impl Leaf {
     /// With DBM, S2AP\[1\] is the dirty record; without, it is a permission.
     const fn state_mask(&self) -> u64 {
         if self.bits & DIRTY_MODIFIER == 0 { ACCESSED } else { ACCESSED | WRITABLE }
+    }
+
+    /// Whether the other allows the same and belongs to the same, wherever either lies, whatever hardware has
+    /// recorded in it, and in a contiguous run or not.
+    pub(crate) const fn is_like(&self, other: &Self) -> bool {
+        (self.kind() ^ other.kind()) & !CONTIGUOUS == 0
     }
 
     /// Its accessed and dirty state.
@@ -79,12 +85,22 @@ impl Leaf {
         }
         Some(Descriptor(self.pa().get() | self.kind() | state.0 | BLOCK | MANAGED))
     }
+
+    /// A block of 2 MiB at `pa` that allows what this page allows, with this state. `None` if the leaf is no
+    /// page, or no block can be there.
+    pub(crate) const fn block_at(&self, pa: Pa, state: State) -> Option<Descriptor> {
+        let block = Level::L2.slot_bytes();
+        if !matches!(self.level, Level::L3) || pa.get() & !(ADDRESS & !(block - 1)) != 0 {
+            return None;
+        }
+        let kind = self.kind() & !CONTIGUOUS;
+        Some(Descriptor(pa.get() | kind | state.0 | BLOCK | MANAGED))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Pa;
     use crate::attr::{Attributes, Encoding, MemType, Prot, Write};
     use crate::descriptor::Owner;
 
@@ -142,5 +158,28 @@ mod tests {
         let state = page(Write::Clean).state().or(page(Write::Dirty).state());
         let whole = page(Write::Clean).whole(state).unwrap();
         assert_eq!(whole.bits(), leaf(Level::L2, 0x4020_0000, Write::Dirty, Owner::Vm).bits);
+    }
+
+    #[test]
+    fn a_page_says_what_a_block_elsewhere_is_to_allow() {
+        let page = |pa, write, owner| leaf(Level::L3, pa, write, owner);
+        let first = page(0x7000, Write::Clean, Owner::Vm);
+        assert!(first.is_like(&page(0x9_3000, Write::Dirty, Owner::Vm)), "state and address apart");
+        assert!(!first.is_like(&page(0x9_3000, Write::Allowed, Owner::Vm)));
+        assert!(!first.is_like(&page(0x9_3000, Write::Clean, Owner::Other)));
+        let of_run = Leaf { bits: first.bits | CONTIGUOUS, level: Level::L3 };
+        assert!(first.is_like(&of_run) && of_run.is_like(&first));
+
+        let dirty = page(0x7000, Write::Dirty, Owner::Vm).state();
+        let wanted = leaf(Level::L2, 0x4020_0000, Write::Dirty, Owner::Vm).bits;
+        for part in [first, of_run] {
+            let block = part.block_at(Pa::new(0x4020_0000), part.state().or(dirty)).unwrap();
+            assert_eq!(block.bits(), wanted);
+        }
+        for pa in [0x4020_1000, 1 << 48] {
+            assert!(first.block_at(Pa::new(pa), dirty).is_none(), "no block can be at {pa:#x}");
+        }
+        let block = leaf(Level::L2, 0, Write::Clean, Owner::Vm);
+        assert!(block.block_at(Pa::new(0), dirty).is_none(), "of a block no block is made here");
     }
 }
