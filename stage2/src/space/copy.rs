@@ -74,16 +74,16 @@ pub unsafe trait Blocks: Release {
     /// A block that was not used after all. It was never mapped; some of its pages may have been written.
     fn give_back(&mut self, block: Pa);
 
-    /// Writes the page at `to`, of a block, with the bytes of the guest's page at `from`. No PE can write to either
-    /// meanwhile.
-    fn copy(&mut self, from: Pa, to: Pa);
+    /// Writes the page at `to`, of a block, with the bytes of the page at `from`, where `ipa` lies until then. No
+    /// PE can write to either meanwhile.
+    fn copy(&mut self, ipa: Ipa, from: Pa, to: Pa);
 
     /// Writes the page at `to`, of a block, with what the guest finds at `ipa` when it touches it for the
     /// first time: zeros, if nothing else.
     fn fill(&mut self, ipa: Ipa, to: Pa);
 
-    /// Every page of the block at `block` is written, and it is about to be mapped.
-    fn finish(&mut self, block: Pa);
+    /// Every page of the block is written, and it is about to be mapped at `ipa`.
+    fn finish(&mut self, ipa: Ipa, block: Pa);
 
     /// What became of a table, when all of the batch is in place again, no guard or lock is held and everything
     /// was given back: it may do what the caller of the operation may.
@@ -353,13 +353,13 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         let live = first.block_at(block, state).ok_or(CopyObstacle::NoBlock)?;
         let pages = || table.slots().iter().enumerate();
         for (index, slot) in pages() {
-            let to = Pa::new(block.get() + index as u64 * PAGE_SIZE);
+            let (page, to) = (page_of(ipa, index), block.get() + index as u64 * PAGE_SIZE);
             match slot.load(arch).as_leaf(Level::L3) {
-                Some(page) => blocks.copy(page.pa(), to),
-                None => blocks.fill(page_of(ipa, index), to),
+                Some(leaf) => blocks.copy(page, leaf.pa(), Pa::new(to)),
+                None => blocks.fill(page, Pa::new(to)),
             }
         }
-        blocks.finish(block);
+        blocks.finish(ipa, block);
         // SAFETY: (1) in Drain since this batch broke it, under the claim; flushed since, so no TLB has the table
         // or a page; (2) a block that `Blocks` promises to be the VM's, and complete.
         unsafe { arch.store(slot, live.bits()) };

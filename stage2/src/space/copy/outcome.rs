@@ -13,7 +13,7 @@ pub enum CopyError {
     Claim(NotClaimed),
     /// The CPU belongs to other epochs than the tables do.
     ForeignGuard,
-    /// The CPU is inside a guard or holds a lock: it could not wait for others. Or [`Blocks::take`] left one open.
+    /// The CPU is inside a guard or holds a lock: it could not wait for others. Or [`Blocks::take`](crate::space::Blocks::take) left one open.
     NotQuiescent,
 }
 
@@ -51,7 +51,7 @@ pub enum CopyObstacle {
         /// What it holds.
         seen: Descriptor,
     },
-    /// The page belongs to somebody else ([`Owner::Other`]): it does not move with the VM's.
+    /// The page belongs to somebody else ([`Owner::Other`](crate::Owner::Other)): it does not move with the VM's.
     NotOwned {
         /// First IPA of the slot.
         ipa: Ipa,
@@ -61,7 +61,7 @@ pub enum CopyObstacle {
         /// First IPA of the slot.
         ipa: Ipa,
     },
-    /// [`Blocks::take`] had no block for it.
+    /// [`Blocks::take`](crate::space::Blocks::take) had no block for it.
     NoBlock,
 }
 
