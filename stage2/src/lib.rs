@@ -32,6 +32,7 @@
 //! * [`vmid`]: which VM has which VMID, and for how long.
 //! * [`coherency`]: what caches need when memory changes hands.
 //! * [`epoch`]: how a decision and the change that it leads to are kept together.
+//! * [`scan`]: which pages are worth a block.
 //! * [`geometry`], [`attr`], [`features`], [`region`]: the shapes; [`errata`]: what is wrong with which CPU.
 //!
 //! Rule names in brackets, such as \[RXCLRD\], are those of the Arm Architecture Reference Manual,
@@ -58,6 +59,7 @@ pub mod geometry;
 pub mod lock;
 pub mod memory;
 pub mod region;
+pub mod scan;
 pub mod slot;
 pub mod space;
 #[cfg(not(any(loom, shuttle)))]
@@ -83,6 +85,7 @@ pub use geometry::{Geometry, HwUpdate};
 pub use lock::TableMeta;
 pub use memory::{Memory, Table};
 pub use region::{Backing, Region, RegionMap};
+pub use scan::Scan;
 pub use slot::Slot;
 pub use space::{
     Frames, Install, InstallError, Mapping, Notes, Progress, Release, Space, Tally, UnmapError,

@@ -184,6 +184,7 @@ mod map;
 mod neighbours;
 mod random;
 mod resize;
+mod scan;
 mod unmap;
 mod whole;
 
