@@ -1,16 +1,16 @@
-//! `hypctl bench fault`: EL2 instructions of one populate fault, from the vector to the ERET.
+//! `hypctl bench`: what the hypervisor's work takes, in instructions, by deterministic counting.
 //!
-//! The hypervisor's variant `measure` reads the cycle counter at both ends of every populate fault,
-//! without the zeroing and the cleaning of the page, and reports minimum, median and maximum. Under
-//! `-icount shift=0` that counter counts instructions, and the whole run is deterministic: it is
-//! made twice, and both the console and the report must agree to the byte. If they do not, the
-//! number means nothing, and the command fails.
+//! The hypervisor's variant `measure` counts with the cycle counter, which advances by one an instruction under
+//! `-icount shift=0`, and reports what it counted. The whole run is deterministic: it is made twice, and both the
+//! console and the report must agree to the byte. If they do not, the numbers mean nothing, and the command
+//! fails.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
-use hyp_core::report::{Measure, Report};
+use hyp_core::report::Report;
 use serde::Serialize;
 
 use crate::build::{BuildError, build};
@@ -21,30 +21,16 @@ use crate::guest::hyp_footprint;
 use crate::machine::{Machine, Module, Role, shell_line};
 use crate::qemu::Qemu;
 use crate::run::say;
-use crate::session::{self, End, Input, Outcome};
+use crate::session::{self, End, Input};
 use crate::workspace::{Variant, Workspace};
 
-/// The guest that is measured.
-const GUEST: &str = "bench-fault";
+pub mod fault;
+pub mod resize;
+
 /// The same mark in both runs, or they could not be the same.
 const NONCE: &str = "00112233445566778899aabbccddeeff";
 /// A run takes seconds; one that takes this long hangs.
 const TIMEOUT: Duration = Duration::from_secs(180);
-/// Machine memory, bytes.
-const MEM: u64 = 512 << 20;
-/// Guest memory that holds the pages of a full run, bytes.
-const GUEST_MEM: u64 = 64 << 20;
-
-#[derive(Debug, Serialize)]
-struct Numbers<'a> {
-    schema: u32,
-    what: &'a str,
-    cpu: &'a str,
-    qemu: String,
-    command: String,
-    measure: Measure,
-    identical: bool,
-}
 
 /// Why there is no number.
 #[derive(Debug, thiserror::Error)]
@@ -57,120 +43,153 @@ enum BenchError {
     Run { why: String, console: String, exit: Exit },
 }
 
-/// Runs `hypctl bench fault`.
-pub fn fault(arguments: &BenchArgs) -> Exit {
-    match measure(arguments) {
-        Ok(exit) => exit,
-        Err(error) => {
-            say(&error.to_string());
-            match error {
-                BenchError::Before(_) => Exit::USAGE,
-                BenchError::Start(_) => Exit::NO_REPORT,
-                BenchError::Run { exit, .. } => exit,
-            }
-        }
-    }
+/// What is measured with.
+struct Bench {
+    qemu: Qemu,
+    workspace: Workspace,
+    cpu: String,
 }
 
-fn measure(arguments: &BenchArgs) -> Result<Exit, BenchError> {
-    let (qemu, machine, addresses) = prepare(arguments)?;
-    let (first, first_console) = once(&qemu, &machine, &addresses)?;
-    let (second, second_console) = once(&qemu, &machine, &addresses)?;
-    let identical = first == second && first_console == second_console;
-    let result = Numbers {
-        schema: 1,
-        what: "EL2 instructions of one populate fault, from vector to ERET",
-        cpu: &arguments.cpu,
-        qemu: qemu.version().to_string(),
-        command: shell_line(qemu.program(), &machine.arguments(&addresses)),
-        measure: first,
-        identical,
-    };
-    if let Some(path) = &arguments.json {
-        let written = serde_json::to_vec_pretty(&result)
+/// A guest on a machine, ready to run.
+struct Setting<'b> {
+    bench: &'b Bench,
+    machine: Machine,
+    addresses: Vec<u64>,
+}
+
+/// What a guest asks for, in bytes.
+struct Memory {
+    machine: u64,
+    guest: u64,
+}
+
+/// What a run came to, and everything it printed.
+#[derive(PartialEq)]
+struct Ran {
+    report: Report,
+    console: Vec<u8>,
+}
+
+/// A sentence about why there is no number, and the exit code for it.
+fn told(result: Result<Exit, BenchError>) -> Exit {
+    result.unwrap_or_else(|error| {
+        say(&error.to_string());
+        match error {
+            BenchError::Before(_) => Exit::USAGE,
+            BenchError::Start(_) => Exit::NO_REPORT,
+            BenchError::Run { exit, .. } => exit,
+        }
+    })
+}
+
+/// Prints the result and writes the numbers where they are wanted; fails if the runs differed.
+fn publish(json: Option<&Path>, numbers: &impl Serialize, text: &str, identical: bool) -> Exit {
+    if let Some(path) = json {
+        let written = serde_json::to_vec_pretty(numbers)
             .map_err(io::Error::other)
             .and_then(|text| crate::atomic::write(path, &text));
         if let Err(error) = written {
             say(&format!("{}: {error}", path.display()));
-            return Ok(Exit::NO_REPORT);
+            return Exit::NO_REPORT;
         }
     }
-    let Measure { samples, min, median, max } = first;
-    let text = format!(
-        "populate fault: EL2 instructions from vector to ERET, zeroing and cleaning not counted\n\
-         cpu {}, {samples} faults: min {min}, median {median}, max {max}\n",
-        arguments.cpu
-    );
     let _ = io::stdout().write_all(text.as_bytes());
     if identical {
         let _ = writeln!(io::stdout(), "two runs were identical");
-        return Ok(Exit::OK);
+        return Exit::OK;
     }
-    say(&format!("two runs differ: {first:?} and {second:?}; the numbers mean nothing"));
-    Ok(Exit::VERDICT)
+    say("two runs differ; the numbers mean nothing");
+    Exit::VERDICT
 }
 
-fn prepare(arguments: &BenchArgs) -> Result<(Qemu, Machine, Vec<u64>), Error> {
-    let workspace = Workspace::find()?;
-    let qemu = Qemu::find()?;
-    qemu.expect_cpu(&arguments.cpu)?;
-    build(&workspace, Variant::Measure, arguments.quiet)?;
-    let pages = if arguments.quick { 512 } else { 4096 };
-    let path = workspace.guest_bin(GUEST);
-    let size = std::fs::metadata(&path).map_err(|_| BuildError::NoProgram(GUEST))?.len();
-    let role = Role::Kernel { bootargs: format!("pages={pages}") };
-    let machine = Machine {
-        cpu: arguments.cpu.clone(),
-        smp: 1,
-        mem: MEM,
-        no_reboot: true,
-        icount: true,
-        kernel: workspace.hyp_bin(Variant::Measure),
-        append: format!("vcpus=1 mem={}K measure report={NONCE}", GUEST_MEM >> 10),
-        ram: None,
-        modules: vec![Module { role, path, size }],
-        extra: Vec::<OsString>::new(),
-    };
-    let addresses = machine.place(hyp_footprint(&machine.kernel)?, GUEST_MEM)?;
-    Ok((qemu, machine, addresses))
+impl Bench {
+    /// Builds what is needed.
+    fn prepare(arguments: &BenchArgs) -> Result<Self, Error> {
+        let workspace = Workspace::find()?;
+        let qemu = Qemu::find()?;
+        qemu.expect_cpu(&arguments.cpu)?;
+        build(&workspace, Variant::Measure, arguments.quiet)?;
+        Ok(Self { qemu, workspace, cpu: arguments.cpu.clone() })
+    }
+
+    /// A guest of ours with one vCPU; `words` are for the hypervisor.
+    fn setting(
+        &self,
+        guest: &'static str,
+        bootargs: String,
+        words: &str,
+        memory: Memory,
+    ) -> Result<Setting<'_>, Error> {
+        let path = self.workspace.guest_bin(guest);
+        let size = std::fs::metadata(&path).map_err(|_| BuildError::NoProgram(guest))?.len();
+        let guest_mem = memory.guest >> 10;
+        let machine = Machine {
+            cpu: self.cpu.clone(),
+            smp: 1,
+            mem: memory.machine,
+            no_reboot: true,
+            icount: true,
+            kernel: self.workspace.hyp_bin(Variant::Measure),
+            append: format!("vcpus=1 mem={guest_mem}K measure {words}report={NONCE}"),
+            ram: None,
+            modules: vec![Module { role: Role::Kernel { bootargs }, path, size }],
+            extra: Vec::<OsString>::new(),
+        };
+        let addresses = machine.place(hyp_footprint(&machine.kernel)?, memory.guest)?;
+        Ok(Setting { bench: self, machine, addresses })
+    }
 }
 
-/// One run: what it measured, and everything it printed.
-fn once(
-    qemu: &Qemu,
-    machine: &Machine,
-    addresses: &[u64],
-) -> Result<(Measure, Vec<u8>), BenchError> {
-    let mut console = Vec::new();
-    let mut command = machine.command(qemu, addresses);
-    let script = Input::Script(Vec::new());
-    let outcome = session::run(&mut command, NONCE, script, Some(TIMEOUT), &mut console)
-        .map_err(BenchError::Start)?;
-    let report = outcome.reports.last().map(|line| Report::from_json(line));
-    let why = match (&outcome.end, report) {
-        (End::Exited(_), Some(Ok(report))) if report.exit_code == 0 => match report.measure {
-            Some(measure) if measure.samples > 0 => return Ok((measure, console)),
-            _ => "the report has no measurement".to_owned(),
-        },
-        (End::Exited(_), Some(Ok(report))) => {
-            let exit = Exit::from_report(report.exit_code.into());
-            return Err(failed(report.outcome.to_string(), exit, &outcome));
-        }
-        (End::Exited(_), Some(Err(error))) => error.to_string(),
-        (End::Exited(status), None) => format!("QEMU ended without a report ({status})"),
-        (End::TimedOut(after), _) => {
-            let why = format!("timeout after {:.0} s", after.as_secs_f64());
-            return Err(failed(why, Exit::TIMEOUT, &outcome));
-        }
-        (End::Signal(signal), _) => {
-            let why = format!("ended by signal {signal}");
-            return Err(failed(why, Exit::from_signal(*signal), &outcome));
-        }
-        (End::Left | End::ConsoleGone, _) => "the console closed".to_owned(),
-    };
-    Err(failed(why, Exit::NO_REPORT, &outcome))
+impl Setting<'_> {
+    /// The QEMU line, for whoever wants to repeat it.
+    fn command(&self) -> String {
+        shell_line(self.bench.qemu.program(), &self.machine.arguments(&self.addresses))
+    }
+
+    /// Runs it twice; says whether both came to the same.
+    fn run_twice(&self) -> Result<(Ran, bool), BenchError> {
+        let (first, second) = (self.run()?, self.run()?);
+        let identical = first == second;
+        Ok((first, identical))
+    }
+
+    fn run(&self) -> Result<Ran, BenchError> {
+        let mut console = Vec::new();
+        let mut command = self.machine.command(&self.bench.qemu, &self.addresses);
+        let script = Input::Script(Vec::new());
+        let outcome = session::run(&mut command, NONCE, script, Some(TIMEOUT), &mut console)
+            .map_err(BenchError::Start)?;
+        let report = outcome.reports.last().map(|line| Report::from_json(line));
+        let (why, exit) = match (&outcome.end, report) {
+            (End::Exited(_), Some(Ok(report))) if report.exit_code == 0 => {
+                return Ok(Ran { report, console });
+            }
+            (End::Exited(_), Some(Ok(report))) => {
+                (report.outcome.to_string(), Exit::from_report(report.exit_code.into()))
+            }
+            (End::Exited(_), Some(Err(error))) => (error.to_string(), Exit::NO_REPORT),
+            (End::Exited(status), None) => {
+                (format!("QEMU ended without a report ({status})"), Exit::NO_REPORT)
+            }
+            (End::TimedOut(after), _) => {
+                (format!("timeout after {:.0} s", after.as_secs_f64()), Exit::TIMEOUT)
+            }
+            (End::Signal(signal), _) => {
+                (format!("ended by signal {signal}"), Exit::from_signal(*signal))
+            }
+            (End::Left | End::ConsoleGone, _) => ("the console closed".to_owned(), Exit::NO_REPORT),
+        };
+        Err(BenchError::Run { why, exit, console: outcome.console_tail })
+    }
 }
 
-fn failed(why: String, exit: Exit, outcome: &Outcome) -> BenchError {
-    BenchError::Run { why, exit, console: outcome.console_tail.clone() }
+impl Ran {
+    /// The measurement, or that there is none.
+    fn measured<T>(&self, what: Option<T>) -> Result<T, BenchError> {
+        what.ok_or_else(|| BenchError::Run {
+            why: "the report has no measurement".to_owned(),
+            exit: Exit::NO_REPORT,
+            console: String::from_utf8_lossy(&self.console).into_owned(),
+        })
+    }
 }

@@ -191,12 +191,17 @@ pub enum Bench {
     /// Runs the guest `bench-fault` twice under deterministic icount and checks that the two runs
     /// agree. Zeroing and cache cleaning of the page are not counted.
     Fault(BenchArgs),
+    /// What it takes EL2 to split 1 GiB of blocks into pages, and to make blocks of them again
+    ///
+    /// Instructions, TLB invalidations and flushes of the guest `bench-resize`, for each level of FEAT_BBM up to the
+    /// CPU's own. Each run is made twice under deterministic icount, and the two have to agree.
+    Resize(BenchArgs),
 }
 
-/// `hypctl bench fault`.
+/// `hypctl bench fault` and `hypctl bench resize`.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Fewer pages
+    /// Less memory
     #[arg(long)]
     pub quick: bool,
     /// CPU model

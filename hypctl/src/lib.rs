@@ -64,7 +64,8 @@ pub fn main() -> ExitCode {
         cli::Command::Run(arguments) => run::run(&arguments),
         cli::Command::Build(arguments) => or_usage(build_images(&arguments)),
         cli::Command::Doctor(arguments) => doctor::doctor(arguments.json),
-        cli::Command::Bench(Bench::Fault(arguments)) => bench::fault(&arguments),
+        cli::Command::Bench(Bench::Fault(arguments)) => bench::fault::fault(&arguments),
+        cli::Command::Bench(Bench::Resize(arguments)) => bench::resize::resize(&arguments),
         cli::Command::CheckTrace(arguments) => check_trace::check(&arguments),
         cli::Command::Cargo(arguments) => or_usage(cargo(&arguments)),
     }

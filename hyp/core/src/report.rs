@@ -152,6 +152,30 @@ pub struct Measure {
     pub max: u64,
 }
 
+/// What it took to change the size of mappings, when that was measured: the sums over a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resizing {
+    /// Blocks that were split into pages.
+    pub split: Work,
+    /// Blocks that were made of pages.
+    pub collapse: Work,
+}
+
+/// A kind of calls, and what they did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Calls.
+    pub calls: u64,
+    /// Blocks of 2 MiB that changed.
+    pub blocks: u64,
+    /// EL2 instructions.
+    pub instructions: u64,
+    /// TLB invalidations; one of a range form is one.
+    pub tlbis: u64,
+    /// Flushes: the invalidations of a batch, and the wait for them.
+    pub flushes: u64,
+}
+
 /// How the VM was taken down.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Takedown {
@@ -221,6 +245,9 @@ pub struct Report {
     /// Times of populate faults, when they were measured.
     #[serde(default)]
     pub measure: Option<Measure>,
+    /// Work on the size of mappings, when it was measured.
+    #[serde(default)]
+    pub resizing: Option<Resizing>,
 }
 
 /// Why a report line cannot be used.
@@ -252,6 +279,7 @@ impl Report {
             diagnosis: None,
             takedown: None,
             measure: None,
+            resizing: None,
         }
     }
 
@@ -336,6 +364,10 @@ impl fmt::Display for Report {
             row(f, "populate fault", *median)?;
             write!(f, " instructions (median of {samples}, {min} to {max})")?;
         }
+        if let Some(Resizing { split, collapse }) = &self.resizing {
+            split.row(f, "splitting")?;
+            collapse.row(f, "collapsing")?;
+        }
         if let Some(diagnosis) = &self.diagnosis {
             write!(f, "\n{diagnosis}")?;
         }
@@ -345,6 +377,16 @@ impl fmt::Display for Report {
 
 /// Width of a line's label.
 const LABEL: usize = 20;
+
+impl Work {
+    fn row(&self, f: &mut fmt::Formatter<'_>, label: &str) -> fmt::Result {
+        let Self { calls, blocks, instructions, tlbis, flushes } = *self;
+        row(f, label, instructions)?;
+        write!(f, " instructions ({}, ", Count(blocks, "block"))?;
+        write!(f, "{}, {}, ", Count(calls, "call"), Count(tlbis, "TLBI"))?;
+        write!(f, "flushed {})", Count(flushes, "time"))
+    }
+}
 
 impl Stats {
     fn rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

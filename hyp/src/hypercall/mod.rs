@@ -77,7 +77,10 @@ fn resized(
     work: fn(Env<'_>, u64, u64) -> Result<Resized, Refused>,
 ) -> Step {
     let [start, bytes] = [1, 2].map(|number| vcpu.context.x(number));
-    match work(env, start, bytes) {
+    let work = || work(env, start, bytes);
+    #[cfg(feature = "measure")]
+    let work = || crate::event::resizing::noted(env.vm, vcpu.context.x(0) as u32, work);
+    match work() {
         Ok(Resized { bytes, blocks }) => {
             vcpu.context.set_x(1, bytes);
             vcpu.context.set_x(2, blocks);

@@ -45,6 +45,7 @@ pub(super) fn report(plan: &Plan, reason: Reason, lives: u32, down: Option<Taked
     #[cfg(feature = "measure")]
     if plan.measure {
         report.measure = crate::event::measure::result();
+        report.resizing = crate::event::resizing::result();
     }
     report
 }

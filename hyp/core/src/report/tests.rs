@@ -19,6 +19,8 @@ fn sample() -> Report {
     report.lives = 2;
     report.taken_down(Takedown { frames: 4200, tables: 12, ..Takedown::default() });
     report.measure = Some(Measure { samples: 64, min: 200, median: 212, max: 480 });
+    let work = Work { calls: 8, blocks: 512, instructions: 4711, tlbis: 16, flushes: 9 };
+    report.resizing = Some(Resizing { split: work, collapse: Work { calls: 1, ..work } });
     report
 }
 
@@ -48,7 +50,9 @@ TLBI VMALLS12E1IS    1
 DSBs                 0
 frames back at end   4200
 tables back in all   12
-populate fault       212 instructions (median of 64, 200 to 480)";
+populate fault       212 instructions (median of 64, 200 to 480)
+splitting            4711 instructions (512 blocks, 8 calls, 16 TLBIs, flushed 9 times)
+collapsing           4711 instructions (512 blocks, 1 call, 16 TLBIs, flushed 9 times)";
     assert_eq!(sample().to_string(), expected);
 }
 

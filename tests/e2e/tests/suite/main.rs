@@ -14,7 +14,7 @@
 //! | `code` | the machine code keeps the protocol's promises |
 //! | `traces` | what the debug build records is whole, and the oracle finds nothing in it |
 //! | `crashes` | EL2's guard pages, W^X and crash dump do what they are for |
-//! | `cost` | what a populate fault costs, in instructions |
+//! | `cost` | what EL2's work costs, in instructions and flushes: a populate fault, splitting and collapsing 1 GiB |
 
 mod caches;
 mod code;
