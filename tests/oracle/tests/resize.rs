@@ -381,3 +381,6 @@ fn a_write_that_is_recorded_during_the_harvest_is_in_the_block() {
         _ = unsafe { (&machine).swap(slot, clean) };
     }
 }
+
+#[path = "resize/copy.rs"]
+mod copy;
