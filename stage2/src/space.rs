@@ -30,6 +30,7 @@ use crate::geometry::Geometry;
 use crate::memory::{Memory, Table};
 use crate::vmid::{self, EntryError, Loan, Running};
 
+mod alike;
 mod annotate;
 mod batch;
 mod collapse;
@@ -43,8 +44,9 @@ mod map;
 mod split;
 mod unmap;
 mod visit;
+pub use alike::Obstacle;
 pub use batch::{Batch, Progress};
-pub use collapse::{Collapse, CollapseError, Obstacle};
+pub use collapse::{Collapse, CollapseError};
 pub use content::Extent;
 pub use copy::{Blocks, CopyCollapse, CopyError, CopyObstacle};
 pub use destroy::{DestroyError, Leak};

@@ -27,7 +27,7 @@ impl State {
 impl Leaf {
     /// Bits that say what it allows, apart from its [`State`].
     const fn kind(&self) -> u64 {
-        self.bits & (ATTRIBUTES | NON_OWNED) & !self.state_mask()
+        self.bits & (ATTRIBUTES | NON_OWNED) & !(self.state_mask() | CONTIGUOUS)
     }
 
     /// With DBM, S2AP\[1\] is the dirty record; without, it is a permission.
@@ -47,11 +47,11 @@ impl Leaf {
     }
 
     /// The state of the leaf that stands `index` slots behind this one, if that goes on from here: the
-    /// same but for its state, and the memory behind.
+    /// same but for its state and for contiguous runs, and the memory behind.
     #[inline]
     pub(crate) const fn state_of_part(&self, index: u64, seen: Descriptor) -> Option<State> {
         let expected = self.bits.wrapping_add(index.wrapping_mul(self.level.slot_bytes()));
-        let differs = (seen.0 ^ expected) & !self.state_mask();
+        let differs = (seen.0 ^ expected) & !(self.state_mask() | CONTIGUOUS);
         if differs == 0 { Some(State(seen.0 & self.state_mask())) } else { None }
     }
 

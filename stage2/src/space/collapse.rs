@@ -30,12 +30,13 @@
 
 use core::fmt;
 
-use super::lookup::{Link, LockedTable, Node};
-use super::{Batch, NotClaimed, Progress, Space};
+use super::alike::{parts, to_busy};
+use super::lookup::{Link, Node};
+use super::{Batch, NotClaimed, Obstacle, Progress, Space};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::claim::Claim;
-use crate::descriptor::{Descriptor, Leaf, View};
+use crate::descriptor::{Descriptor, View};
 use crate::epoch::{Cpu, Guard};
 use crate::gather::Owed;
 use crate::memory::{ARITY as SLOTS, Memory};
@@ -74,63 +75,6 @@ impl fmt::Display for CollapseError {
 
 impl core::error::Error for CollapseError {}
 
-/// Why a table stays. Each names the first slot in the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Obstacle {
-    /// Nothing is mapped there.
-    Hole {
-        /// First IPA of the slot.
-        ipa: Ipa,
-    },
-    /// A note stands there.
-    Note {
-        /// First IPA of the slot.
-        ipa: Ipa,
-    },
-    /// Not a leaf of the level below the block: a table, which has to be collapsed first, or a slot that is being
-    /// changed.
-    NoLeaf {
-        /// First IPA of the slot.
-        ipa: Ipa,
-        /// What it holds.
-        seen: Descriptor,
-    },
-    /// Its memory does not follow that of the slot before it.
-    Elsewhere {
-        /// First IPA of the slot.
-        ipa: Ipa,
-        /// Where its memory is.
-        pa: Pa,
-        /// Where it would have to be.
-        wanted: Pa,
-    },
-    /// It allows something else than the first, belongs to somebody else, or is a member of a contiguous run.
-    Unlike {
-        /// First IPA of the slot.
-        ipa: Ipa,
-    },
-    /// The first leaf's memory is not aligned to the block.
-    Unaligned {
-        /// Where it is.
-        pa: Pa,
-    },
-}
-
-impl fmt::Display for Obstacle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Hole { ipa } => write!(f, "nothing is mapped at {ipa}"),
-            Self::Note { ipa } => write!(f, "a note stands at {ipa}"),
-            Self::NoLeaf { ipa, seen } => write!(f, "the slot at {ipa} holds {:#x}", seen.bits()),
-            Self::Elsewhere { ipa, pa, wanted } => {
-                write!(f, "the memory at {ipa} is at {pa}, and would have to be at {wanted}")
-            }
-            Self::Unlike { ipa } => write!(f, "the leaf at {ipa} is unlike the first"),
-            Self::Unaligned { pa } => write!(f, "the memory begins at {pa}, where no block can"),
-        }
-    }
-}
-
 /// What became of one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collapse {
@@ -140,17 +84,20 @@ pub enum Collapse {
     Stays(Obstacle),
 }
 
-/// What became of the tables of a batch, in order of address.
-type Told = [Option<(Ipa, Collapse)>; TOGETHER];
-
-/// A table whose parent slot is Busy.
+/// What has become of one table so far. There is nothing else to remember of one that is broken: its parent slot
+/// leads to it.
 #[derive(Clone, Copy)]
-struct Broken<'g> {
-    parent: Node<'g>,
-    child: Node<'g>,
-    /// What the parent slot held.
-    live: Descriptor,
+enum Fate {
+    /// Its parent slot is Busy.
+    Broken,
+    /// Its parent slot is the block. It is out of the tree and flushed.
+    Made(Pa),
+    /// It stays.
+    Stays(Obstacle),
 }
+
+/// The tables of a batch, in order of address.
+type Fates = [Option<(Ipa, Fate)>; TOGETHER];
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Makes blocks of level `to` (1 or 2) in a batch of the claimed range, from tables whose leaves form one.
@@ -181,7 +128,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if !cpu.is_quiescent() {
             return Err(CollapseError::NotQuiescent);
         }
-        let (mut free, mut told) = ([None; TOGETHER], [None; TOGETHER]);
+        let mut fates: Fates = [None; TOGETHER];
         let at = {
             let guard = cpu.enter();
             let mut sweep = Sweep {
@@ -191,18 +138,24 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                 to,
                 at: batch.from,
                 left: batch.slots.max(1),
-                broken: [const { None }; TOGETHER],
+                fates: &mut fates,
                 count: 0,
                 owed: Owed::new(self.tlb()),
             };
-            let outcome = sweep.run(&mut told);
+            let outcome = sweep.run();
             let at = sweep.at;
-            sweep.make(&mut free, &mut told);
+            sweep.make();
             outcome?;
             at
         };
-        self.retire(cpu, relax, &free)?;
-        told.iter().flatten().for_each(|(ipa, what)| heard(*ipa, *what));
+        self.retire(cpu, relax, &fates)?;
+        for (ipa, fate) in fates.into_iter().flatten() {
+            match fate {
+                Fate::Made(_) => heard(ipa, Collapse::Made),
+                Fate::Stays(obstacle) => heard(ipa, Collapse::Stays(obstacle)),
+                Fate::Broken => {}
+            }
+        }
         Ok(if at < range.end() { Progress::Until(at) } else { Progress::Done })
     }
 
@@ -211,23 +164,27 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         &self,
         cpu: &Cpu<'_>,
         relax: impl FnMut(),
-        tables: &[Option<Pa>],
+        fates: &Fates,
     ) -> Result<(), CollapseError> {
-        if tables.iter().flatten().next().is_none() {
+        let tables = fates.iter().flatten().filter_map(|(_, fate)| match fate {
+            Fate::Made(table) => Some(*table),
+            _ => None,
+        });
+        if tables.clone().next().is_none() {
             return Ok(());
         }
         // Nothing is held here, so this cannot fail; if it did, the tables would be lost, not reused.
         cpu.wait(relax).map_err(|_| CollapseError::NotQuiescent)?;
-        for pa in tables.iter().flatten() {
+        for pa in tables {
             // SAFETY: (1) out of the tree, and not given back yet.
-            let table = unsafe { self.memory.table(*pa) };
+            let table = unsafe { self.memory.table(pa) };
             for slot in table.slots() {
                 // SAFETY: (1) flushed, and the grace period is over; (2) Busy, made so under the claim.
                 unsafe { self.arch.store_detached(slot, Descriptor::EMPTY.bits()) };
             }
             // SAFETY: (1) taken out of the tree; (2) flushed, and the grace period is over; (3) every slot is
             // Empty.
-            unsafe { self.memory.free_table(*pa, 1) };
+            unsafe { self.memory.free_table(pa, 1) };
         }
         Ok(())
     }
@@ -242,7 +199,8 @@ struct Sweep<'w, 'e, M, A: Arch> {
     /// Everything of the range before this is done.
     at: Ipa,
     left: usize,
-    broken: [Option<Broken<'w>>; TOGETHER],
+    // By reference: the CPU's stack is small.
+    fates: &'w mut Fates,
     /// Tables that were looked at.
     count: usize,
     owed: Owed<'w, A>,
@@ -250,7 +208,7 @@ struct Sweep<'w, 'e, M, A: Arch> {
 
 impl<'w, M: Memory, A: Arch> Sweep<'w, '_, M, A> {
     /// Breaks what can be collapsed, until the range or the budget ends.
-    fn run(&mut self, told: &mut Told) -> Result<(), CollapseError> {
+    fn run(&mut self) -> Result<(), CollapseError> {
         let (space, guard) = (self.space, self.guard);
         let bytes = self.to.slot_bytes();
         while self.at < self.range.end() && self.left > 0 && self.count < TOGETHER {
@@ -260,9 +218,9 @@ impl<'w, M: Memory, A: Arch> Sweep<'w, '_, M, A> {
             if inside {
                 let path = space.path(guard, ipa).ok_or(CollapseError::ForeignGuard)?;
                 if let Some((parent, child)) = path.pair(self.to) {
-                    told[self.count] = match self.table(parent, child) {
-                        Ok(()) => Some((ipa, Collapse::Made)),
-                        Err(Some(obstacle)) => Some((ipa, Collapse::Stays(obstacle))),
+                    self.fates[self.count] = match self.table(parent, child) {
+                        Ok(()) => Some((ipa, Fate::Broken)),
+                        Err(Some(obstacle)) => Some((ipa, Fate::Stays(obstacle))),
                         // The parent moved: look again.
                         Err(None) => continue,
                     };
@@ -278,57 +236,67 @@ impl<'w, M: Memory, A: Arch> Sweep<'w, '_, M, A> {
     /// Breaks one table, if its leaves form a block.
     fn table(&mut self, parent: Node<'w>, child: Node<'w>) -> Result<(), Option<Obstacle>> {
         let arch = &self.space.arch;
-        let Some(Link { slot, seen: live }) = child.link else { return Ok(()) };
-        let Some(busy) = live.to_busy() else { return Ok(()) };
+        // A child has a parent slot, which is live.
+        let link = child.link.and_then(|link| Some((link, link.seen.to_busy()?)));
+        let Some((Link { slot, .. }, busy)) = link else {
+            return Err(Some(Obstacle::Hole { ipa: child.start }));
+        };
         let _parent = parent.lock(arch, self.guard).map_err(|_| None)?;
-        let table = child.lock(arch, self.guard).map_err(|_| None)?;
-        block_of(&table, |slot| slot.load(arch)).map_err(Some)?;
+        let _table = child.lock(arch, self.guard).map_err(|_| None)?;
+        block_of(child, |slot| slot.load(arch)).map_err(Some)?;
         // SAFETY: (1) the parent's lock is held, and the claim covers the span; the slot holds `live`, as the
         // child's lock compared, and hardware does not write table descriptors here.
         unsafe { arch.swap(slot, busy.bits()) };
         self.owed.table(child.start, parent.level);
-        self.broken[self.count] = Some(Broken { parent, child, live });
         Ok(())
     }
 
     /// Flushes; then each broken table becomes a block, or is linked again.
-    // By reference: what a batch remembers is some KiB of stack.
-    fn make(&mut self, free: &mut [Option<Pa>; TOGETHER], told: &mut Told) {
-        let (space, guard) = (self.space, self.guard);
-        if core::mem::replace(&mut self.owed, Owed::new(space.tlb())).settle().is_none() {
+    fn make(self) {
+        let Self { space, guard, to, fates, owed, .. } = self;
+        if owed.settle().is_none() {
             return;
         }
-        for ((broken, free), told) in self.broken.iter().zip(free).zip(told) {
-            let Some(broken) = broken else { continue };
-            match harvest(space, guard, broken) {
-                Ok(()) => {
-                    *free = broken.live.as_table(broken.parent.level);
-                    space.ledger.collapsed(broken.parent.level, SLOTS as u64);
-                }
-                Err(obstacle) => *told = Some((broken.child.start, Collapse::Stays(obstacle))),
+        for (ipa, fate) in fates.iter_mut().flatten() {
+            if let Fate::Broken = fate {
+                *fate = match harvest(space, guard, *ipa, to) {
+                    Ok(table) => Fate::Made(table),
+                    Err(obstacle) => Fate::Stays(obstacle),
+                };
             }
         }
         space.arch.dsb(Dsb::IshSt);
     }
 }
 
-/// The last step of one table, under both locks: its leaves become the block, or live again.
+/// The last step of one table, under both locks: its leaves become the block, and the table comes out of the tree;
+/// or they live again, and it is linked.
+// A function of its own: its share of the stack is not that of the whole batch.
+#[inline(never)]
 fn harvest<M: Memory, A: Arch>(
     space: &Space<'_, M, A>,
     guard: &Guard<'_>,
-    broken: &Broken<'_>,
-) -> Result<(), Obstacle> {
-    let Broken { parent, child, live } = *broken;
+    ipa: Ipa,
+    to: Level,
+) -> Result<Pa, Obstacle> {
     let arch = &space.arch;
-    let Some(Link { slot, .. }) = child.link else { return Ok(()) };
+    // Three times nothing but the break itself is to be found: the slot is Busy, and the claim keeps others away.
+    let found = space.path(guard, ipa).and_then(|path| path.leaf());
+    let Some(parent) = found.filter(|node| node.level == to) else {
+        return Err(Obstacle::Hole { ipa });
+    };
     // The claim keeps both where they are.
     let _parent = parent.hold(arch, guard);
-    let table = child.hold(arch, guard);
-    let block = block_of(&table, |slot| to_busy(arch, slot, child.level));
+    let Some((pa, child)) = space.below_busy(guard, &parent, ipa) else {
+        return Err(Obstacle::Hole { ipa });
+    };
+    let _table = child.hold(arch, guard);
+    let Some(Link { slot, seen: live }) = child.link else { return Err(Obstacle::Hole { ipa }) };
+    let block = block_of(child, |slot| to_busy(arch, slot, child.level));
     let (new, outcome) = match block {
-        Ok(block) => (block, Ok(())),
+        Ok(block) => (block, Ok(pa)),
         Err(obstacle) => {
-            for slot in table.node.table.slots() {
+            for slot in child.table.slots() {
                 if let View::Busy(live) = slot.load(arch).view(child.level) {
                     // SAFETY: (1) made Busy above, under this lock; (2) what it was.
                     unsafe { arch.store(slot, live.bits()) };
@@ -340,68 +308,14 @@ fn harvest<M: Memory, A: Arch>(
     // SAFETY: (1) Busy, made so under this claim; flushed since, so no TLB has the table; (2) the block of
     // its leaves with their final state, or the table as it was.
     unsafe { arch.store(slot, new.bits()) };
+    if outcome.is_ok() {
+        space.ledger.collapsed(to, SLOTS as u64);
+    }
     outcome
 }
 
-/// Makes a live leaf Busy; returns what it was, or what else stands there.
-fn to_busy<A: Arch>(arch: &A, slot: &Slot, level: Level) -> Descriptor {
-    loop {
-        let seen = slot.load(arch);
-        let Some(busy) = seen.to_busy().filter(|_| seen.as_leaf(level).is_some()) else {
-            return seen;
-        };
-        // SAFETY: (1) the table's lock is held: the holder may make a leaf Busy.
-        match unsafe { arch.compare_exchange(slot, seen.bits(), busy.bits()) } {
-            // A machine without the exchange has no leaves to collapse but those of `map`, which needs it, too.
-            Some(Ok(_)) | None => return seen,
-            // A fault handler or hardware has changed it: at the most as often as it has such bits.
-            Some(Err(_)) => {}
-        }
-    }
-}
-
 /// The block that the leaves of a table form. `read` says what a slot holds.
-fn block_of<A: Arch>(
-    table: &LockedTable<'_, A>,
-    mut read: impl FnMut(&Slot) -> Descriptor,
-) -> Result<Descriptor, Obstacle> {
-    let node = table.node;
-    let mut slots = node.table.slots().iter().enumerate();
-    // A table has slots.
-    let Some((_, slot)) = slots.next() else { return Err(Obstacle::Hole { ipa: node.start }) };
-    let first = leaf(read(slot), node.level, node.start)?;
-    if first.is_contiguous() {
-        return Err(Obstacle::Unlike { ipa: node.start });
-    }
-    let mut state = first.state();
-    for (index, slot) in slots {
-        let seen = read(slot);
-        match first.state_of_part(index as u64, seen) {
-            Some(its) => state = state.or(its),
-            None => return Err(obstacle(&first, index, seen, node)),
-        }
-    }
+fn block_of(node: Node<'_>, read: impl FnMut(&Slot) -> Descriptor) -> Result<Descriptor, Obstacle> {
+    let (first, state) = parts(node, 0..SLOTS, read)?;
     first.whole(state).ok_or(Obstacle::Unaligned { pa: first.pa() })
-}
-
-/// The leaf that a slot holds.
-fn leaf(seen: Descriptor, level: Level, ipa: Ipa) -> Result<Leaf, Obstacle> {
-    match seen.view(level) {
-        View::Leaf(leaf) => Ok(leaf),
-        View::Empty => Err(Obstacle::Hole { ipa }),
-        View::Note(_) => Err(Obstacle::Note { ipa }),
-        _ => Err(Obstacle::NoLeaf { ipa, seen }),
-    }
-}
-
-/// Why what a slot holds does not go on from the first leaf.
-#[cold]
-fn obstacle(first: &Leaf, index: usize, seen: Descriptor, node: Node<'_>) -> Obstacle {
-    let ipa = node.ipa_of(index);
-    let wanted = Pa::new(first.pa().get() + (ipa.get() - node.start.get()));
-    match leaf(seen, node.level, ipa) {
-        Ok(leaf) if leaf.pa() != wanted => Obstacle::Elsewhere { ipa, pa: leaf.pa(), wanted },
-        Ok(_) => Obstacle::Unlike { ipa },
-        Err(obstacle) => obstacle,
-    }
 }

@@ -438,4 +438,22 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             }
         }
     }
+
+    /// The table that the Busy slot for `ipa` in `parent` remembers: for who made it Busy, under a claim, which
+    /// keeps the table where it is.
+    pub(super) fn below_busy<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        parent: &Node<'g>,
+        ipa: Ipa,
+    ) -> Option<(Pa, Node<'g>)> {
+        let slot = parent.table.slot(parent.level.index(ipa));
+        let View::Busy(seen) = slot.load(&self.arch).view(parent.level) else { return None };
+        let (pa, level) = (seen.as_table(parent.level)?, parent.level.next()?);
+        let table = self.linked_table(guard, pa);
+        // SAFETY: (1) as the table itself.
+        let meta = unsafe { self.memory.meta(pa) };
+        let start = ipa.align_down(level.table_bytes());
+        Some((pa, Node { table, meta, pa, level, start, link: Some(Link { slot, seen }) }))
+    }
 }
