@@ -1,0 +1,98 @@
+//! What is asked of the hypervisor: to move memory, and to change the size of its mappings.
+
+use guest_rt::{Machine, PAGE, call, check, fail};
+use hyp_abi::call::{
+    self as vendor, BUSY, COLLAPSE, INVALID_PARAMETER, NOT_SUPPORTED, SPLIT, SUCCESS,
+};
+use smccc::Hvc;
+
+/// The calls that change the size of mappings.
+pub(crate) const RESIZES: [u32; 2] = [SPLIT, COLLAPSE];
+
+/// What a call of [`RESIZES`] answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Resize {
+    /// So many bytes are done.
+    Done(usize),
+    /// Somebody else moves or resizes something.
+    Busy,
+    /// An argument is wrong.
+    Invalid,
+    /// RAM is populated by pages.
+    Unsupported,
+}
+
+/// Moves `bytes` bytes from `start`; says how many pages there were, or that it is to be tried again.
+pub(crate) fn move_memory(start: usize, bytes: usize) -> Option<u64> {
+    let [status, pages, ..] = call::raw::<Hvc>(vendor::MOVE, [start as u64, bytes as u64, 0]);
+    match status as i64 {
+        SUCCESS => Some(pages),
+        BUSY => None,
+        other => fail!("MOVE of {bytes:#x} bytes from {start:#x} answered {other}"),
+    }
+}
+
+/// Changes the size of the first mappings of a range.
+pub(crate) fn resize(call: u32, start: usize, bytes: usize) -> Resize {
+    let [status, done, ..] = call::raw::<Hvc>(call, [start as u64, bytes as u64, 0]);
+    match status as i64 {
+        SUCCESS => Resize::Done(done as usize),
+        BUSY => Resize::Busy,
+        INVALID_PARAMETER => Resize::Invalid,
+        NOT_SUPPORTED => Resize::Unsupported,
+        other => fail!("{call:#x} of {bytes:#x} bytes from {start:#x} answered {other}"),
+    }
+}
+
+/// Changes the size of a whole range's mappings, a part at a time.
+pub(crate) fn resize_all(call: u32, start: usize, bytes: usize) {
+    let mut done = 0;
+    while done < bytes {
+        match resize(call, start + done, bytes - done) {
+            Resize::Done(more) if more != 0 => done += more,
+            Resize::Busy => {}
+            other => fail!("{call:#x} from {:#x}: {other:?}", start + done),
+        }
+    }
+}
+
+/// What is no RAM, too large or unaligned is refused, and changes nothing.
+pub(crate) fn refusals(machine: &Machine, resizes: bool) {
+    let (start, end) = (machine.ram.start as u64, machine.ram.end as u64);
+    let page = PAGE as u64;
+    for (from, bytes) in [
+        (start, 0),
+        (start + 8, page),
+        (start, page + 8),
+        (start - page, page),
+        (end, page),
+        (end - page, 2 * page),
+        (start, vendor::MOVE_MAX + page),
+        (u64::MAX - page + 1, page),
+        (0, !(page - 1)),
+    ] {
+        let [status, ..] = call::raw::<Hvc>(vendor::MOVE, [from, bytes, 0]);
+        check!(
+            status as i64 == INVALID_PARAMETER,
+            "MOVE of {bytes:#x} bytes from {from:#x} answered {}",
+            status as i64
+        );
+    }
+    let block = vendor::BLOCK;
+    for (from, bytes) in [
+        (start, 0),
+        (start + page, block),
+        (start, page),
+        (start - block, block),
+        (end.next_multiple_of(block), block),
+        (start, vendor::RESIZE_MAX + block),
+        (u64::MAX - block + 1, block),
+        (0, !(block - 1)),
+    ] {
+        for call in RESIZES {
+            let answer = resize(call, from as usize, bytes as usize);
+            let wanted = if resizes { Resize::Invalid } else { Resize::Unsupported };
+            check!(answer == wanted, "{call:#x} of {bytes:#x} bytes from {from:#x}: {answer:?}");
+        }
+    }
+}
