@@ -45,10 +45,19 @@ pub const SPLIT: u32 = 0xC600_0004;
 /// number of blocks that were made in `x2`. Pages that form no block stay as they are.
 pub const COLLAPSE: u32 = 0xC600_0005;
 
+/// Moves pages of the caller's RAM into blocks, wherever they lie: `x1` and `x2` as of [`SPLIT`], `x3` is how many
+/// pages of a block may be missing, at most 511. Those are populated.
+///
+/// The guest's other CPUs run on; an access to a block that is being made waits, as long as copying takes. Answers as
+/// of [`SPLIT`], with the number of blocks that were made in `x2`; [`INVALID_PARAMETER`] for an `x3` out of range,
+/// too, and [`NO_MEMORY`] when there are no 2 MiB side by side. What is no table of pages, or has more missing, stays as
+/// it is.
+pub const COPY: u32 = 0xC600_0006;
+
 /// Size of a block, in bytes.
 pub const BLOCK: u64 = 2 << 20;
 
-/// The most that [`SPLIT`] and [`COLLAPSE`] take at once, in bytes.
+/// The most that [`SPLIT`], [`COLLAPSE`] and [`COPY`] take at once, in bytes.
 pub const RESIZE_MAX: u64 = 1 << 30;
 
 /// What [`VENDOR_UID`] answers: `w0`..`w3`.
@@ -107,11 +116,15 @@ pub enum Stat {
     Tlbis = 15,
     /// Flushes in this life of the VM: each waits for the invalidations of a batch, however many those are.
     Flushes = 16,
+    /// Blocks that were made by copying pages together.
+    Copied = 17,
+    /// Pages that were missing in those blocks, and were populated.
+    Filled = 18,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -129,6 +142,8 @@ impl Stat {
         Self::Collapsed,
         Self::Tlbis,
         Self::Flushes,
+        Self::Copied,
+        Self::Filled,
     ];
 
     /// The selector with this number, if there is one.
@@ -152,6 +167,8 @@ impl Stat {
             14 => Self::Collapsed,
             15 => Self::Tlbis,
             16 => Self::Flushes,
+            17 => Self::Copied,
+            18 => Self::Filled,
             _ => return None,
         })
     }
@@ -177,7 +194,7 @@ mod tests {
 
     #[test]
     fn identifiers_are_fast_calls_of_the_vendor_hypervisor_service() {
-        for id in [VENDOR_UID, VERDICT, STAT, MOVE, SPLIT, COLLAPSE] {
+        for id in [VENDOR_UID, VERDICT, STAT, MOVE, SPLIT, COLLAPSE, COPY] {
             assert_eq!(id >> 31, 1, "fast call");
             assert_eq!((id >> 24) & 0x3f, 6, "owning entity: vendor specific hypervisor service");
         }

@@ -129,6 +129,10 @@ pub struct Stats {
     pub split: u64,
     /// Blocks that were made of pages.
     pub collapsed: u64,
+    /// Blocks that were made by copying pages together.
+    pub copied: u64,
+    /// Pages that were missing in those, and were populated.
+    pub filled: u64,
     /// Trapped system register accesses.
     pub sysregs: u64,
     /// Caches.
@@ -408,6 +412,10 @@ impl Stats {
             row(f, "blocks installed", self.blocks)?;
             row(f, "blocks split", self.split)?;
             row(f, "blocks made", self.collapsed)?;
+        }
+        if self.copied != 0 {
+            row(f, "blocks copied", self.copied)?;
+            row(f, "holes filled", self.filled)?;
         }
         self.caches.rows(f)?;
         if self.tlbi.is_empty() {

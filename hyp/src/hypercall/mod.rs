@@ -19,7 +19,7 @@ use crate::vm::moving::{self, Refused};
 use crate::vm::run::{Env, Step};
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::{Entry, Vcpu};
-use crate::vm::{NUMBER, Vm};
+use crate::vm::{NUMBER, Vm, copying};
 
 /// Answers a call; `immediate` is that of the instruction, `esr` its syndrome.
 pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> Step {
@@ -46,6 +46,11 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
         },
         call::SPLIT => resized(env, vcpu, esr, blocks::split),
         call::COLLAPSE => resized(env, vcpu, esr, blocks::collapse),
+        call::COPY => {
+            let [start, bytes, holes] = arguments;
+            let result = copying::copy(env, start, bytes, holes);
+            resize_answer(vcpu, esr, start, result)
+        }
         call::MOVE => match moving::move_memory(env, arguments[0], arguments[1]) {
             Ok(pages) => {
                 vcpu.context.set_x(1, pages);
@@ -80,7 +85,11 @@ fn resized(
     let work = || work(env, start, bytes);
     #[cfg(feature = "measure")]
     let work = || crate::event::resizing::noted(env.vm, vcpu.context.x(0) as u32, work);
-    match work() {
+    resize_answer(vcpu, esr, start, work())
+}
+
+fn resize_answer(vcpu: &mut Vcpu, esr: u64, start: u64, result: Result<Resized, Refused>) -> Step {
+    match result {
         Ok(Resized { bytes, blocks }) => {
             vcpu.context.set_x(1, bytes);
             vcpu.context.set_x(2, blocks);

@@ -99,7 +99,7 @@ pub(super) fn fault(
     ended(env, result, &tally)
 }
 
-/// What a part of a SPLIT or COLLAPSE has done.
+/// What a part of a SPLIT, COLLAPSE or COPY has done.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resized {
     /// Bytes from the first address on that are done.
@@ -109,7 +109,7 @@ pub(crate) struct Resized {
 }
 
 /// Checks the arguments of a call.
-fn wanted(env: Env<'_>, start: u64, bytes: u64) -> Result<IpaRange, Refused> {
+pub(super) fn wanted(env: Env<'_>, start: u64, bytes: u64) -> Result<IpaRange, Refused> {
     let guard = env.guards.enter();
     let blocks = env.vm.policy(&guard).blocks.as_ref().ok_or(Refused::Unsupported)?;
     let range = IpaRange::new(Ipa::new(start), bytes).map_err(|_| Refused::Invalid)?;
@@ -158,7 +158,7 @@ pub(crate) fn collapse(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, 
 }
 
 /// Bytes of a range that are done.
-fn done(range: IpaRange, progress: Progress) -> u64 {
+pub(super) fn done(range: IpaRange, progress: Progress) -> u64 {
     match progress {
         Progress::Done => range.bytes(),
         Progress::Until(next) => next.get() - range.start().get(),

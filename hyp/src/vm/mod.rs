@@ -36,6 +36,7 @@ pub(crate) mod blocks;
 mod caches;
 pub(crate) mod context;
 mod control;
+pub(crate) mod copying;
 mod create;
 mod fault;
 pub(crate) mod idregs;

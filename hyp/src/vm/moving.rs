@@ -31,10 +31,10 @@ use stage2::epoch::Cpu;
 use stage2::space::{Batch, Notes, Progress, Release, SplitError};
 use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Level, Pa, Tally, View};
 
+use super::copying::{copy_page, retire_page};
 use super::payload::Source;
 use super::run::Env;
 use super::{Policy, Stage2};
-use crate::event::trace;
 use crate::lock::relax;
 use crate::mem::cache::BLOCK;
 use crate::mem::{PAGE, clean, frames};
@@ -43,8 +43,6 @@ use crate::mem::{PAGE, clean, frames};
 const BATCH: usize = 512;
 /// Times that a page is tried again when the stock of table pages was empty.
 const TRIES: usize = 4;
-/// What an old frame is filled with, word by word.
-const POISON: u64 = 0x5a5a_dead_5a5a_dead;
 
 /// Memory on its way.
 #[derive(Debug)]
@@ -319,23 +317,12 @@ impl Release for Stash {
         // What was a block has been split, and there is a fresh frame for each.
         let Some(fresh) = self.fresh.pop() else { return };
         let old = former.pa().get();
-        let page = |frame: u64| PaRange { start: frame, end: frame + PAGE };
-        // The guest may have written past the caches, behind a line that EL2 has fetched.
-        clean::from_guest(page(old));
-        // SAFETY: (1) the old frame was flushed, the grace period is over, and nobody maps it; the new
-        // one was just taken. (2) Both are whole frames that EL2 maps.
-        unsafe {
-            let words = |frame: u64| core::ptr::with_exposed_provenance_mut::<u64>(frame as usize);
-            let count = PAGE as usize / size_of::<u64>();
-            words(fresh).copy_from_nonoverlapping(words(old), count);
-            (0..count).for_each(|word| words(old).add(word).write(POISON));
-        }
-        clean::for_guest(page(fresh));
-        // Whoever translates by an old entry, with caches off too, is to see the poison.
-        clean::for_guest(page(old));
-        trace::frame_given_back(old, PAGE);
+        // SAFETY: (1) the old frame was flushed, the grace period is over, and nobody maps it; the new one was just
+        // taken.
+        unsafe { copy_page(old, fresh) };
+        clean::for_guest(PaRange { start: fresh, end: fresh + PAGE });
         // SAFETY: (1) a page of guest RAM came from the pool; (2) as above.
-        unsafe { frames::give_back(old, 1) };
+        unsafe { retire_page(old) };
         self.pages.push(Page { ipa, frame: Pa::new(fresh) });
     }
 

@@ -78,7 +78,7 @@ impl Payload {
     /// # Safety
     /// 1. `frame` is a frame of the caller's that nobody else reaches.
     #[inline(never)]
-    unsafe fn fill(&self, page: u64, frame: u64) -> bool {
+    pub(super) unsafe fn fill(&self, page: u64, frame: u64) -> bool {
         let wanted = IpaRange { start: page, end: page.saturating_add(PAGE) };
         let mut filled = false;
         for part in &self.parts {

@@ -67,6 +67,8 @@ fn stats() -> Stats {
         blocks: counters::sum(Stat::Blocks),
         split: counters::sum(Stat::Split),
         collapsed: counters::sum(Stat::Collapsed),
+        copied: counters::sum(Stat::Copied),
+        filled: counters::sum(Stat::Filled),
         sysregs: counters::sum_own(Own::Sysregs),
         caches: CacheStats {
             frames_cleaned: counters::sum_own(Own::FramesCleaned),
