@@ -1,13 +1,16 @@
 //! What is asked of the hypervisor: to move memory, and to change the size of its mappings.
 
-use guest_rt::{Machine, PAGE, call, check, fail};
+use guest_rt::{Machine, PAGE, call, check, check_eq, fail};
 use hyp_abi::call::{
-    self as vendor, BUSY, COLLAPSE, INVALID_PARAMETER, NOT_SUPPORTED, SPLIT, SUCCESS,
+    self as vendor, BUSY, COLLAPSE, COPY, INVALID_PARAMETER, NO_MEMORY, NOT_SUPPORTED, SPLIT,
+    SUCCESS,
 };
 use smccc::Hvc;
 
 /// The calls that change the size of mappings.
-pub(crate) const RESIZES: [u32; 2] = [SPLIT, COLLAPSE];
+pub(crate) const RESIZES: [u32; 3] = [SPLIT, COLLAPSE, COPY];
+/// Pages of a block that may be missing, for [`COPY`]: all but one.
+const HOLES: u64 = 511;
 
 /// What a call of [`RESIZES`] answered.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub(crate) enum Resize {
     Done(usize),
     /// Somebody else moves or resizes something.
     Busy,
+    /// No 2 MiB are free side by side.
+    NoMemory,
     /// An argument is wrong.
     Invalid,
     /// RAM is populated by pages.
@@ -34,23 +39,25 @@ pub(crate) fn move_memory(start: usize, bytes: usize) -> Option<u64> {
 
 /// Changes the size of the first mappings of a range.
 pub(crate) fn resize(call: u32, start: usize, bytes: usize) -> Resize {
-    let [status, done, ..] = call::raw::<Hvc>(call, [start as u64, bytes as u64, 0]);
+    let [status, done, ..] = call::raw::<Hvc>(call, [start as u64, bytes as u64, HOLES]);
     match status as i64 {
         SUCCESS => Resize::Done(done as usize),
         BUSY => Resize::Busy,
+        NO_MEMORY => Resize::NoMemory,
         INVALID_PARAMETER => Resize::Invalid,
         NOT_SUPPORTED => Resize::Unsupported,
         other => fail!("{call:#x} of {bytes:#x} bytes from {start:#x} answered {other}"),
     }
 }
 
-/// Changes the size of a whole range's mappings, a part at a time.
+/// Changes the size of a whole range's mappings, a part at a time. Memory that lies in pieces stays as it is.
 pub(crate) fn resize_all(call: u32, start: usize, bytes: usize) {
     let mut done = 0;
     while done < bytes {
         match resize(call, start + done, bytes - done) {
             Resize::Done(more) if more != 0 => done += more,
             Resize::Busy => {}
+            Resize::NoMemory if call == COPY => return,
             other => fail!("{call:#x} from {:#x}: {other:?}", start + done),
         }
     }
@@ -94,5 +101,10 @@ pub(crate) fn refusals(machine: &Machine, resizes: bool) {
             let wanted = if resizes { Resize::Invalid } else { Resize::Unsupported };
             check!(answer == wanted, "{call:#x} of {bytes:#x} bytes from {from:#x}: {answer:?}");
         }
+    }
+    for holes in [HOLES + 1, u64::MAX] {
+        let [status, ..] = call::raw::<Hvc>(COPY, [start, block, holes]);
+        let wanted = if resizes { INVALID_PARAMETER } else { NOT_SUPPORTED };
+        check_eq!(status as i64, wanted, "COPY that may fill {holes} holes");
     }
 }

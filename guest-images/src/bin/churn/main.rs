@@ -12,16 +12,18 @@
 //! | code | poison fetched as instructions |
 //! | the guest's own image: the code that all run, their stacks, the root of stage 1 | any of these |
 //!
-//! If the hypervisor populates RAM by blocks, all of that is split and collapsed at random, too. Each worker has a
-//! second block then, whose memory stays: a stale translation is right there, so what shows is a page that is lost
-//! or locked meanwhile, and a TLB that has two sizes of one address.
+//! If the hypervisor populates RAM by blocks, the sizes change at random, too: what was moved is copied into a
+//! block again, in which the next move takes pages away. Of the image's block little is populated at first: copying
+//! fills the rest. Each worker has a second block then, which is only split and collapsed, so its memory stays: a stale
+//! translation is right there, and what shows is a page that is lost or locked meanwhile, and a TLB that has two
+//! sizes of one address.
 //!
 //! It goes on until everything has happened more often than its minimum (`watch`), or until the time is over,
 //! which fails.
 //!
 //! Arguments (`key=value`): `pages` of data a vCPU (64), `moves` at the least (200), `seconds` at the most
 //! (60), and the minimum of each: `min-drained` (100), `min-freed` (16), `min-lost` (2),
-//! with blocks `min-split` (32) and `min-collapsed` (32). vCPUs that take
+//! with blocks `min-split`, `min-collapsed`, `min-copied` (32 each) and `min-filled` (100). vCPUs that take
 //! turns (`--icount`) lose no race: `min-lost=0`. With `reset=1` a pass is no verdict: the guest resets its
 //! machine instead, while its vCPUs work.
 
@@ -35,9 +37,10 @@ mod work;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
-use calls::{RESIZES, Resize, move_memory, refusals, resize, resize_all};
+use calls::{Resize, move_memory, refusals, resize, resize_all};
 use guest_rt::rng::mix;
 use guest_rt::{MIB2, Machine, PAGE, check, cpu, fail, say, smp};
+use hyp_abi::call::{COLLAPSE, COPY, SPLIT};
 use smccc::{Hvc, psci};
 use watch::{KINDS, Watch};
 use work::{Block, MAX_PAGES};
@@ -45,6 +48,9 @@ use work::{Block, MAX_PAGES};
 guest_rt::guest!("churn", churn);
 
 const KEYS: [&str; 4 + KINDS] = watch::keys(["pages", "moves", "seconds", "reset"]);
+/// How the size of what stays may change, and that of everything else: as often as they stand here.
+const IN_PLACE: &[u32] = &[SPLIT, COLLAPSE];
+const WAYS: &[u32] = &[SPLIT, COLLAPSE, COPY, COPY];
 /// Seconds / this: how long vCPUs work before their machine is reset.
 const RESET_AFTER: u64 = 50;
 
@@ -79,15 +85,14 @@ impl Targets {
     /// image.
     fn resize_some(&self, dice: u64) {
         let Some(stay) = self.stay else { return };
-        let call = RESIZES[(dice >> 50) as usize % RESIZES.len()];
         let one = (dice >> 16) as usize % self.count * MIB2;
-        let (start, count) = match dice >> 58 & 7 {
-            0 => (stay, self.count),
-            1 => (self.image, 1),
-            2 | 3 => (self.moved + one, 1),
-            _ => (stay + one, 1),
+        let (start, count, ways) = match dice >> 58 & 7 {
+            0 => (stay, self.count, IN_PLACE),
+            1 => (self.image, 1, WAYS),
+            2..=4 => (self.moved + one, 1, WAYS),
+            _ => (stay + one, 1, IN_PLACE),
         };
-        resize_all(call, start, count * MIB2);
+        resize_all(ways[(dice >> 50) as usize % ways.len()], start, count * MIB2);
     }
 }
 
@@ -99,7 +104,7 @@ fn churn(machine: &Machine) {
     check!((1..=MAX_PAGES).contains(&pages), "pages={pages}: 1 to {MAX_PAGES} are possible");
     let moves = args.number("moves", 200);
     let limit = args.number("seconds", 60) as u64 * CNTFRQ_EL0.get();
-    let resizes = resize(RESIZES[0], machine.ram.start, 0) != Resize::Unsupported;
+    let resizes = resize(SPLIT, machine.ram.start, 0) != Resize::Unsupported;
     let Some(watch) = Watch::new(args, resizes) else {
         say!("churn: no hypervisor, so nobody can move memory");
         return;

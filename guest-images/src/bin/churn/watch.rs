@@ -51,9 +51,23 @@ const WATCHED: [Watched; KINDS] = [
         least: 32,
         blocks: true,
     },
+    Watched {
+        stats: &[Stat::Copied],
+        name: "blocks made of copies",
+        key: "min-copied",
+        least: 32,
+        blocks: true,
+    },
+    Watched {
+        stats: &[Stat::Filled],
+        name: "holes filled",
+        key: "min-filled",
+        least: 100,
+        blocks: true,
+    },
 ];
 /// How many there are.
-pub(crate) const KINDS: usize = 5;
+pub(crate) const KINDS: usize = 7;
 
 /// The arguments of a run: these, and the minima.
 pub(crate) const fn keys<const N: usize, const ALL: usize>(

@@ -3,6 +3,7 @@
 //! | page of the block | what |
 //! | --- | --- |
 //! | 0 ... | data, reached through an alias only |
+//! | from [`NOTHING`] | nothing was ever written: zeros, populated or not |
 //! | [`CODE`] | a function that returns the block's number |
 //! | [`TABLE2`], [`TABLE3`] | the alias's own stage-1 tables |
 //!
@@ -19,6 +20,7 @@ use guest_rt::{PAGE, check_eq};
 
 /// Data pages that a block has room for.
 pub(crate) const MAX_PAGES: usize = 256;
+const NOTHING: usize = MAX_PAGES;
 const CODE: usize = 300;
 const TABLE2: usize = 400;
 const TABLE3: usize = 511;
@@ -101,6 +103,14 @@ impl Block {
         }
     }
 
+    /// A page that nobody has written, by a word of it.
+    fn read_nothing(&self, dice: usize) {
+        let (page, place) = (NOTHING + dice % (CODE - NOTHING), (dice >> 16) % WORDS);
+        // SAFETY: 1. a page of the alias; 2. any bits are a u64.
+        let found = unsafe { (self.alias(page) as *const u64).add(place).read_volatile() };
+        check_eq!(found, 0, "block {}, page {page}, which nobody wrote", self.number);
+    }
+
     fn run_code(&self) {
         // SAFETY: 1. `prepare` wrote a function of this type there.
         let code: extern "C" fn() -> usize = unsafe { core::mem::transmute(self.alias(CODE)) };
@@ -132,6 +142,7 @@ pub(crate) fn work(mine: &[Block; 2], shared: &Block, stop: &AtomicBool) -> usiz
         shared.run_code();
         rounds += 1;
         if rounds.is_multiple_of(FLUSH) {
+            block.read_nothing(dice >> 8);
             forget_stage1();
         }
     }

@@ -150,18 +150,26 @@ mod churn_with_bbm_held_down {
 
 /// The guest itself fails unless each has happened as often as it is told here; the host's view must agree.
 #[track_caller]
-fn churn_with_blocks_and(cpu: &str, words: &str) -> Run {
-    let run = Scenario::of("churn").cpu(cpu).vcpus(4).append(
-        "moves=60 seconds=90 min-drained=20 min-freed=20 min-lost=0 min-split=12 min-collapsed=12",
+fn churn_with_blocks_and(cpu: &str, bbm: &str) -> Run {
+    const AT_LEAST: u64 = 12;
+    let words = format!(
+        "moves=60 seconds=90 min-drained=20 min-freed=20 min-lost=0 \
+         min-split={AT_LEAST} min-collapsed={AT_LEAST} min-copied={AT_LEAST} min-filled=100"
     );
-    run.flag("--blocks")
-        .hypervisor(words)
+    Scenario::of("churn")
+        .cpu(cpu)
+        .vcpus(4)
+        .append(&words)
+        .flag("--blocks")
+        .hypervisor(bbm)
         .alone()
         .timeout(150)
         .passes()
         .checks("blocks were populated", |report| report.stats.blocks >= 8)
-        .checks("blocks were split", |report| report.stats.split >= 12)
-        .checks("blocks were made again", |report| report.stats.collapsed >= 12)
+        .checks("blocks were split", |report| report.stats.split >= AT_LEAST)
+        .checks("blocks were made again in place", |report| report.stats.collapsed >= AT_LEAST)
+        .checks("blocks were made of copies", |report| report.stats.copied >= AT_LEAST)
+        .checks("holes were filled", |report| report.stats.filled >= 100)
 }
 
 #[test]
