@@ -40,6 +40,9 @@ pub struct Account {
     pub unmapped: [u64; 3],
     /// Blocks that were split into 512 parts.
     pub split: u64,
+    /// Of these, how many while they were live, with no break: after nT had been set, and at once (levels 1 and
+    /// 2 of FEAT_BBM).
+    pub split_live: [u64; 2],
     /// Tables of 512 parts that became a block.
     pub collapsed: u64,
     /// Linked table pages that were given back to [`Memory`](crate::Memory).
@@ -85,7 +88,9 @@ impl fmt::Display for Account {
         sizes(f, "unmapped", self.unmapped)?;
         write!(f, "tables        {} linked, {} given back", self.tables, self.tables_freed)?;
         writeln!(f, ", races lost {}", self.lost_tables)?;
-        writeln!(f, "resized       {} split, {} collapsed", self.split, self.collapsed)?;
+        let [marked, at_once] = self.split_live;
+        write!(f, "resized       {} split, of these {} live ", self.split, marked + at_once)?;
+        writeln!(f, "({marked} by nT), {} collapsed", self.collapsed)?;
         write!(f, "flushes       {} of {} pages", self.flushes, self.pages_flushed)?;
         writeln!(f, ", {} of everything", self.whole_flushes)?;
         write!(f, "TLBI          {}", self.tlbis())?;
@@ -107,6 +112,7 @@ pub(crate) struct Ledger {
     mapped: [AtomicU64; 3],
     unmapped: [AtomicU64; 3],
     split: AtomicU64,
+    split_live: [AtomicU64; 2],
     collapsed: AtomicU64,
     tables_freed: AtomicU64,
     tlbi: [AtomicU64; TLBI_KINDS.len()],
@@ -126,6 +132,7 @@ impl Ledger {
             mapped: self.mapped.each_ref().map(get),
             unmapped: self.unmapped.each_ref().map(get),
             split: get(&self.split),
+            split_live: self.split_live.each_ref().map(get),
             collapsed: get(&self.collapsed),
             tables_freed: get(&self.tables_freed),
             tlbi: self.tlbi.each_ref().map(get),
@@ -153,6 +160,12 @@ impl Ledger {
         add(&self.split, 1);
         add(&self.tables, 1);
         self.resized(level, &self.unmapped, &self.mapped, parts);
+    }
+
+    /// A block that counts as split was so while it was live, after nT had been set or at once.
+    pub(crate) fn split_live(&self, marked: bool) {
+        let [by_mark, at_once] = &self.split_live;
+        add(if marked { by_mark } else { at_once }, 1);
     }
 
     /// A table of so many parts was collapsed into a block of `level`.

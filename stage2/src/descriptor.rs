@@ -29,6 +29,7 @@ use crate::attr::{AttributeError, Attributes, Encoding};
 
 mod former;
 mod resize;
+mod settled;
 pub use former::Former;
 pub(crate) use resize::State;
 

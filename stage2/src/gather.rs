@@ -5,6 +5,10 @@
 //! when there are more, the nearest grow together. A level hint survives only if every leaf is of
 //! that level and no table was unlinked, because a hint spares whatever it does not name \[RXKMMX\].
 //!
+//! Where two sizes of one translation may be cached side by side, by FEAT_BBM, everything of the VM goes: which
+//! invalidations by address remove *all* entries that match an address is IMPLEMENTATION DEFINED \[RGRVDR\], and
+//! `VMALLS12E1` removes them for sure \[RBLRKC, IJCCRT\]. Of the combined entries `VMALLE1IS` would leave none either.
+//!
 //! [`Owed`] is that debt as a value. It is settled once, for a [`Flushed`]; dropping it settles it too, so
 //! a forgotten flush is a late one and not a missing one. It stays on its PE: the PE that stored is
 //! the one whose DSB counts \[RSPVBD\].
@@ -27,6 +31,8 @@ enum Leaves {
     Nothing,
     All(Level),
     Mixed,
+    /// Two sizes of one translation may be cached at once.
+    Conflicting,
 }
 
 /// Translations that ended, and that TLBs may still hold.
@@ -51,6 +57,7 @@ impl<'s, A: Arch> Owed<'s, A> {
         self.leaves = match self.leaves {
             Leaves::Nothing => Leaves::All(level),
             Leaves::All(same) if same == level => Leaves::All(level),
+            Leaves::Conflicting => Leaves::Conflicting,
             _ => Leaves::Mixed,
         };
         self.cover(ipa, level.slot_bytes());
@@ -58,8 +65,15 @@ impl<'s, A: Arch> Owed<'s, A> {
 
     /// The table under the slot of `level` at `ipa` was unlinked: its whole span, any level.
     pub(crate) fn table(&mut self, ipa: Ipa, level: Level) {
-        self.leaves = Leaves::Mixed;
+        if self.leaves != Leaves::Conflicting {
+            self.leaves = Leaves::Mixed;
+        }
         self.cover(ipa, level.slot_bytes());
+    }
+
+    /// The size of a live translation changed with no break in between: whatever of it is cached goes.
+    pub(crate) fn conflict(&mut self) {
+        self.leaves = Leaves::Conflicting;
     }
 
     fn cover(&mut self, ipa: Ipa, bytes: u64) {
@@ -115,6 +129,7 @@ impl<'s, A: Arch> Owed<'s, A> {
     fn flush(&mut self) -> Option<Flushed> {
         let level = match core::mem::replace(&mut self.leaves, Leaves::Nothing) {
             Leaves::Nothing => return None,
+            Leaves::Conflicting => return Some(self.tlb.vm()),
             Leaves::All(Level::L1) => LeafLevel::L1,
             Leaves::All(Level::L2) => LeafLevel::L2,
             Leaves::All(Level::L3) => LeafLevel::L3,
@@ -197,6 +212,32 @@ mod tests {
         assert_eq!(operands(Level::L3, false), [0b0111]);
         assert_eq!(operands(Level::L2, false), [0b0110]);
         assert_eq!(operands(Level::L2, true), [0]);
+    }
+
+    /// Whatever else is owed, and however the flush is pinned.
+    #[test]
+    fn what_may_be_cached_in_two_sizes_goes_with_everything() {
+        type Step = fn(&mut Owed<'_, crate::arch::host::Host>);
+        let steps: [Step; 3] = [
+            |owed| owed.leaf(Ipa::new(0x4000_0000), Level::L3),
+            |owed| owed.table(Ipa::new(0x4000_0000), Level::L2),
+            |_| {},
+        ];
+        for (before, after) in steps.iter().flat_map(|step| steps.map(|other| (step, other))) {
+            let rig = Rig::new();
+            let tlb = Stage2Tlb { pinned: Some(crate::cost::Pinned::Range), ..rig.tlb(Caps::TTL) };
+            let mut owed = Owed::new(tlb);
+            before(&mut owed);
+            owed.conflict();
+            after(&mut owed);
+            assert!(owed.settle().is_some());
+            let log = rig.host.take_log();
+            let tlbis = log.into_iter().filter_map(|event| match event {
+                Event::Tlbi(tlbi, _) => Some(tlbi),
+                _ => None,
+            });
+            assert_eq!(tlbis.collect::<Vec<_>>(), [Tlbi::Vmalls12e1Is]);
+        }
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub struct Geometry {
     ipa_end: u64,
     start: Level,
     root_tables: usize,
+    hw_update: HwUpdate,
     vtcr: u64,
     features: Features,
 }
@@ -142,7 +143,14 @@ impl Geometry {
         let root_tables = 1 << ipa_bits.saturating_sub(start.shift() + TABLE_BITS);
         let ps = ps_of(features.pa_bits).ok_or(GeometryError::PaBits { bits: features.pa_bits })?;
         let vtcr = vtcr(ipa_bits, start, ps, features, hw_update);
-        Ok(Self { ipa_end: 1 << ipa_bits, start, root_tables, vtcr, features: *features })
+        let (ipa_end, features) = (1 << ipa_bits, *features);
+        Ok(Self { ipa_end, start, root_tables, hw_update, vtcr, features })
+    }
+
+    /// What hardware updates in leaves.
+    #[must_use]
+    pub const fn hw_update(&self) -> HwUpdate {
+        self.hw_update
     }
 
     /// The machine that the shape was made for.

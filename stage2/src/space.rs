@@ -25,6 +25,7 @@ use crate::claim::{Claim, ClaimError, Claims};
 use crate::cost::Pinned;
 use crate::descriptor::{LeafTemplate, Owner};
 use crate::epoch::{Domain, Guard};
+use crate::features::Bbm;
 use crate::flush::Stage2Tlb;
 use crate::geometry::Geometry;
 use crate::memory::{Memory, Table};
@@ -68,6 +69,7 @@ pub struct Space<'e, M, A> {
     domain: Domain<'e>,
     claims: Claims,
     pinned: Option<Pinned>,
+    bbm: Bbm,
     ledger: Ledger,
     memory: M,
     arch: A,
@@ -122,6 +124,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
             domain,
             claims: Claims::new(),
             pinned: None,
+            bbm: geometry.features().bbm,
             ledger: Ledger::default(),
             memory,
             arch,
@@ -132,6 +135,13 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     /// model](crate::cost).
     pub const fn pin_flushes(&mut self, pinned: Option<Pinned>) {
         self.pinned = pinned;
+    }
+
+    /// Has sizes changed as on a machine with no more than this level of FEAT_BBM, for measurements and tests;
+    /// `None` is what this machine has. Which of the ways there are is in `space/split.rs`.
+    pub fn pin_bbm(&mut self, most: Option<Bbm>) {
+        let features = self.geometry.features();
+        self.bbm = features.bbm.min(most.unwrap_or(features.bbm));
     }
 
     /// The shape, and VTCR_EL2 with it.

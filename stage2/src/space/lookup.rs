@@ -117,6 +117,11 @@ impl<'g> Node<'g> {
         LockedTable { node: self, arch, _held: held }
     }
 
+    /// The same table?
+    pub(super) fn is(&self, other: &Node<'_>) -> bool {
+        self.pa == other.pa
+    }
+
     /// Takes the lock and compares the parent.
     pub(super) fn lock<A: Arch>(
         self,

@@ -1,42 +1,40 @@
 //! Blocks become tables of smaller leaves, while the guest runs.
 //!
-//! ```text
-//!  build   for each block a table, detached: 512 leaves that say what the block says
-//!  break   under the parent's lock: block -> Busy, which remembers the table. By compare-exchange from
-//!          what the table was built for: if hardware changed A/D meanwhile, the parts get it, too
-//!  flush   one for the batch: DSB, stage 2 by IPA, DSB ISH, VMALLE1IS, DSB ISH
-//!  make    Busy -> table, by one release store each; DSB ISHST
-//! ```
+//! First the tables are built, detached and with no lock held: 512 leaves that say what the block says. Then each
+//! block is exchanged for its table, in one of three ways, by what the machine can do (FEAT_BBM \[RKFLJB\]):
 //!
-//! Without the break a TLB could hold the block and one of its pages at once, which raises a TLB conflict
-//! abort or worse \[RDDMVT, IHYQMB\]. Why the exchange compares:
+//! | level | the block's slot becomes | flushes | what a vCPU meets meanwhile |
+//! | --- | --- | --- | --- |
+//! | 0 | Busy, flush, table | 1 | translation faults, until the table is there |
+//! | 1 | block with nT, flush, table, flush | 2 | perhaps translation faults while nT is set \[RMRRPW\] |
+//! | 2 | table, flush | 1 | nothing |
 //!
-//! ```text
-//! PE 0, splits                        PE 1, hardware
-//! reads the block: clean
-//! fills 512 pages: clean
-//!                                     a store: S2AP[1] <- 1 in the block
-//! block -> Busy, by a plain store     <- the write is recorded nowhere: the page is not sent
-//! ```
+//! At levels 1 and 2 a TLB may hold a block and one of its pages at once, up to the last flush, and may then raise a
+//! TLB conflict abort \[IHYQMB\]: whoever runs guests handles that. Without the break at level 0 worse could happen
+//! \[RDDMVT\]. Each flush serves the whole batch. How the exchange is made, and why a block in which hardware may still
+//! record something takes the way of level 0 on any machine: `split/exchange.rs`.
 //!
-//! A vCPU that touches a block meanwhile faults, is sent back and faults again until its table is made. The locks
-//! are given back before the flush: a Busy slot in a claimed range belongs to the claim.
+//! Where nobody holds a lock through a flush, a Busy slot, or a block with nT, belongs to the claim on its range.
+
+mod exchange;
 
 use core::fmt;
+
+use exchange::Block;
 
 use super::lookup::Node;
 use super::{Batch, NotClaimed, Progress, Space};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
-use crate::arch::{Arch, Dsb};
+use crate::arch::Arch;
 use crate::claim::Claim;
-use crate::descriptor::{Descriptor, Leaf};
+use crate::descriptor::Leaf;
 use crate::epoch::{Cpu, Guard};
 use crate::gather::Owed;
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
 
-/// Blocks that are broken under one flush, at the most.
-const TOGETHER: usize = 64;
+/// Blocks that are split under one flush, at the most. Few under a model checker, whose threads have small stacks.
+const TOGETHER: usize = if cfg!(any(loom, shuttle)) { 2 } else { 64 };
 
 /// Why a block was not split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,22 +92,16 @@ impl fmt::Display for SplitError {
 
 impl core::error::Error for SplitError {}
 
-/// A block that was broken: its slot is Busy and remembers the table of its parts.
-struct Broken<'g> {
-    slot: &'g Slot,
-    level: Level,
-    table: Descriptor,
-}
-
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Splits the blocks of a batch of the claimed range until no leaf above level `to` is left in it: 2 for
     /// blocks of 2 MiB, 3 for pages. What is no block stays as it is; a block in which the batch begins is split
     /// as a whole.
     ///
-    /// Counts as slots the parts that are made. Remote PEs translate by a block until the flush within, then
-    /// fault and retry, then translate by its parts; what they may access stays the same, and no access or
-    /// dirty record is lost. A range of 1 GiB blocks takes two rounds to pages, so [`Progress::Until`] may
-    /// say where the batch began.
+    /// Counts as slots the parts that are made. Remote PEs translate by a block, then by its parts; what they may
+    /// access stays the same, and no access or dirty record is lost. In between they may fault and retry, or
+    /// meet a TLB conflict, by the machine's level of FEAT_BBM (see [`pin_bbm`](Self::pin_bbm)). Without a break a
+    /// batch ends where another table's blocks begin. A range of 1 GiB blocks takes two rounds to pages, so
+    /// [`Progress::Until`] may say where the batch began.
     ///
     /// # Errors
     /// [`SplitError`]: nothing has changed in this call. A batch that runs out of tables half way ends there,
@@ -135,23 +127,26 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             range,
             to,
             at: batch.from,
+            again: None,
             left: batch.slots.max(1),
-            broken: [const { None }; TOGETHER],
-            count: 0,
+            blocks: [const { None }; TOGETHER],
+            built: 0,
+            exchanged: 0,
+            table: None,
             owed: Owed::new(self.tlb()),
         };
         let outcome = split.run();
-        let (at, count) = (split.at, split.count);
-        split.make();
+        let changed = split.finish();
         match outcome {
-            Err(error) if count == 0 => Err(error),
-            Ok(true) => Ok(Progress::Done),
-            _ => Ok(Progress::Until(at)),
+            Err(error) if !changed => Err(error),
+            Ok(()) if split.again.is_none() && split.at >= range.end() => Ok(Progress::Done),
+            _ => Ok(Progress::Until(split.again.map_or(split.at, |again| again.min(split.at)))),
         }
     }
 }
 
 /// A batch on its way.
+// Used by reference only: what a batch remembers is some KiB of stack.
 struct Split<'w, 'e, M, A: Arch> {
     space: &'w Space<'e, M, A>,
     guard: &'w Guard<'w>,
@@ -159,25 +154,36 @@ struct Split<'w, 'e, M, A: Arch> {
     to: Level,
     /// Everything of the range before this is done.
     at: Ipa,
+    /// Where parts that this batch makes have to be split again.
+    again: Option<Ipa>,
     left: usize,
-    broken: [Option<Broken<'w>>; TOGETHER],
-    count: usize,
+    blocks: [Option<Block<'w>>; TOGETHER],
+    /// Blocks whose tables are built, and how many of these have been exchanged.
+    built: usize,
+    exchanged: usize,
+    /// The table of those that have not been.
+    table: Option<Node<'w>>,
     owed: Owed<'w, A>,
 }
 
 impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
-    /// Breaks blocks until the range or the budget ends; `true` if it was the range, and nothing that was
-    /// made needs another round.
-    fn run(&mut self) -> Result<bool, SplitError> {
+    /// Builds and exchanges. If that is refused somewhere, what comes before is exchanged all the same: the next
+    /// batch says why.
+    fn run(&mut self) -> Result<(), SplitError> {
+        let walked = self.walk();
+        self.exchange().and(walked)
+    }
+
+    /// Builds until the range or the budget ends, and exchanges wherever it leaves a table.
+    fn walk(&mut self) -> Result<(), SplitError> {
         let (space, guard) = (self.space, self.guard);
-        // Where the parts that this batch makes have to be split again.
-        let (mut again, mut held) = (None, None);
-        while self.at < self.range.end() && self.left > 0 && self.count < TOGETHER {
+        let mut held = None;
+        while self.at < self.range.end() && self.left > 0 && self.built < TOGETHER {
             let node: Node<'w> = match held {
                 Some(node) => node,
                 None => {
                     let path = space.path(guard, self.at).ok_or(SplitError::ForeignGuard)?;
-                    let Some(node) = path.leaf() else { break };
+                    let Some(node) = path.leaf() else { return Ok(()) };
                     node
                 }
             };
@@ -198,26 +204,22 @@ impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
             if node.level < self.to
                 && let Some(leaf) = seen.as_leaf(node.level)
             {
-                match self.block(node, slot, ipa, leaf) {
-                    Ok(()) => {}
-                    Err(error) if self.count == 0 => return Err(error),
-                    // The next batch says so. What this one has made may need another round before.
-                    Err(_) => break,
+                if self.table.is_some_and(|table| !table.is(&node)) && !self.leave()? {
+                    return Ok(());
                 }
+                self.build(node, slot, ipa, leaf)?;
                 if node.level.next() != Some(self.to) {
-                    again = again.or(Some(self.at));
+                    self.again = self.again.or(Some(self.at));
                 }
             }
             self.left = self.left.saturating_sub(1);
             self.at = Ipa::new(end.min(self.range.end().get()));
         }
-        let done = again.is_none() && self.at >= self.range.end();
-        self.at = again.unwrap_or(self.at);
-        Ok(done)
+        Ok(())
     }
 
-    /// Builds the parts of a block and breaks it. A slot that is no block any more is left alone.
-    fn block(
+    /// Builds the parts of a block.
+    fn build(
         &mut self,
         node: Node<'w>,
         slot: &'w Slot,
@@ -232,75 +234,25 @@ impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
         if leaf.is_contiguous() {
             return Err(SplitError::Contiguous { ipa });
         }
-        let Some(below) = level.next() else { return Ok(()) };
-        let arch = &self.space.arch;
-        let pa = self.space.memory.alloc_table(1).ok_or(SplitError::OutOfTables { ipa })?;
-        self.fill(pa, below, &leaf);
-        let busy =
-            Descriptor::table(level, pa).ok().and_then(|table| Some((table, table.to_busy()?)));
-        let broke = match (busy, node.lock(arch, self.guard)) {
-            (None, _) => Err(SplitError::OutOfTables { ipa }),
-            // Of a claimed block the parent stays.
-            (_, Err(_stale)) => Ok(None),
-            (Some((table, busy)), Ok(_lock)) => {
-                let mut built = leaf;
-                loop {
-                    // SAFETY: (1) the table's lock is held, and the claim covers the block; what Busy
-                    // remembers is complete.
-                    match unsafe { arch.compare_exchange(slot, built.bits(), busy.bits()) } {
-                        Some(Ok(_)) => break Ok(Some(table)),
-                        None => break Err(SplitError::Unsupported),
-                        // Hardware has changed A/D, or the lock's last holder the leaf: it is a block still.
-                        Some(Err(seen)) => match Descriptor::from_bits(seen).as_leaf(level) {
-                            Some(now) if now.is_contiguous() => {
-                                break Err(SplitError::Contiguous { ipa });
-                            }
-                            Some(now) => {
-                                self.fill(pa, below, &now);
-                                built = now;
-                            }
-                            None => break Ok(None),
-                        },
-                    }
-                }
-            }
-        };
-        if let Ok(Some(table)) = broke {
-            self.owed.leaf(ipa, level);
-            self.broken[self.count] = Some(Broken { slot, level, table });
-            self.count += 1;
-            self.left = self.left.saturating_sub(SLOTS - 1);
-            return Ok(());
-        }
-        self.space.free_detached(pa, below);
-        broke.map(|_| ())
+        let parts = self.space.memory.alloc_table(1).ok_or(SplitError::OutOfTables { ipa })?;
+        fill(self.space, parts, &leaf);
+        self.blocks[self.built] = Some(Block::new(slot, ipa, leaf, parts));
+        self.built += 1;
+        self.table = Some(node);
+        self.left = self.left.saturating_sub(SLOTS - 1);
+        Ok(())
     }
+}
 
-    /// Writes the parts of a block into a table that nobody else knows.
-    fn fill(&self, pa: Pa, level: Level, block: &Leaf) {
-        let Some(first) = block.first_part() else { return };
-        // SAFETY: (1) just allocated.
-        let table = unsafe { self.space.memory.table(pa) };
-        let mut bits = first.bits();
-        for slot in table.slots() {
-            // SAFETY: (1) nobody walks the table yet; (2) a leaf for this level.
-            unsafe { self.space.arch.store_detached(slot, bits) };
-            bits += level.slot_bytes();
-        }
-    }
-
-    /// Flushes, and makes what was broken live again, as tables.
-    fn make(self) {
-        let Self { space, broken, owed, .. } = self;
-        if owed.settle().is_none() {
-            return;
-        }
-        for Broken { slot, level, table } in broken.into_iter().flatten() {
-            // SAFETY: (1) Busy, made so above under this claim; flushed since, so no TLB has the block; (2)
-            // what it remembers, which is complete.
-            unsafe { space.arch.store(slot, table.bits()) };
-            space.ledger.split(level, SLOTS as u64);
-        }
-        space.arch.dsb(Dsb::IshSt);
+/// Writes the parts of a block into a table that nobody else knows.
+fn fill<M: Memory, A: Arch>(space: &Space<'_, M, A>, parts: Pa, block: &Leaf) {
+    let (Some(first), Some(level)) = (block.first_part(), block.level().next()) else { return };
+    // SAFETY: (1) just allocated.
+    let table = unsafe { space.memory.table(parts) };
+    let mut bits = first.bits();
+    for slot in table.slots() {
+        // SAFETY: (1) nobody walks the table yet; (2) a leaf for this level.
+        unsafe { space.arch.store_detached(slot, bits) };
+        bits += level.slot_bytes();
     }
 }

@@ -8,7 +8,8 @@
 //!   loads and stores \[RZYCN, RMKHJS\];
 //! * ever, if it went through a cached writable-*dirty* entry while the descriptor does not say
 //!   dirty: hardware has nothing to update then, until the entry is invalidated;
-//! * ever, if the descriptor was changed without break-before-make and the record got lost \[RRTBRL\];
+//! * ever, if the descriptor was changed without break-before-make and the record got lost \[RRTBRL\]: so the size of a
+//!   translation changes in place only where hardware has nothing to record in it;
 //! * by its own descriptor, if another member of its contiguous run is dirty \[RJKCXG\].
 //!
 //! Conversely a dirty bit that appears without a store is *invented*, which \[RRTBRL\] permits after the
@@ -21,7 +22,7 @@ use super::evidence::About;
 use crate::descriptor::{self, Kind, kind, writable_clean, writes_freely};
 use crate::event::Pe;
 use crate::memory::page;
-use crate::tlb::{Entry, Held, RUN, pes};
+use crate::tlb::{Entry, Held, Place, RUN, pes};
 use crate::verdict::Defect;
 
 /// The access flag.
@@ -191,6 +192,9 @@ impl Model {
                     self.blame(Defect::DirtyAtRisk, change(), &[About::Slot(slot)]);
                 }
             }
+            if self.loses_records_by_size(slot, old, new) {
+                self.blame(Defect::DirtyAtRisk, change(), &[About::Slot(slot)]);
+            }
             let coming = |((_, stored), record): (&(Pe, u64), &Record)| {
                 *stored == slot && *record == Record::Coming
             };
@@ -213,6 +217,30 @@ impl Model {
             let what = format!("{} by a plain store of PE {pe}", change());
             self.blame(Defect::UpdateOverwritten, what, &[About::Slot(slot)]);
         }
+    }
+
+    /// Whether a live block and a table change places while hardware may have something to record in the block or
+    /// in a page: an entry of one may be used when the record is due in the other.
+    fn loses_records_by_size(&self, slot: u64, old: u64, new: u64) -> bool {
+        let risky =
+            |old, new| writable_clean(new) || writable_clean(old) && !descriptor::dirty(new);
+        let parts = |table: u64, level| {
+            let slots = self.memory.slots_of(page(table)).into_iter();
+            slots
+                .map(|slot| self.memory.current(slot))
+                .filter(move |bits| matches!(kind(*bits, level), Kind::Leaf(_)))
+        };
+        self.places_of(page(slot)).any(|(Place { level, .. }, _)| {
+            match (kind(old, level), kind(new, level)) {
+                (Kind::Leaf(_), Kind::Table(table)) => {
+                    parts(table, level + 1).any(|part| risky(old, part))
+                }
+                (Kind::Table(table), Kind::Leaf(_)) => {
+                    parts(table, level + 1).any(|part| risky(part, new))
+                }
+                _ => false,
+            }
+        })
     }
 
     /// A risk is over once nobody can hold what the descriptor was.

@@ -4,7 +4,9 @@
 //! It removes an entry only if, at both moments, no walk could fetch the entry again:
 //! * the old descriptor is not readable, because another stands and the store has completed,
 //! * or nothing that the invalidation spares leads to its table;
-//! * a combined entry goes only if its stage-2 entry is gone already, or goes with it.
+//! * a combined entry goes only if its stage-2 entry is gone already, or goes with it;
+//! * where a PE holds two sizes of one translation, which FEAT_BBM permits for a while, only `VMALLS12E1` and `ALLE1`
+//!   are sure to remove all of them \[RGRVDR, RBLRKC, IJCCRT\].
 //!
 //! What a PE's own invalidation took away the PE itself may use until its next context synchronization
 //! \[RBLDZX\]; another PE's that reaches it ends that, too, at its own DSB.
@@ -12,6 +14,7 @@
 use std::collections::BTreeSet;
 
 use super::Model;
+use crate::descriptor;
 use crate::event::{Aim, Dsb, Pe, Scope};
 use crate::invalidate::{hits, span};
 use crate::tlb::{Entry, Form, Held, Mask, Place, pes};
@@ -108,7 +111,9 @@ impl Model {
             for pe in pes(held.any() & targets) {
                 let bit = 1 << pe;
                 let stays = held.stage2 & bit != 0 && !gone(entry);
-                if stays || self.readable_again(pe, entry, &gone) {
+                let surely =
+                    matches!(aim, Aim::All | Aim::Vm) || !self.held_in_two_sizes(pe, entry);
+                if stays || !surely || self.readable_again(pe, entry, &gone) {
                     continue;
                 }
                 if gone(entry) {
@@ -123,6 +128,23 @@ impl Model {
             }
         }
         doomed
+    }
+
+    /// Whether `pe` holds another entry beside this one that translates one of its IPAs in another size, or leads on
+    /// where it translates.
+    fn held_in_two_sizes(&self, pe: Pe, entry: &Entry) -> bool {
+        let (start, end) = entry.extent();
+        let run = |entry: &Entry| descriptor::contiguous(entry.bits);
+        let differs = |other: &Entry| match (entry.is_leaf(), other.is_leaf()) {
+            (true, true) => entry.level != other.level || run(entry) != run(other),
+            (false, false) => false,
+            _ => entry.slot == other.slot,
+        };
+        self.machine.bbm != 0
+            && self
+                .tlb
+                .overlapping(entry.vmid, start, end)
+                .any(|(other, held)| held.any() >> pe & 1 != 0 && differs(other))
     }
 
     /// Hardware has updated a descriptor. An invalidation under way that takes away what stood there
