@@ -148,15 +148,21 @@ struct Run {
     missed: Vec<u64>,
 }
 
-/// Maps the blocks, lets guests at them, and runs `software` meanwhile.
+/// Maps the blocks, lets guests at them, and runs `software` meanwhile, which changes sizes by breaks.
 fn run(seed: u64, caps: Caps, software: fn(&ShakenSpace<'_>, &Cpu<'_>)) -> Run {
-    let setup = Machine { pes: 3, hw_access: true, hw_dirty: true, ..Machine::default() };
+    run_at(Bbm::Level0, seed, caps, software)
+}
+
+/// The same on a machine with this level of FEAT_BBM.
+fn run_at(bbm: Bbm, seed: u64, caps: Caps, software: impl Fn(&ShakenSpace<'_>, &Cpu<'_>)) -> Run {
+    let (hw_access, hw_dirty) = (true, true);
+    let setup = Machine { pes: 3, bbm: bbm as u8, hw_access, hw_dirty, ..Machine::default() };
     let machine = OracleMachine::new(setup, 16);
     let (counts, missed) = {
         let hardware = Mutex::new(Hardware::new(&machine, seed, &[1, 2], &TOUCHED));
         let features = Features {
             caps: caps | Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY,
-            bbm: Bbm::Level0,
+            bbm,
             pa_bits: 40,
             errata: Errata::empty(),
         };
@@ -271,12 +277,20 @@ fn each_step_of_a_split_and_of_a_collapse_is_needed() {
         collapse(space, cpu, range(BASE, MIB2));
     });
     let trace = run.machine.trace();
-    let (mut model, mut needed) = (Model::new(run.machine.setup()), 0);
+    // Before hardware has touched anything there is nothing to invalidate.
+    let touched = |event: &Event| matches!(event, Event::HwUpdate { .. });
+    let from = trace.iter().position(touched).expect("hardware was at work");
+    assert!(needed(&run.machine, from) >= 6);
+}
+
+/// How many steps of flushes there were from an event on, all of them needed.
+fn needed(machine: &OracleMachine, from: usize) -> usize {
+    let trace = machine.trace();
+    let (mut model, mut needed) = (Model::new(machine.setup()), 0);
     for (at, event) in trace.iter().enumerate() {
         let flush = matches!(event, Event::Tlbi { pe: 0, .. })
             || matches!(event, Event::Dsb { pe: 0, kind: mmu_oracle::event::Dsb::Ish });
-        // Before hardware has touched anything there is nothing to invalidate.
-        if flush && trace[..at].iter().any(|event| matches!(event, Event::HwUpdate { .. })) {
+        if flush && at > from {
             let mut without = model.clone();
             let shows = |event| {
                 without.apply(event);
@@ -287,7 +301,7 @@ fn each_step_of_a_split_and_of_a_collapse_is_needed() {
         }
         model.apply(event);
     }
-    assert!(needed >= 6, "{needed}");
+    needed
 }
 
 /// What another PE does to a block while its parts are built, what the parts say then, and whether it is split.
@@ -384,3 +398,6 @@ fn a_write_that_is_recorded_during_the_harvest_is_in_the_block() {
 
 #[path = "resize/copy.rs"]
 mod copy;
+
+#[path = "resize/live.rs"]
+mod live;
