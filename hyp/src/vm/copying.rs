@@ -148,13 +148,15 @@ fn words(frame: u64) -> *mut u64 {
 /// Words of a frame.
 const WORDS: usize = PAGE as usize / size_of::<u64>();
 
-/// Copies a frame that a guest had. The caller makes the new one ready for a guest.
+/// Copies a frame that a guest had: for a trace, its life with the guest ends here. The caller makes the new one ready for a guest.
 ///
 /// # Safety
 /// 1. Both are whole frames that EL2 maps; nobody writes the old one any more, and the new one is the caller's alone.
 pub(super) unsafe fn copy_page(old: u64, new: u64) {
     // The guest may have written past the caches, behind a line that EL2 has fetched.
     clean::from_guest(page(old));
+    // From here on whoever could still write there would write what nobody reads.
+    trace::frame_given_back(old, PAGE);
     // SAFETY: (1) the caller's clause.
     unsafe { words(new).copy_from_nonoverlapping(words(old), WORDS) };
 }
@@ -169,7 +171,6 @@ pub(super) unsafe fn retire_page(old: u64) {
     (0..WORDS).for_each(|word| unsafe { words(old).add(word).write(POISON) });
     // Whoever translates by an old entry, with caches off too, is to see the poison.
     clean::for_guest(page(old));
-    trace::frame_given_back(old, PAGE);
     // SAFETY: (1, 2) the caller's clauses.
     unsafe { frames::give_back(old, 1) };
 }

@@ -103,6 +103,23 @@ fn a_guest_larger_than_half_of_a_small_machine_gets_what_it_needs() {
     run.checks("room for the initrd", |report| report.guest_mem >= 44 << 20);
 }
 
+// Memory moves into blocks: scattered pages, and the guest's own image. The guest knows every number.
+on_every_cpu!(copies, |cpu| {
+    Scenario::of("copies")
+        .cpu(cpu)
+        .vcpus(1)
+        .flag("--blocks")
+        .passes()
+        .checks("each block was copied", |report| report.stats.copied == 6)
+        .checks("holes were filled", |report| (1..512).contains(&report.stats.filled));
+});
+
+#[test]
+fn nothing_is_copied_where_ram_is_populated_by_pages() {
+    let run = Scenario::of("copies").append("blocks=0").passes();
+    run.checks("nothing was copied", |report| report.stats.copied == 0);
+}
+
 // Memory is moved under vCPUs that work with it; the guest verifies every word.
 on_every_cpu!(churn, |cpu| {
     let run = Scenario::of("churn")

@@ -109,6 +109,14 @@ fn blocks_that_are_split_made_again_and_copied_are_sound() {
 }
 
 #[test]
+fn pages_that_are_copied_into_blocks_are_reached_by_nobody() {
+    let trace = Trace::none();
+    let guest = Scenario::of("copies").vcpus(1).flag("--icount").flag("--blocks");
+    guest.trace(&trace.path()).timeout(120).passes();
+    trace.check().exits(0).shows("in total order").shows("verdicts             none");
+}
+
+#[test]
 fn a_trace_of_real_threads_is_judged_by_cpu_and_says_so() {
     let trace = Trace::none();
     let run = Scenario::of("touch").vcpus(4).alone().timeout(120).trace(&trace.path()).passes();
