@@ -45,6 +45,10 @@ pub struct Account {
     pub split_live: [u64; 2],
     /// Tables of 512 parts that became a block.
     pub collapsed: u64,
+    /// Contiguous runs of 16 leaves that were made.
+    pub runs_made: u64,
+    /// Contiguous runs that were dissolved, other than by an unmap or a collapse.
+    pub runs_dissolved: u64,
     /// Linked table pages that were given back to [`Memory`](crate::Memory).
     pub tables_freed: u64,
     /// Invalidations, in the order of [`TLBI_KINDS`]. An instruction of a range form is one.
@@ -91,6 +95,7 @@ impl fmt::Display for Account {
         let [marked, at_once] = self.split_live;
         write!(f, "resized       {} split, of these {} live ", self.split, marked + at_once)?;
         writeln!(f, "({marked} by nT), {} collapsed", self.collapsed)?;
+        writeln!(f, "runs          {} made, {} dissolved", self.runs_made, self.runs_dissolved)?;
         write!(f, "flushes       {} of {} pages", self.flushes, self.pages_flushed)?;
         writeln!(f, ", {} of everything", self.whole_flushes)?;
         write!(f, "TLBI          {}", self.tlbis())?;
@@ -114,6 +119,8 @@ pub(crate) struct Ledger {
     split: AtomicU64,
     split_live: [AtomicU64; 2],
     collapsed: AtomicU64,
+    runs_made: AtomicU64,
+    runs_dissolved: AtomicU64,
     tables_freed: AtomicU64,
     tlbi: [AtomicU64; TLBI_KINDS.len()],
     flushes: AtomicU64,
@@ -134,6 +141,8 @@ impl Ledger {
             split: get(&self.split),
             split_live: self.split_live.each_ref().map(get),
             collapsed: get(&self.collapsed),
+            runs_made: get(&self.runs_made),
+            runs_dissolved: get(&self.runs_dissolved),
             tables_freed: get(&self.tables_freed),
             tlbi: self.tlbi.each_ref().map(get),
             flushes: get(&self.flushes),
@@ -173,6 +182,11 @@ impl Ledger {
         add(&self.collapsed, 1);
         add(&self.tables_freed, 1);
         self.resized(level, &self.mapped, &self.unmapped, parts);
+    }
+
+    /// A contiguous run was made or dissolved.
+    pub(crate) fn run(&self, made: bool) {
+        add(if made { &self.runs_made } else { &self.runs_dissolved }, 1);
     }
 
     fn resized(&self, level: Level, one: &[AtomicU64; 3], many: &[AtomicU64; 3], parts: u64) {

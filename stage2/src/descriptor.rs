@@ -31,7 +31,7 @@ mod former;
 mod resize;
 mod settled;
 pub use former::Former;
-pub(crate) use resize::State;
+pub(crate) use resize::{RUN, State};
 
 const VALID: u64 = 1 << 0;
 /// Bits 1:0 of a table descriptor, and of a page descriptor at level 3.

@@ -141,7 +141,9 @@ impl Slot {
     ///
     /// # Safety
     /// 1. The caller holds the lock of the slot's table, which is of `level`, and, until the slot is no longer in
-    ///    Drain, a claim on its addresses: an operation on ranges releases what it finds in Drain in its own.
+    ///    Drain, a claim on its addresses: an operation on ranges releases what it finds in Drain in its own. Of
+    ///    a [contiguous run](crate::Leaf::is_contiguous) all members are cleared before the flush: one that stays
+    ///    may translate for those that go.
     #[inline]
     pub unsafe fn clear<A: Arch>(&self, arch: &A, level: Level) -> Option<Drained<'_>> {
         let seen = self.load(arch);

@@ -9,6 +9,7 @@
 //! | `space/split.rs` | blocks become tables of smaller leaves | a claim |
 //! | `space/collapse.rs` | tables of alike leaves become blocks | a claim |
 //! | `space/copy.rs` | pages that lie anywhere move into a block | a claim |
+//! | `space/contiguous.rs` | runs of 16 alike leaves that a TLB may hold as one | a claim |
 //! | `space/annotate.rs` | notes in slots where nothing is mapped | a claim |
 //! | `space/visit.rs` | see all that is there | a guard |
 //! | `space/destroy.rs` | the end | everything |
@@ -36,6 +37,7 @@ mod annotate;
 mod batch;
 mod collapse;
 mod content;
+mod contiguous;
 mod copy;
 mod destroy;
 mod error;
@@ -49,6 +51,7 @@ pub use alike::Obstacle;
 pub use batch::{Batch, Progress};
 pub use collapse::{Collapse, CollapseError};
 pub use content::Extent;
+pub use contiguous::{Contiguous, ContiguousError};
 pub use copy::{Blocks, CopyCollapse, CopyError, CopyObstacle};
 pub use destroy::{DestroyError, Leak};
 pub use error::{InstallError, MapError, MappingError, NewSpaceError, NotClaimed, UnmapError};

@@ -5,7 +5,7 @@
 //! pass over the slots finds every frame and table again, and if the caller of an operation went away,
 //! anybody who holds the claim on the range can finish it.
 
-use super::{ADDRESS, Descriptor, NO_TRANSLATION, NON_OWNED, Owner, TAG_DRAIN};
+use super::{ADDRESS, Descriptor, NO_TRANSLATION, NON_OWNED, Owner, State, TAG_DRAIN};
 use crate::addr::{Level, Pa};
 
 const TABLE: u64 = 1 << 4;
@@ -84,6 +84,14 @@ impl Former {
     #[must_use]
     pub const fn written(&self) -> bool {
         self.bits & WRITABLE != 0
+    }
+}
+
+impl Former {
+    /// The Drain that remembers the same, and this state of other members of its run, too.
+    pub(crate) const fn of_run(&self, state: State) -> Descriptor {
+        let kept = if self.bits & DIRTY_MODIFIER == 0 { ACCESSED } else { ACCESSED | WRITABLE };
+        Descriptor::from_bits(self.bits | state.0 & kept)
     }
 }
 

@@ -13,9 +13,12 @@ const ACCESSED: u64 = 1 << 10;
 const DIRTY_MODIFIER: u64 = 1 << 51;
 const CONTIGUOUS: u64 = 1 << 52;
 
+/// Members of a contiguous run: table D8-104, 4 KiB granule. All of a table under a model checker, where it has four.
+pub(crate) const RUN: usize = if cfg!(any(loom, shuttle)) { 4 } else { 16 };
+
 /// The accessed and dirty state of leaves: what hardware may change in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct State(u64);
+pub(crate) struct State(pub(super) u64);
 
 impl State {
     /// What either has.
@@ -55,9 +58,17 @@ impl Leaf {
         if differs == 0 { Some(State(seen.0 & self.state_mask())) } else { None }
     }
 
-    /// Whether it is a member of a contiguous run, which is split and collapsed as a whole.
-    pub(crate) const fn is_contiguous(&self) -> bool {
+    /// Whether it is one of 16 that a TLB may hold as one, and that speak for each other: see
+    /// [`Space::make_contiguous`](crate::Space::make_contiguous).
+    #[must_use]
+    pub const fn is_contiguous(&self) -> bool {
         self.bits & CONTIGUOUS != 0
+    }
+
+    /// The same as a member of a run, or as none, and with this state, too.
+    pub(crate) const fn of_run(&self, contiguous: bool, state: State) -> Descriptor {
+        let bits = self.bits & !CONTIGUOUS | state.0 & self.state_mask();
+        Descriptor(if contiguous { bits | CONTIGUOUS } else { bits })
     }
 
     /// Its first part, a leaf of the next level: the other parts follow by that level's slot size. `None`

@@ -255,6 +255,13 @@ pub enum UnmapError {
         /// Its level.
         level: Level,
     },
+    /// A part of a contiguous run would go and the rest stay: dissolve it first, or take all of it.
+    CutsRun {
+        /// First IPA of the run.
+        ipa: Ipa,
+        /// Level of its leaves.
+        level: Level,
+    },
     /// A slot is in a state that the claim should have kept away.
     Unexpected {
         /// First IPA of the slot.
@@ -274,6 +281,9 @@ impl fmt::Display for UnmapError {
             Self::NotQuiescent => f.write_str("the CPU is inside a guard or holds a table's lock"),
             Self::Straddles { ipa, level } => {
                 write!(f, "the {level} block at {ipa} reaches over the edge of the range")
+            }
+            Self::CutsRun { ipa, level } => {
+                write!(f, "the run of {level} at {ipa} reaches over the edge of the range or batch")
             }
             Self::Unexpected { ipa, level, seen } => {
                 write!(f, "the {level} slot at {ipa} holds {:#x}", seen.bits())

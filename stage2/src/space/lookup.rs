@@ -158,6 +158,11 @@ impl<'g> Path<'g> {
         self.nodes.iter().flatten().find(below).copied()
     }
 
+    /// The table of `level`.
+    pub(super) fn of(&self, level: Level) -> Option<Node<'g>> {
+        self.nodes.iter().flatten().find(|node| node.level == level).copied()
+    }
+
     /// The table of `level`, and the one that it leads to.
     pub(super) fn pair(&self, level: Level) -> Option<(Node<'g>, Node<'g>)> {
         let mut nodes = self.nodes.iter().flatten().skip_while(|node| node.level < level);

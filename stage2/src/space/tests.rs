@@ -179,6 +179,7 @@ fn linked_tables<A: Arch>(space: &Space<'_, &Pages, A>) -> usize {
         .sum()
 }
 
+mod contiguous;
 mod copy;
 mod map;
 mod neighbours;

@@ -31,15 +31,18 @@
 //! Drain. Nothing is written into the page before the flush that covers its whole span, without a
 //! level hint, is over \[RRVJDB\], and nothing is freed before the grace period.
 //!
+//! A contiguous run is drained as a whole, also where a batch ends in the middle of it: see `space/contiguous.rs`.
+//!
 //! A table is given back only by a claim on its whole span, so the tables that a claim's range touches
 //! stay allocated for that claim, also outside a guard.
 
+use super::contiguous::{members_of, run_bytes};
 use super::lookup::{LockedTable, Node};
 use super::{Batch, Progress, Space, UnmapError};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::Arch;
 use crate::claim::Claim;
-use crate::descriptor::{Descriptor, Former, Owner, View};
+use crate::descriptor::{Descriptor, Former, Leaf, Owner, State, View};
 use crate::epoch::{Cpu, Guard};
 use crate::flush::Flushed;
 use crate::gather::Owed;
@@ -183,7 +186,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 break;
             }
             let (slot, ipa) = (node.table.slot(index), node.ipa_of(index));
-            if self.drain_slot(slot, node.level, ipa)? == Drain::Table {
+            if self.drain_slot(node, slot, ipa)? == Drain::Table {
                 return Ok(());
             }
             self.left -= 1;
@@ -192,8 +195,8 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         Ok(())
     }
 
-    fn drain_slot(&mut self, slot: &Slot, level: Level, ipa: Ipa) -> Result<Drain, UnmapError> {
-        let arch = &self.space.arch;
+    fn drain_slot(&mut self, node: Node<'_>, slot: &Slot, ipa: Ipa) -> Result<Drain, UnmapError> {
+        let (arch, level) = (&self.space.arch, node.level);
         let seen = slot.load(arch);
         let within = ipa.get() + level.slot_bytes() <= self.range.end().get();
         let (claimed, inside) = (within && self.range.start() <= ipa, within && self.from <= ipa);
@@ -209,6 +212,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 self.drained(ipa, level, former.is_table());
                 Ok(Drain::Shut)
             }
+            View::Leaf(leaf) if inside && leaf.is_contiguous() => self.drain_run(node, ipa),
             View::Leaf(_) if inside => {
                 // SAFETY: (1) the table's lock is held, and the claim covers the slot.
                 if unsafe { slot.clear(arch, level) }.is_none() {
@@ -232,6 +236,33 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 Err(UnmapError::Unexpected { ipa, level, seen })
             }
         }
+    }
+
+    /// Drains the contiguous run that a leaf is a member of: until all have gone, any may translate for those that
+    /// have \[IPGVGZ\]. Each remembers what any has recorded \[INFFSV\]. The table's lock is held.
+    #[cold]
+    fn drain_run(&mut self, node: Node<'_>, ipa: Ipa) -> Result<Drain, UnmapError> {
+        let (arch, level) = (&self.space.arch, node.level);
+        let start = ipa.align_down(run_bytes(level));
+        let end = start.get() + run_bytes(level);
+        if start < self.from || end > self.range.end().get() {
+            return Err(UnmapError::CutsRun { ipa: start, level });
+        }
+        let members = members_of(node, start);
+        let mut state = State::default();
+        for slot in members {
+            // SAFETY: (1) the table's lock is held, and the claim covers the run.
+            let old = unsafe { slot.clear(arch, level) }.and_then(|it| it.old().as_leaf(level));
+            state = state.or(old.map_or(State::default(), |leaf| leaf.state()));
+        }
+        for (index, slot) in members.iter().enumerate() {
+            if let Some(former) = slot.load(arch).as_drain(level) {
+                // SAFETY: (1) in Drain since above, and the claim makes it ours.
+                unsafe { arch.store(slot, former.of_run(state).bits()) };
+                self.drained(node.ipa_of(level.index(start) + index), level, false);
+            }
+        }
+        Ok(Drain::Shut)
     }
 
     fn drained(&mut self, ipa: Ipa, level: Level, table: bool) {
@@ -285,26 +316,27 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         let (node, arch) = (table.node, &self.space.arch);
         node.table.slots().iter().enumerate().all(|(index, slot)| {
             let ipa = node.ipa_of(index);
-            if self.from <= ipa && slot.load(arch).as_leaf(node.level).is_some() {
+            let single = |leaf: Leaf| !leaf.is_contiguous();
+            if self.from <= ipa && slot.load(arch).as_leaf(node.level).is_some_and(single) {
                 // By far the most frequent. SAFETY: (1) the table's lock is held, and the claim covers it.
                 unsafe { slot.clear(arch, node.level) }.is_some()
             } else {
-                self.shut(slot, node.level, ipa)
+                self.shut(node, slot, ipa)
             }
         })
     }
 
     /// Makes a slot of any state non-installable; `false` if it cannot be.
     #[cold]
-    fn shut(&mut self, slot: &Slot, level: Level, ipa: Ipa) -> bool {
-        match self.drain_slot(slot, level, ipa) {
+    fn shut(&mut self, node: Node<'_>, slot: &Slot, ipa: Ipa) -> bool {
+        match self.drain_slot(node, slot, ipa) {
             Ok(Drain::Shut) => true,
             // SAFETY: (1) the table's lock and its parent's are held, to take the table out.
             Ok(Drain::Empty) => match unsafe { slot.kill(&self.space.arch) } {
                 Ok(()) => true,
                 // Somebody populated it meanwhile, which nobody can do twice.
                 Err(TrySetError::Occupied(_)) => {
-                    self.drain_slot(slot, level, ipa) == Ok(Drain::Shut)
+                    self.drain_slot(node, slot, ipa) == Ok(Drain::Shut)
                 }
                 Err(TrySetError::Unsupported) => false,
             },

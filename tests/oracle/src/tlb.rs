@@ -221,12 +221,21 @@ impl Tlb {
     /// Leaves that reach memory in `[start, end)`.
     pub(crate) fn reaching(&self, start: u64, end: u64) -> impl Iterator<Item = (&Entry, Held)> {
         let first = Entry { vmid: 0, level: 0, ipa: 0, slot: 0, bits: 0 };
-        (1..=LEAF_LEVEL).flat_map(move |level| {
-            let from = start.saturating_sub((1 << shift(level)) - 1);
-            self.by_output
-                .range((level, from, first)..(level, end, first))
-                .map(|(_, _, entry)| (entry, self.held(entry)))
-        })
+        (1..=LEAF_LEVEL)
+            .flat_map(move |level| {
+                // A member of a contiguous run may reach the memory of all of it.
+                let run = (RUN << shift(level)) - 1;
+                let from = start.saturating_sub(run);
+                self.by_output
+                    .range((level, from, first)..(level, end.saturating_add(run), first))
+                    .map(|(_, _, entry)| entry)
+            })
+            .filter(move |entry| {
+                let (from, to) = entry.extent();
+                let at = |ipa| entry.output(ipa).unwrap_or(u64::MAX);
+                at(from) < end && start <= at(to - 1)
+            })
+            .map(|entry| (entry, self.held(entry)))
     }
 
     /// Intermediate entries that lead to a place.

@@ -401,3 +401,6 @@ mod copy;
 
 #[path = "resize/live.rs"]
 mod live;
+
+#[path = "resize/contiguous.rs"]
+mod contiguous;
