@@ -181,6 +181,7 @@ fn linked_tables<A: Arch>(space: &Space<'_, &Pages, A>) -> usize {
 
 mod contiguous;
 mod copy;
+mod live;
 mod map;
 mod neighbours;
 mod random;

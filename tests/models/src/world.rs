@@ -56,13 +56,15 @@ pub struct Shape {
     pub frames: usize,
     /// What hardware updates.
     pub hw_update: HwUpdate,
+    /// How sizes may change.
+    pub bbm: Bbm,
 }
 
 impl Shape {
-    /// Two levels, nothing updated by hardware.
+    /// Two levels, nothing updated by hardware, sizes changed by a break.
     #[must_use]
     pub const fn small(tables: usize, frames: usize) -> Self {
-        Self { ipa_bits: 30, tables, frames, hw_update: HwUpdate::Off }
+        Self { ipa_bits: 30, tables, frames, hw_update: HwUpdate::Off, bbm: Bbm::Level0 }
     }
 }
 
@@ -131,12 +133,13 @@ impl World {
     pub fn new(shape: Shape) -> Arc<Self> {
         let caps =
             Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY | Caps::TLBI_RANGE | Caps::TTL;
-        let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
+        let features = Features { caps, bbm: shape.bbm, pa_bits: 40, errata: Errata::empty() };
         let geometry = Geometry::new(shape.ipa_bits, &features, shape.hw_update).unwrap();
         let machine = Machine {
             pes: PES,
             start_level: geometry.start() as u8,
             root_pages: geometry.root_tables() as u64,
+            bbm: shape.bbm as u8,
             hw_access: shape.hw_update != HwUpdate::Off,
             hw_dirty: shape.hw_update == HwUpdate::AccessAndDirty,
             dead: Some(Descriptor::DEAD.bits()),

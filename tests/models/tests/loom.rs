@@ -130,6 +130,12 @@ models! {
     a_page_is_taken_back: None, 90,
         ["installed", "refused"],
         policy::a_page_is_taken_back;
+    a_split_by_nt_against_a_reduction: Some(3), 1_200,
+        ["found the block", "made a page read-only", "guest read the block", "guest read the page"],
+        resize::a_split_by_nt_against_a_reduction;
+    a_split_at_once_against_a_reduction: Some(3), 800,
+        ["found the block", "made a page read-only", "guest read the block", "guest read the page"],
+        resize::a_split_at_once_against_a_reduction;
     a_split_against_install: Some(3), 2_000,
         ["found the block", "found the page", "met Busy", "guest read the block",
          "guest read the page", "guest faulted"],

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use stage2::space::{Batch, Collapse, Notes, Obstacle, Progress};
-use stage2::{Arch, Descriptor, Install, InstallError, Level, PAGE_SIZE, Pa, View};
+use stage2::tlbi::LeafLevel;
+use stage2::{Arch, Bbm, Descriptor, Install, InstallError, Level, PAGE_SIZE, Pa, View};
 
 use super::clear::populate;
 use crate::guest::Access;
@@ -92,6 +93,62 @@ pub fn a_split_against_install() {
     }
     world.enter_taken(rest(pa).0, rest(pa).1);
     world.settle();
+}
+
+/// Splits table 0's block.
+fn split(pe: &Pe<'_>) {
+    let (mut claim, _) = pe.claim(table(0));
+    let all = Batch::all_of(&claim);
+    let split = pe.world.space().split(&pe.cpu, &mut claim, all, Level::L3);
+    assert_eq!(split, Ok(Progress::Done));
+    assert_eq!(pe.world.space().account().split_live.iter().sum::<u64>(), 1, "with no break");
+}
+
+/// One PE splits a block without a break, a guest reads there and never faults, and another PE makes a page of it
+/// read-only by what it finds: the block, which it leaves alone, or the page under its lock, with a flush that is good for
+/// a page. Whoever holds the block until then writes on.
+fn a_live_split_against_a_reduction(bbm: Bbm) {
+    const WRITABLE: u64 = 1 << 7;
+    let world = World::new(Shape { bbm, ..Shape::small(2, 1) });
+    let pa = map(&world, Level::L2);
+    let other = world.spawn(1, &[], |pe| {
+        let (hardware, guard) = (pe.world.hardware(), pe.cpu.enter());
+        let found = pe.world.space().lookup_rw(&guard, page(1)).expect("inside the IPA size");
+        if found.level() != Level::L3 {
+            return reached_not("found the block");
+        }
+        let locked = found.lock().expect("nobody takes the table away");
+        let slot = locked.slot(page(1)).expect("in this table");
+        let old = slot.load(hardware).bits();
+        // SAFETY: (1) the table's lock is held; (2) the same translation, with less permission.
+        let was = unsafe { hardware.swap(slot, old & !WRITABLE) };
+        assert_eq!(was, old, "nobody else writes it");
+        let _ = pe.world.space().tlb().reduce(pages(1, 1), LeafLevel::L3);
+        reached("made a page read-only");
+        true
+    });
+    let guest = world.thread(move |world| match world.guest_reads_meanwhile(page(1)) {
+        Access::Fault => panic!("nothing is invalid at any time"),
+        Access::Read(from, _) if from == pa => reached("guest read the block"),
+        Access::Read(..) => reached("guest read the page"),
+    });
+    world.pe(0, &[], split);
+    let reduced = other.join().unwrap();
+    guest.join().unwrap();
+    let last = world.walk(page(1));
+    assert_eq!((last.level, last.seen.bits() & WRITABLE == 0), (Level::L3, reduced));
+    world.enter_taken(rest(pa).0, rest(pa).1);
+    world.settle();
+}
+
+/// [`a_live_split_against_a_reduction`] by nT.
+pub fn a_split_by_nt_against_a_reduction() {
+    a_live_split_against_a_reduction(Bbm::Level1);
+}
+
+/// [`a_live_split_against_a_reduction`] at once.
+pub fn a_split_at_once_against_a_reduction() {
+    a_live_split_against_a_reduction(Bbm::Level2);
 }
 
 /// A collapse that somebody has met: the table stays, with his mark, if he has changed it.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use mmu_oracle::Defect;
+use stage2::Memory;
 use stage2::space::SplitError;
 
 use super::*;
@@ -239,5 +240,37 @@ fn a_live_split_notices_what_happens_to_the_block_meanwhile() {
         let by_other = now & CONTIGUOUS != 0;
         let wrong = verdicts.iter().find(|verdict| ours(verdict.defect) && !by_other);
         assert!(wrong.is_none(), "{what}: {}", wrong.unwrap());
+    }
+}
+
+/// The second of two blocks becomes a member of a run just before it is exchanged: the batch ends before it, and the
+/// next one says why.
+#[test]
+fn a_refusal_ends_the_batch_before_the_block() {
+    for bbm in [Bbm::Level0, Bbm::Level1, Bbm::Level2] {
+        let rig = Rig::new(bbm, 4);
+        let (space, cpu) = (rig.space(), rig.epochs.join(0).unwrap());
+        (0..2).for_each(|block| map_block(&space, &cpu, block, Write::Dirty));
+        let parent = space.lookup_rw(&cpu.enter(), Ipa::new(BASE)).unwrap().parent().unwrap();
+        // SAFETY: (1) linked, and nobody frees it.
+        let slot = unsafe { rig.machine.table_at(parent.as_table(Level::L1).unwrap()) }.slot(1);
+        let other = || {
+            rig.machine.on_pe(1, || {
+                let bits = (&rig.machine).load(slot) | CONTIGUOUS;
+                // SAFETY: (1, 2) a test: nothing is ever reached through these tables.
+                _ = unsafe { (&rig.machine).swap(slot, bits) };
+            });
+        };
+        let mut claim = space.claim(range(BASE, 2 * MIB2)).unwrap();
+        let all = Batch::all_of(&claim);
+        let split = |claim: &mut _, batch| space.split(&cpu, claim, batch, Level::L3);
+        let (done, met) = rig.machine.race_at(2, other, || split(&mut claim, all));
+        let ipa = Ipa::new(BASE + MIB2);
+        assert_eq!((done, met), (Ok(Progress::Until(ipa)), true), "{bbm:?}");
+        assert_eq!(space.account().split, 1);
+        let again = split(&mut claim, Batch { from: ipa, ..all });
+        assert_eq!(again, Err(SplitError::Contiguous { ipa }), "{bbm:?}");
+        let more = (&rig.machine).alloc_table(1);
+        assert!(more.is_some(), "{bbm:?}: the table that was not used came back");
     }
 }
