@@ -1,6 +1,7 @@
-//! Splits a range of RAM into pages and collapses it again, for counting what that takes.
+//! Splits a range of RAM into pages and makes blocks of them again, for counting what that takes.
 //!
-//! Arguments: `mib=` (1024), the size of the range. One vCPU, in RAM that is populated by blocks (`--blocks`). Every
+//! Arguments: `mib=` (1024), the size of the range; with `copy=1` what was split is not collapsed but copied into
+//! other blocks. One vCPU, in RAM that is populated by blocks (`--blocks`). Every
 //! block of the range is populated before it starts; then there is nothing but calls, as many as it takes, for each
 //! does a bounded part.
 
@@ -8,7 +9,7 @@
 #![no_main]
 
 use guest_rt::{MIB2, Machine, PAGE, call, check, check_eq, cpu, fail, say};
-use hyp_abi::call::{COLLAPSE, SPLIT, SUCCESS, Stat};
+use hyp_abi::call::{COLLAPSE, COPY, SPLIT, SUCCESS, Stat};
 use smccc::Hvc;
 
 guest_rt::guest!("bench-resize", bench);
@@ -17,16 +18,19 @@ guest_rt::guest!("bench-resize", bench);
 const PLACE: usize = 77 * PAGE + 24;
 
 fn bench(machine: &Machine) {
-    let mib = machine.args(&["mib"]).number("mib", 1024);
+    let args = machine.args(&["mib", "copy"]);
+    let mib = args.number("mib", 1024);
     let count = (mib << 20) / MIB2;
     check!(count > 0 && mib <= 1024, "mib={mib}: 2 to 1024 are possible");
     let start = machine.arena().take(count * MIB2, MIB2);
     let before = stat(Stat::Blocks);
     (0..count).for_each(|block| write(start, block));
     check_eq!(stat(Stat::Blocks) - before, count as u64, "blocks populated (is it --blocks?)");
-    for (name, call, changed) in
-        [("split", SPLIT, Stat::Split), ("collapse", COLLAPSE, Stat::Collapsed)]
-    {
+    let back = match args.number("copy", 0) {
+        0 => ("collapse", COLLAPSE, Stat::Collapsed),
+        _ => ("copy", COPY, Stat::Copied),
+    };
+    for (name, call, changed) in [("split", SPLIT, Stat::Split), back] {
         let (before, from) = (stat(changed), cpu::ticks());
         let calls = resize(call, start, count * MIB2);
         let (ticks, rate) = (cpu::ticks() - from, cpu::tick_rate());
@@ -36,7 +40,7 @@ fn bench(machine: &Machine) {
     }
 }
 
-/// Splits or collapses a range, a part at a time; returns how many parts there were.
+/// Changes the size of a range's mappings, a part at a time; returns how many parts there were.
 fn resize(call: u32, start: usize, bytes: usize) -> usize {
     let (mut done, mut calls) = (0, 0);
     while done < bytes {

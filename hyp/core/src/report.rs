@@ -163,6 +163,9 @@ pub struct Resizing {
     pub split: Work,
     /// Blocks that were made of pages.
     pub collapse: Work,
+    /// Blocks that were made of copies.
+    #[serde(default)]
+    pub copy: Work,
 }
 
 /// A kind of calls, and what they did.
@@ -368,9 +371,11 @@ impl fmt::Display for Report {
             row(f, "populate fault", *median)?;
             write!(f, " instructions (median of {samples}, {min} to {max})")?;
         }
-        if let Some(Resizing { split, collapse }) = &self.resizing {
-            split.row(f, "splitting")?;
-            collapse.row(f, "collapsing")?;
+        if let Some(Resizing { split, collapse, copy }) = &self.resizing {
+            for (work, label) in [(split, "splitting"), (collapse, "collapsing"), (copy, "copying")]
+            {
+                work.row(f, label)?;
+            }
         }
         if let Some(diagnosis) = &self.diagnosis {
             write!(f, "\n{diagnosis}")?;
@@ -385,6 +390,9 @@ const LABEL: usize = 20;
 impl Work {
     fn row(&self, f: &mut fmt::Formatter<'_>, label: &str) -> fmt::Result {
         let Self { calls, blocks, instructions, tlbis, flushes } = *self;
+        if calls == 0 {
+            return Ok(());
+        }
         row(f, label, instructions)?;
         write!(f, " instructions ({}, ", Count(blocks, "block"))?;
         write!(f, "{}, {}, ", Count(calls, "call"), Count(tlbis, "TLBI"))?;

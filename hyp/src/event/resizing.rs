@@ -1,4 +1,4 @@
-//! What SPLIT and COLLAPSE take in EL2: instructions, TLB invalidations, flushes. In builds with the feature
+//! What SPLIT, COLLAPSE and COPY take in EL2: instructions, TLB invalidations, flushes. In builds with the feature
 //! `measure` only.
 //!
 //! Counted is the work itself, between two reads of PMCCNTR_EL0 around it: without the exit from the guest and the
@@ -8,7 +8,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hyp_abi::call::SPLIT;
+use hyp_abi::call::{COPY, SPLIT};
 use hyp_core::report::{Resizing, Work};
 
 use crate::sysreg;
@@ -20,6 +20,7 @@ struct Sums([AtomicU64; 5]);
 
 static SPLITS: Sums = Sums([const { AtomicU64::new(0) }; 5]);
 static COLLAPSES: Sums = Sums([const { AtomicU64::new(0) }; 5]);
+static COPIES: Sums = Sums([const { AtomicU64::new(0) }; 5]);
 
 impl Sums {
     fn add(&self, more: [u64; 5]) {
@@ -50,13 +51,17 @@ pub(crate) fn noted<E>(
     let done = work()?;
     let instructions = sysreg::read!("pmccntr_el0").wrapping_sub(start);
     let [tlbis_after, flushes_after] = flushed();
-    let sums = if call == SPLIT { &SPLITS } else { &COLLAPSES };
+    let sums = match call {
+        SPLIT => &SPLITS,
+        COPY => &COPIES,
+        _ => &COLLAPSES,
+    };
     sums.add([1, done.blocks, instructions, tlbis_after - tlbis, flushes_after - flushes]);
     Ok(done)
 }
 
-/// What all of it took; `None` if nothing was split or collapsed.
+/// What all of it took; `None` if there was none.
 pub(crate) fn result() -> Option<Resizing> {
-    let resizing = Resizing { split: SPLITS.get(), collapse: COLLAPSES.get() };
+    let resizing = Resizing { split: SPLITS.get(), collapse: COLLAPSES.get(), copy: COPIES.get() };
     (resizing != Resizing::default()).then_some(resizing)
 }

@@ -13,6 +13,8 @@ use hyp_core::psci::Action;
 
 use crate::cpu;
 use crate::event::counters;
+#[cfg(feature = "measure")]
+use crate::event::resizing;
 use crate::platform::gic;
 use crate::vm::blocks::{self, Resized};
 use crate::vm::moving::{self, Refused};
@@ -44,12 +46,16 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             }
             None => answer(vcpu, call::INVALID_PARAMETER as u64),
         },
-        call::SPLIT => resized(env, vcpu, esr, blocks::split),
-        call::COLLAPSE => resized(env, vcpu, esr, blocks::collapse),
-        call::COPY => {
-            let [start, bytes, holes] = arguments;
-            let result = copying::copy(env, start, bytes, holes);
-            resize_answer(vcpu, esr, start, result)
+        call::SPLIT | call::COLLAPSE | call::COPY => {
+            let [start, bytes, more] = arguments;
+            let work = || match function {
+                call::SPLIT => blocks::split(env, start, bytes),
+                call::COLLAPSE => blocks::collapse(env, start, bytes),
+                _ => copying::copy(env, start, bytes, more),
+            };
+            #[cfg(feature = "measure")]
+            let work = || resizing::noted(env.vm, function, work);
+            resized(vcpu, esr, start, work())
         }
         call::MOVE => match moving::move_memory(env, arguments[0], arguments[1]) {
             Ok(pages) => {
@@ -74,21 +80,8 @@ fn value(vm: &Vm, stat: Stat) -> u64 {
     }
 }
 
-/// SPLIT or COLLAPSE.
-fn resized(
-    env: Env<'_>,
-    vcpu: &mut Vcpu,
-    esr: u64,
-    work: fn(Env<'_>, u64, u64) -> Result<Resized, Refused>,
-) -> Step {
-    let [start, bytes] = [1, 2].map(|number| vcpu.context.x(number));
-    let work = || work(env, start, bytes);
-    #[cfg(feature = "measure")]
-    let work = || crate::event::resizing::noted(env.vm, vcpu.context.x(0) as u32, work);
-    resize_answer(vcpu, esr, start, work())
-}
-
-fn resize_answer(vcpu: &mut Vcpu, esr: u64, start: u64, result: Result<Resized, Refused>) -> Step {
+/// The answer to a call that changes the size of mappings from `start` on.
+fn resized(vcpu: &mut Vcpu, esr: u64, start: u64, result: Result<Resized, Refused>) -> Step {
     match result {
         Ok(Resized { bytes, blocks }) => {
             vcpu.context.set_x(1, bytes);

@@ -20,7 +20,9 @@ fn sample() -> Report {
     report.taken_down(Takedown { frames: 4200, tables: 12, ..Takedown::default() });
     report.measure = Some(Measure { samples: 64, min: 200, median: 212, max: 480 });
     let work = Work { calls: 8, blocks: 512, instructions: 4711, tlbis: 16, flushes: 9 };
-    report.resizing = Some(Resizing { split: work, collapse: Work { calls: 1, ..work } });
+    let none = Work::default();
+    report.resizing =
+        Some(Resizing { split: work, collapse: Work { calls: 1, ..work }, copy: none });
     report
 }
 

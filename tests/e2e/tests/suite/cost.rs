@@ -8,11 +8,19 @@ use e2e::{bounded, host, hypctl};
 /// From the vector to the ERET; zeroing and cleaning of the page are not counted.
 const AT_MOST: u64 = 300;
 
-/// EL2 instructions for a block of 2 MiB, which is 512 pages, at the most: to split it, to make it again.
-const SPLIT_AT_MOST: u64 = 6000;
-const COLLAPSE_AT_MOST: u64 = 30_000;
-/// Blocks that one flush serves, at the least. Two flushes of 64 is what FEAT_BBM's nT takes.
-const BLOCKS_A_FLUSH: u64 = 32;
+/// What a kind of call may cost.
+struct Bounds {
+    /// EL2 instructions for a block of 2 MiB, which is 512 pages, at the most.
+    instructions: u64,
+    /// Blocks that one flush serves, at the least.
+    blocks_a_flush: u64,
+}
+
+/// Two flushes of 64 blocks is what FEAT_BBM's nT takes.
+const SPLIT: Bounds = Bounds { instructions: 6000, blocks_a_flush: 32 };
+const COLLAPSE: Bounds = Bounds { instructions: 30_000, blocks_a_flush: 32 };
+/// Every byte is read, written, and the old one overwritten.
+const COPY: Bounds = Bounds { instructions: 2_500_000, blocks_a_flush: 4 };
 
 /// Runs `hypctl bench` with these words and returns its numbers.
 #[track_caller]
@@ -39,23 +47,27 @@ fn a_populate_fault_stays_below_the_bound_and_two_runs_agree() {
     assert!(median.as_u64().is_some_and(|median| (1..AT_MOST).contains(&median)), "{numbers}");
 }
 
-/// Bounds what `bench resize` counts with each level of FEAT_BBM; `tlbis_a_flush` is how many invalidations a flush
-/// of 64 blocks has at the most.
+/// Bounds what `bench resize` counts with each level of FEAT_BBM; `tlbis` is how many invalidations a flush has at the
+/// most, for `blocks` blocks or fewer.
 #[track_caller]
-fn resizing(words: &[&str], blocks: u64, levels: usize, tlbis_a_flush: u64) {
+fn resizing(words: &[&str], blocks: u64, levels: usize, tlbis: u64) {
     let numbers = bench(words);
+    let check = |work: &serde_json::Value, blocks: u64, bounds: Bounds| {
+        let count = |name: &str| work[name].as_u64().unwrap();
+        let flushes = count("flushes");
+        assert_eq!(count("blocks"), blocks, "{numbers}");
+        assert!(count("instructions") <= blocks * bounds.instructions, "{work} of {numbers}");
+        assert!((1..=blocks / bounds.blocks_a_flush).contains(&flushes), "{work} of {numbers}");
+        assert!((1..=flushes * tlbis).contains(&count("tlbis")), "{work} of {numbers}");
+    };
     let found = numbers["levels"].as_array().unwrap();
     assert_eq!(found.len(), levels, "{numbers}");
     for level in found {
-        for (kind, at_most) in [("split", SPLIT_AT_MOST), ("collapse", COLLAPSE_AT_MOST)] {
-            let count = |name: &str| level["resizing"][kind][name].as_u64().unwrap();
-            let (flushes, tlbis) = (count("flushes"), count("tlbis"));
-            assert_eq!(count("blocks"), blocks, "{kind}: {numbers}");
-            assert!(count("instructions") <= blocks * at_most, "{kind}: {numbers}");
-            assert!((1..=blocks / BLOCKS_A_FLUSH).contains(&flushes), "{kind}: {numbers}");
-            assert!((1..=flushes * tlbis_a_flush).contains(&tlbis), "{kind}: {numbers}");
-        }
+        check(&level["resizing"]["split"], blocks, SPLIT);
+        check(&level["resizing"]["collapse"], blocks, COLLAPSE);
     }
+    // A part of it is enough for copies.
+    check(&numbers["copy"]["work"], blocks / 4, COPY);
 }
 
 #[test]
