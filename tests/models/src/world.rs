@@ -297,6 +297,16 @@ impl World {
         }
     }
 
+    /// These pages are counted no more, and stay as they are: a block counts once, by where it begins.
+    ///
+    /// # Panics
+    /// If some of them were not taken.
+    pub fn forget_taken(&self, start: Pa, bytes: u64) {
+        for page in (0..bytes).step_by(PAGE_SIZE as usize) {
+            assert!(lock(&self.taken).remove(&(start.get() + page)), "memory was not taken");
+        }
+    }
+
     /// Memory that was taken and not mapped.
     ///
     /// # Panics

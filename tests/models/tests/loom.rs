@@ -6,7 +6,7 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
-    clear, disjoint, epoch, fill, hardware, install, look, policy, resize, retire, vmid,
+    clear, copy, disjoint, epoch, fill, hardware, install, look, policy, resize, retire, vmid,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -147,6 +147,21 @@ models! {
     a_collapse_beside_an_unmap: Some(3), 1_500,
         ["both went"],
         resize::a_collapse_beside_an_unmap;
+    a_copy_against_an_access_of_el2: None, 34_000,
+        ["EL2 wrote the page", "EL2 wrote the block", "EL2 found nothing"],
+        copy::a_copy_against_an_access_of_el2;
+    a_copy_against_install: Some(3), 4_200,
+        ["installed", "found the block", "met Drain", "copied its page", "filled the hole"],
+        copy::a_copy_against_install;
+    a_copy_that_fails_against_install: Some(3), 700,
+        ["it stays", "it is a block"],
+        copy::a_copy_that_fails_against_install;
+    a_copy_against_a_write: Some(3), 550,
+        ["wrote", "Stale", "found no table"],
+        copy::a_copy_against_a_write;
+    a_copy_against_a_guest: None, 4_000,
+        ["guest read the page", "guest read the block", "guest faulted"],
+        copy::a_copy_against_a_guest;
     a_vm_is_entered_during_a_roll_over: Some(3), 50,
         ["kept its VMID", "was lent another", "its VMID was lent", "its VMID was not lent"],
         vmid::entry_against_roll_over;

@@ -4,7 +4,7 @@
 
 use protocol_models::check::Model;
 use protocol_models::protocol::{
-    clear, disjoint, epoch, fill, install, look, policy, ranges, resize, retire,
+    clear, copy, disjoint, epoch, fill, install, look, policy, ranges, resize, retire,
 };
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
@@ -56,6 +56,9 @@ models! {
         ["wrote", "Stale", "found no table", "guest read the block", "guest read the page",
          "guest faulted"],
         resize::a_collapse_against_a_write;
+    a_copy_against_install: 500,
+        ["installed", "met Drain", "copied its page", "filled the hole"],
+        copy::a_copy_against_install;
     ranges_come_and_go: 1000,
         ["mapped", "Occupied", "met another's Busy slot", "unmapped", "noted", "notes removed", "Conflict", "installed",
          "was present", "met Busy, Drain or Dead", "met a note", "guest read", "EL2 read"],

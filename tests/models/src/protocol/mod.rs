@@ -1,6 +1,7 @@
 //! The cases.
 
 pub mod clear;
+pub mod copy;
 pub mod disjoint;
 pub mod epoch;
 pub mod fill;
