@@ -115,6 +115,11 @@ pub struct RunArgs {
     /// Populate the guest's RAM by blocks of 2 MiB where that is possible, instead of by pages
     #[arg(long)]
     pub blocks: bool,
+    /// Let CPUs that have nothing to run look for RAM that is worth a block of 2 MiB, and make it
+    ///
+    /// Without --blocks the guest's RAM begins in pages.
+    #[arg(long)]
+    pub scan: bool,
     /// End the run after this time, with exit code 124
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<std::time::Duration>,

@@ -127,6 +127,7 @@ fn plan(
     let restarts = arguments.restarts.or(arguments.no_reboot.then_some(0));
     words.extend(restarts.map(|restarts| format!("restarts={restarts}")));
     words.extend(arguments.blocks.then(|| "blocks".to_owned()));
+    words.extend(arguments.scan.then(|| "scan".to_owned()));
     let mut machine = Machine {
         cpu: arguments.cpu.clone(),
         smp: smp(arguments),

@@ -84,8 +84,19 @@ impl Limits {
 pub struct Budget {
     /// Slots to look at. A table is looked at as a whole and may exceed the number.
     pub slots: usize,
-    /// Blocks to hand out.
+    /// Blocks to hand out that are to be collapsed.
     pub blocks: usize,
+    /// Blocks to hand out that are to be copied: each costs as much as 2 MiB take to be read and written.
+    pub copies: usize,
+}
+
+impl Budget {
+    const fn of(&mut self, way: Way) -> &mut usize {
+        match way {
+            Way::Collapse => &mut self.blocks,
+            Way::Copy => &mut self.copies,
+        }
+    }
 }
 
 /// What is to be done next.
@@ -208,7 +219,7 @@ impl<H: AsRef<[Span]> + AsMut<[Span]>> Scan<H> {
     pub fn step(&mut self, budget: &mut Budget, mut look: impl FnMut(Ipa) -> Look) -> Step {
         let mut run: Option<(IpaRange, Way)> = None;
         while self.at < self.len() {
-            let full = run.as_ref().is_some_and(|(spans, _)| blocks(spans) >= budget.blocks);
+            let full = run.as_ref().is_some_and(|(spans, way)| blocks(spans) >= *budget.of(*way));
             if full || budget.slots == 0 {
                 break;
             }
@@ -224,7 +235,7 @@ impl<H: AsRef<[Span]> + AsMut<[Span]>> Scan<H> {
             run = match run {
                 // Another way, or no block left to hand out: its turn comes in the next call.
                 Some((_, way)) if way != due => break,
-                None if budget.blocks == 0 => return Step::Spent,
+                None if *budget.of(due) == 0 => return Step::Spent,
                 Some((spans, way)) => Some((spans.hull(&span), way)),
                 None => Some((span, due)),
             };
@@ -232,7 +243,8 @@ impl<H: AsRef<[Span]> + AsMut<[Span]>> Scan<H> {
         }
         match run {
             Some((spans, way)) => {
-                budget.blocks = budget.blocks.saturating_sub(blocks(&spans));
+                let left = budget.of(way);
+                *left = left.saturating_sub(blocks(&spans));
                 Step::Act { spans, way }
             }
             None if self.at >= self.len() => {

@@ -9,6 +9,7 @@
 //! | `restarts=N` | times that the guest may reset its machine and go on; the next reset ends the run | any number |
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
 //! | `blocks` | populate RAM by blocks of 2 MiB where that is possible | off: by pages |
+//! | `scan` | CPUs without a vCPU to run look for pages that are worth a block of 2 MiB, and make it | off: only when the guest asks, and only with `blocks` |
 //! | `bbm=LEVEL` | change the size of mappings as on a machine whose FEAT_BBM has at most this level: 0, 1 or 2 | 2: what the machine has |
 //! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
 //! | `trace=ORDER` | record every step of table maintenance in memory, in the order `total` or `per-pe` (needs a build with the feature `trace`, and `report=`) | off |
@@ -48,7 +49,7 @@ pub enum ConfigError {
     /// A word that is not one of ours.
     #[error(
         "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE \
-         blocks bbm=LEVEL measure trace=ORDER trace-max=N"
+         blocks scan bbm=LEVEL measure trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -168,6 +169,8 @@ pub struct Request {
     pub report: Option<Nonce>,
     /// `blocks`
     pub blocks: bool,
+    /// `scan`
+    pub scan: bool,
     /// `bbm=LEVEL`
     pub bbm: Option<u8>,
     /// `measure`
@@ -206,6 +209,8 @@ pub struct Config {
     pub report: Option<Nonce>,
     /// Whether RAM is populated by blocks where that is possible.
     pub blocks: bool,
+    /// Whether CPUs that are idle make blocks of pages.
+    pub scan: bool,
     /// The level of FEAT_BBM that may be made use of, at the most: 0 to 2; `None` is the machine's.
     pub bbm: Option<u8>,
     /// Whether populate faults are timed.
@@ -247,6 +252,8 @@ impl Request {
                 ("report", Some(value)) => once(&mut request.report, "report", nonce(value)?)?,
                 ("blocks", None) if request.blocks => return Err(ConfigError::Twice("blocks")),
                 ("blocks", None) => request.blocks = true,
+                ("scan", None) if request.scan => return Err(ConfigError::Twice("scan")),
+                ("scan", None) => request.scan = true,
                 ("bbm", Some(value)) => once(&mut request.bbm, "bbm", bbm(value)?)?,
                 ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
                 ("measure", None) => request.measure = true,
@@ -282,8 +289,9 @@ impl Request {
             _ => {}
         }
         let mem = self.memory(machine)?;
-        let Self { restarts, blocks, bbm, measure, .. } = self;
-        Ok(Config { vcpus, mem, restarts, report: self.report, blocks, bbm, measure, trace })
+        let Self { restarts, blocks, scan, bbm, measure, .. } = self;
+        let report = self.report;
+        Ok(Config { vcpus, mem, restarts, report, blocks, scan, bbm, measure, trace })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {

@@ -2,7 +2,7 @@
 
 use crate::addr::{Ipa, Level, PAGE_SIZE, Pa};
 use crate::arch::Arch;
-use crate::descriptor::{Descriptor, Leaf, Owner, View};
+use crate::descriptor::{Leaf, Owner, View};
 use crate::epoch::Guard;
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::space::Space;
@@ -57,7 +57,7 @@ impl Look {
                 View::Empty => holes += 1,
                 View::Leaf(leaf) if leaf.owner() == Owner::Vm => {
                     let (one, begin) = *first.get_or_insert((leaf, begin(&leaf, index)));
-                    if !alike(&one, &leaf) {
+                    if !one.is_like(&leaf) {
                         return Self::Other;
                     }
                     let at = index as u64 * PAGE_SIZE;
@@ -83,19 +83,13 @@ fn begin(leaf: &Leaf, index: usize) -> Option<Pa> {
     begin.is_aligned(Level::L2.slot_bytes()).then_some(begin)
 }
 
-/// Whether two pages differ in nothing but their memory and their state.
-fn alike(one: &Leaf, other: &Leaf) -> bool {
-    let there = other.bits() - other.pa().get() + one.pa().get();
-    one.state_of_part(0, Descriptor::from_bits(there)).is_some()
-}
-
 #[cfg(test)]
 mod tests {
     use std::vec::Vec;
 
     use super::*;
     use crate::attr::{Attributes, Encoding, MemType, Prot, Write};
-    use crate::descriptor::Note;
+    use crate::descriptor::{Descriptor, Note};
 
     const BASE: u64 = 0x4_0000_0000;
 

@@ -6,7 +6,7 @@ use super::*;
 
 const BASE: u64 = 0x4000_0000;
 const LIMITS: Limits = Limits { in_a_row: 2, rest: 3, holes: 64, misplaced: 512 };
-const PLENTY: Budget = Budget { slots: usize::MAX, blocks: usize::MAX };
+const PLENTY: Budget = Budget { slots: usize::MAX, blocks: usize::MAX, copies: usize::MAX };
 /// Pages that are a block already.
 const ONE: Look = pages(0, 0);
 
@@ -200,6 +200,21 @@ fn no_more_blocks_are_handed_out_than_the_budget_allows() {
     assert_eq!(ram.step(&mut budget), act(2, 1));
     assert_eq!(ram.step(&mut budget), act(4, 2));
     assert_eq!((ram.step(&mut budget), budget.blocks), (Step::Pass, 6));
+}
+
+#[test]
+fn copies_have_a_budget_of_their_own() {
+    let limits = Limits { in_a_row: 1, ..LIMITS };
+    let mut ram = Ram::<4>::new(&[pages(1, 0), pages(0, 9), ONE, pages(2, 2)], limits);
+    let mut budget = Budget { blocks: 9, copies: 1, ..PLENTY };
+    let act = |first, way| Step::Act { spans: range(first, 1), way };
+    assert_eq!(ram.step(&mut budget), act(0, Way::Copy));
+    assert_eq!(ram.step(&mut budget), Step::Spent);
+    budget.copies = 1;
+    assert_eq!(ram.step(&mut budget), act(1, Way::Copy));
+    assert_eq!(ram.step(&mut budget), act(2, Way::Collapse));
+    assert_eq!(ram.step(&mut budget), Step::Spent);
+    assert_eq!((budget.blocks, budget.copies), (8, 0));
 }
 
 #[test]

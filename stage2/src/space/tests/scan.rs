@@ -63,7 +63,7 @@ fn what_a_scan_hands_out_can_be_collapsed() {
     let mut runs = Vec::new();
     for _ in 0..3 {
         loop {
-            let mut budget = Budget { slots: usize::MAX, blocks: 64 };
+            let mut budget = Budget { slots: usize::MAX, blocks: 64, copies: 0 };
             let spans = match scan.step(&mut budget, |ipa| look(&space, &epochs, ipa.get())) {
                 Step::Act { spans, way: Way::Collapse } => spans,
                 Step::Act { .. } => panic!("nothing is to be copied"),
