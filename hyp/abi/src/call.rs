@@ -54,6 +54,21 @@ pub const COLLAPSE: u32 = 0xC600_0005;
 /// it is.
 pub const COPY: u32 = 0xC600_0006;
 
+/// Looks for RAM of the caller's that is worth a block, and makes it: what [`COLLAPSE`] does, where the hypervisor
+/// finds it worth while. `x1` is the number of spans of 2 MiB to look at, 1 to [`SCAN_MAX`]; the call goes on
+/// behind the last one that was looked at, and ends where RAM ends.
+///
+/// A span has to look the same in two scans in a row before anything is done. One that was split, or could not become a
+/// block, is left alone for eight.
+///
+/// Returns [`SUCCESS`] in `x0`, in `x1` the number of blocks that were made, in `x2` 1 if this call came to the end of RAM,
+/// else 0. Or, in `x0`, [`INVALID_PARAMETER`] for another number of spans, [`BUSY`] while another CPU moves, resizes
+/// or scans, [`NOT_SUPPORTED`] when the VM's RAM stays in pages. Nothing was changed then.
+pub const SCAN: u32 = 0xC600_0009;
+
+/// The most spans of 2 MiB that one [`SCAN`] looks at.
+pub const SCAN_MAX: u64 = 64;
+
 /// Size of a block, in bytes.
 pub const BLOCK: u64 = 2 << 20;
 
@@ -120,11 +135,23 @@ pub enum Stat {
     Copied = 17,
     /// Pages that were missing in those blocks, and were populated.
     Filled = 18,
+    /// Scans that came to the end of RAM.
+    ScanPasses = 19,
+    /// Spans of 2 MiB that scans have looked at.
+    Scanned = 20,
+    /// Of these, those that looked worth a block and have to do so again.
+    ScanWaits = 21,
+    /// Spans that scans left alone because they were split, or could not become a block.
+    ScanRests = 22,
+    /// Blocks that scans have made, in either way.
+    ScanMade = 23,
+    /// Spans that scans could not make a block of.
+    ScanFailed = 24,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -144,6 +171,12 @@ impl Stat {
         Self::Flushes,
         Self::Copied,
         Self::Filled,
+        Self::ScanPasses,
+        Self::Scanned,
+        Self::ScanWaits,
+        Self::ScanRests,
+        Self::ScanMade,
+        Self::ScanFailed,
     ];
 
     /// The selector with this number, if there is one.
@@ -169,6 +202,12 @@ impl Stat {
             16 => Self::Flushes,
             17 => Self::Copied,
             18 => Self::Filled,
+            19 => Self::ScanPasses,
+            20 => Self::Scanned,
+            21 => Self::ScanWaits,
+            22 => Self::ScanRests,
+            23 => Self::ScanMade,
+            24 => Self::ScanFailed,
             _ => return None,
         })
     }
@@ -194,7 +233,7 @@ mod tests {
 
     #[test]
     fn identifiers_are_fast_calls_of_the_vendor_hypervisor_service() {
-        for id in [VENDOR_UID, VERDICT, STAT, MOVE, SPLIT, COLLAPSE, COPY] {
+        for id in [VENDOR_UID, VERDICT, STAT, MOVE, SPLIT, COLLAPSE, COPY, SCAN] {
             assert_eq!(id >> 31, 1, "fast call");
             assert_eq!((id >> 24) & 0x3f, 6, "owning entity: vendor specific hypervisor service");
         }

@@ -95,6 +95,26 @@ pub struct CacheStats {
     pub pages_cleaned: u64,
 }
 
+/// Scans for pages that are worth a block of 2 MiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScanStats {
+    /// Those that came to the end of RAM.
+    pub passes: u64,
+    /// Parts of scans that idle CPUs did.
+    pub idle: u64,
+    /// Spans of 2 MiB that were looked at.
+    pub looked: u64,
+    /// Of these, those that looked worth a block and have to do so again.
+    pub waits: u64,
+    /// Spans that were left alone because they were split, or could not become a block.
+    pub rests: u64,
+    /// Blocks made, in either way.
+    pub made: u64,
+    /// Spans that could not be made a block of.
+    pub failed: u64,
+}
+
 /// Counts over all CPUs of what was done for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -133,6 +153,8 @@ pub struct Stats {
     pub copied: u64,
     /// Pages that were missing in those, and were populated.
     pub filled: u64,
+    /// Scans.
+    pub scan: ScanStats,
     /// Trapped system register accesses.
     pub sysregs: u64,
     /// Caches.
@@ -425,6 +447,7 @@ impl Stats {
             row(f, "blocks copied", self.copied)?;
             row(f, "holes filled", self.filled)?;
         }
+        self.scan.rows(f)?;
         self.caches.rows(f)?;
         if self.tlbi.is_empty() {
             row(f, "TLBIs", 0)?;
@@ -433,6 +456,22 @@ impl Stats {
             row(f, &format!("TLBI {kind}"), *count)?;
         }
         row(f, "DSBs", self.dsb)
+    }
+}
+
+impl ScanStats {
+    /// What there was, if anything was scanned.
+    fn rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.looked == 0 {
+            return Ok(());
+        }
+        row(f, "scans of all RAM", self.passes)?;
+        row(f, "idle CPUs' parts", self.idle)?;
+        row(f, "spans looked at", self.looked)?;
+        row(f, "spans to wait", self.waits)?;
+        row(f, "spans to rest", self.rests)?;
+        row(f, "blocks by scans", self.made)?;
+        row(f, "spans that stay", self.failed)
     }
 }
 

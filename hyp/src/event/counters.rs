@@ -33,6 +33,8 @@ pub(crate) enum Own {
     CacheParts,
     /// Pages cleaned by them.
     PagesCleaned,
+    /// Parts of scans that idle CPUs did.
+    IdleScans,
     /// TLB invalidations, in the order of [`TLBI_NAMES`]: the first of them.
     Tlbi,
 }

@@ -8,6 +8,7 @@ use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
 use hyp_abi::call::{self, Stat};
+use hyp_abi::map;
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::psci::Action;
 
@@ -19,6 +20,7 @@ use crate::platform::gic;
 use crate::vm::blocks::{self, Resized};
 use crate::vm::moving::{self, Refused};
 use crate::vm::run::{Env, Step};
+use crate::vm::scan::{self, Scanned};
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::{Entry, Vcpu};
 use crate::vm::{NUMBER, Vm, copying};
@@ -57,6 +59,15 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             let work = || resizing::noted(env.vm, function, work);
             resized(vcpu, esr, start, work())
         }
+        call::SCAN => match scan::by_call(env, arguments[0]) {
+            Ok(Scanned { made, ended }) => {
+                vcpu.context.set_x(1, made);
+                vcpu.context.set_x(2, u64::from(ended));
+                answer(vcpu, call::SUCCESS as u64)
+            }
+            // Where in RAM it went wrong the reason says.
+            Err(why) => refused(vcpu, esr, map::RAM_BASE, why),
+        },
         call::MOVE => match moving::move_memory(env, arguments[0], arguments[1]) {
             Ok(pages) => {
                 vcpu.context.set_x(1, pages);

@@ -1,4 +1,5 @@
-//! The physical GICv3, for one purpose: an SGI that makes another CPU look (crate `arm-gic`).
+//! The physical GICv3 (crate `arm-gic`), for two purposes: an SGI that makes another CPU look, and EL2's own timer,
+//! which ends a WFI (`platform/timer.rs`).
 //!
 //! Everything else stays disabled, at the distributor and at the redistributors: no device interrupt
 //! reaches EL2 in this version. With `HCR_EL2.IMO` a pending SGI takes a CPU out of its guest whatever
@@ -17,11 +18,15 @@ use arm_gic::gicv3::{
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use hyp_core::fdt::Gic;
 
+use super::timer;
 use crate::lock::Lock;
 use crate::sysreg;
 
 /// The SGI that makes a CPU look.
 const LOOK: IntId = IntId::sgi(0);
+/// EL2's physical timer: INTID 26 on every system that keeps to the Base System Architecture (Arm DEN 0094, PPI
+/// assignments), which QEMU's `virt` does. If it were another, idle CPUs would sleep until they are kicked.
+const TIMER: IntId = IntId::ppi(10);
 
 /// What cannot be used.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +86,8 @@ pub(crate) unsafe fn join(gic: &Gic, mpidr: u64) -> Result<(), GicError> {
     let registers = core::ptr::with_exposed_provenance_mut::<GicrSgi>(gic.redist.start as usize);
     let registers = NonNull::new(registers).ok_or(GicError::Nowhere)?;
     GicCpuInterface::enable_system_register_el2(false);
+    // Firmware may have left it on.
+    timer::stop();
     barrier::isb(barrier::SY);
     {
         let _one_at_a_time = REDISTRIBUTORS.lock();
@@ -92,9 +99,11 @@ pub(crate) unsafe fn join(gic: &Gic, mpidr: u64) -> Result<(), GicError> {
         // Awake already is as good.
         let _ = mine.mark_core_awake();
         mine.enable_all_interrupts(false);
-        mine.set_group(LOOK, Group::Group1NS)?;
-        mine.set_interrupt_priority(LOOK, HIGHEST_NS_PRIORITY)?;
-        mine.enable_interrupt(LOOK, true)?;
+        for interrupt in [LOOK, TIMER] {
+            mine.set_group(interrupt, Group::Group1NS)?;
+            mine.set_interrupt_priority(interrupt, HIGHEST_NS_PRIORITY)?;
+            mine.enable_interrupt(interrupt, true)?;
+        }
         mine.wait_for_pending_write();
     }
     // EOImode 0: the end of an interrupt also deactivates it.

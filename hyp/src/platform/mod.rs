@@ -3,3 +3,4 @@
 pub(crate) mod console;
 pub(crate) mod gic;
 pub(crate) mod power;
+pub(crate) mod timer;

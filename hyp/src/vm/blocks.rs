@@ -18,17 +18,17 @@ use hyp_abi::call::{RESIZE_MAX, Stat};
 use stage2::space::{Batch, Collapse, Progress, SplitError};
 use stage2::{Frames, Guard, Install, InstallError, Ipa, IpaRange, Level, Mapping, Pa, Tally};
 
-use super::Policy;
 use super::fault::{Populate, ended};
 use super::moving::Refused;
 use super::payload::Source;
 use super::run::Env;
+use super::{Policy, scan};
 use crate::event::trace;
 use crate::lock::relax;
 use crate::mem::cache::{BLOCK, BLOCK_FRAMES, FULL, Stock};
 
 /// Blocks that one call splits or makes, at the most, under one flush: as many as a stock has tables for.
-const BATCH: usize = FULL;
+pub(super) const BATCH: usize = FULL;
 
 /// How RAM is populated by blocks.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +132,9 @@ pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Ref
     // Nobody else splits: that takes the turn.
     let blocks = vm.space.account().split - before;
     cpu.counters.add(Stat::Split, blocks);
+    if blocks != 0 {
+        scan::split(env, range);
+    }
     match progress {
         Ok(progress) => Ok(Resized { bytes: done(range, progress), blocks }),
         Err(SplitError::OutOfTables { .. }) => Err(Refused::NoMemory),
@@ -142,19 +145,32 @@ pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Ref
 /// Makes blocks of the pages of the first part of a range. Called at a safe point.
 pub(crate) fn collapse(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Refused> {
     let range = wanted(env, start, bytes)?;
-    let Env { vm, cpu, guards } = env;
-    let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
-    let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
-    let batch = Batch { from: range.start(), slots: BATCH * BLOCK_FRAMES };
+    let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
     let mut blocks = 0;
     let mut heard = |_, outcome| blocks += u64::from(outcome == Collapse::Made);
-    let progress = vm.space.collapse(guards, &mut claim, batch, Level::L2, relax, &mut heard);
-    cpu.counters.add(Stat::Collapsed, blocks);
-    cpu.counters.add(Stat::TablesFreed, blocks);
-    match progress {
-        Ok(progress) => Ok(Resized { bytes: done(range, progress), blocks }),
-        Err(error) => Err(Refused::Broken(format!("cannot collapse: {error}"))),
-    }
+    let progress = collapse_spans(env, range, &mut heard)?;
+    Ok(Resized { bytes: done(range, progress), blocks })
+}
+
+/// The same for a range of whole blocks of RAM; `heard` is told what became of each table that was looked at. The
+/// caller has the turn ([`Vm::moving`](super::Vm)).
+pub(super) fn collapse_spans(
+    env: Env<'_>,
+    range: IpaRange,
+    heard: &mut impl FnMut(Ipa, Collapse),
+) -> Result<Progress, Refused> {
+    let Env { vm, cpu, guards } = env;
+    let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
+    let batch = Batch { from: range.start(), slots: BATCH * BLOCK_FRAMES };
+    let mut made = 0;
+    let mut hear = |ipa, outcome| {
+        made += u64::from(outcome == Collapse::Made);
+        heard(ipa, outcome);
+    };
+    let progress = vm.space.collapse(guards, &mut claim, batch, Level::L2, relax, &mut hear);
+    cpu.counters.add(Stat::Collapsed, made);
+    cpu.counters.add(Stat::TablesFreed, made);
+    progress.map_err(|error| Refused::Broken(format!("cannot collapse: {error}")))
 }
 
 /// Bytes of a range that are done.

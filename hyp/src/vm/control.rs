@@ -3,7 +3,7 @@
 //!
 //! | register | why |
 //! | --- | --- |
-//! | HCR_EL2 | stage 2 on, AArch64; interrupts and SErrors to EL2; traps: SMC, ID registers, implementation-defined registers, set/way, ACTLR, error records, LORegions; writes of the virtual memory registers while the caches are off (`caches`); barriers and TLB maintenance of the guest reach all CPUs (BSU, FB); pointer authentication allowed; FWB as the tables are encoded |
+//! | HCR_EL2 | stage 2 on, AArch64; interrupts and SErrors to EL2; traps: SMC, ID registers, implementation-defined registers, set/way, ACTLR, error records, LORegions; writes of the virtual memory registers while the caches are off (`caches`); WFI, if there is work for idle CPUs (`idle`); barriers and TLB maintenance of the guest reach all CPUs (BSU, FB); pointer authentication allowed; FWB as the tables are encoded |
 //! | CPTR_EL2 | FP and SIMD allowed; SVE, SME, trace and activity monitors trapped |
 //! | MDCR_EL2 | debug, OS lock, PMU, SPE and trace trapped |
 //! | MPAM2_EL2, MPAMHCR_EL2 | memory partitioning trapped, where it exists |
@@ -83,6 +83,7 @@ pub(super) fn load<'r>(
         + HCR_EL2::APK::SET
         + HCR_EL2::API::SET
         + HCR_EL2::TID5::SET
+        + HCR_EL2::TWI.val(u64::from(vm.plan.scan))
         + HCR_EL2::FWB.val(u64::from(vm.space.encoding().fwb));
     write_hcr(hcr.value);
     CPTR_EL2.set(CPTR);

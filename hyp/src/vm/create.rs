@@ -27,7 +27,7 @@ use super::idregs::IdRegisters;
 use super::payload::Payload;
 use super::pe::{self, Pages, Pe};
 use super::vcpu::Mailbox;
-use super::{EPOCHS, Policy, Stage2, Vm, control, takedown};
+use super::{EPOCHS, Policy, Stage2, Vm, control, scan, takedown};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
 use crate::mem::{PAGE, cache, clean, frames};
@@ -63,6 +63,10 @@ pub(crate) struct Plan {
     pub(crate) restarts: Option<u32>,
     /// Whether RAM is populated by blocks where that is possible.
     pub(crate) blocks: bool,
+    /// Whether CPUs that are idle look for pages that are worth a block.
+    pub(crate) scan: bool,
+    /// CPUs that serve the VM: those of its vCPUs, and the others too if there is work for idle ones.
+    pub(super) cpus: usize,
     /// Whether populate faults are timed.
     #[cfg(feature = "measure")]
     pub(crate) measure: bool,
@@ -132,6 +136,8 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         mem: config.mem,
         restarts: config.restarts,
         blocks: config.blocks,
+        scan: config.scan,
+        cpus: if config.scan { cpus } else { config.vcpus },
         #[cfg(feature = "measure")]
         measure: config.measure,
         features,
@@ -152,13 +158,15 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     // A root of one page comes from the stock.
     cpu::current().stock.refill();
     let space = Space::new(plan.geometry, plan.vmids, EPOCHS.domain(), pages, arch)?;
-    let policy = policy(&space, plan.ram, plan.blocks)?;
+    let policy = policy(&space, plan)?;
+    let scan = policy.blocks.as_ref().and_then(|blocks| scan::scanner(blocks.ram));
     Ok(Vm {
         plan,
         since: takedown::tally(),
         space,
         policy: AtomicPtr::new(Box::into_raw(Box::new(policy))),
         moving: Lock::new(()),
+        scan: Lock::new(scan),
         psci: Psci::new(plan.vcpus, plan.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
         devices: Lock::new(Devices::new()),
@@ -214,7 +222,7 @@ fn features(cpus: usize) -> Result<Features, Refusal> {
     all.reduce(Features::and).ok_or_else(|| "no CPU has told its features".into())
 }
 
-fn policy(space: &Stage2, ram: hyp_core::IpaRange, by_blocks: bool) -> Result<Policy, Refusal> {
+fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
     const PROT: Prot = Prot::RWX;
     const MEM: MemType = MemType::Normal;
     let range = |range: hyp_core::IpaRange| IpaRange::new(Ipa::new(range.start), range.len());
@@ -223,13 +231,17 @@ fn policy(space: &Stage2, ram: hyp_core::IpaRange, by_blocks: bool) -> Result<Po
         let backing = Backing::Emulated(index as u16);
         Ok(Region { range: range(window.range())?, backing, name: window.name() })
     };
-    let ram = range(ram)?;
+    let ram = range(plan.ram)?;
     let main = Region { range: ram, backing: Backing::Ram { prot: PROT, mem: MEM }, name: "RAM" };
     let regions = RegionMap::new([main, device(0)?, device(1)?])?;
     let mapping = |level| space.mapping(level, &Attributes::new(PROT, MEM), Owner::Vm);
     let ram_page = mapping(Level::L3)?;
-    let (ram, blocks) = match by_blocks.then(|| Blocks::split_off(ram)).flatten() {
-        Some(pages) => (pages, Some(Blocks { ram, mapping: mapping(Level::L2)? })),
+    let first = Blocks::split_off(ram).filter(|_| plan.blocks || plan.scan);
+    let (ram, blocks) = match first {
+        Some(first) => {
+            let blocks = Blocks { ram, mapping: mapping(Level::L2)? };
+            (if plan.blocks { first } else { ram }, Some(blocks))
+        }
         None => (ram, None),
     };
     Ok(Policy { ram, blocks, moving: None, ram_page, regions })

@@ -89,7 +89,7 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
         // SAFETY: (1) from `begin`, whose release the acquire above has seen; (2) freed only when this
         // CPU has parked, or by this CPU, below.
         let vm = unsafe { &*LIVES.vm.load(Ordering::Relaxed) };
-        if cpu.number >= vm.plan.vcpus {
+        if cpu.number >= vm.plan.cpus {
             power::stay();
         }
         // Each CPU is here once, so the right to run guests is there.
@@ -98,7 +98,7 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
         // Whoever comes second has no reason that counts.
         let mine = mine.filter(|_| !LIVES.over.swap(true, Ordering::AcqRel));
         if mine.is_some() {
-            let all = cpu::all().iter().take(vm.plan.vcpus);
+            let all = cpu::all().iter().take(vm.plan.cpus);
             for other in all.filter(|other| other.number != cpu.number) {
                 gic::kick(other.mpidr.load(Ordering::Relaxed));
             }
@@ -115,7 +115,7 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
 
 /// Ends a life, and begins the next if the guest asked for one and may have it.
 fn bury(plan: &'static Plan, guards: &stage2::epoch::Cpu<'static>, reason: Reason) {
-    if !all_parked(plan.vcpus) {
+    if !all_parked(plan.cpus) {
         say!("not all CPUs have stopped within {PATIENCE} s: the VM is not taken down");
         end::finish(&stop::report(plan, reason, lives(), None));
     }
@@ -141,9 +141,9 @@ fn lives() -> u32 {
     LIVES.begun.load(Ordering::Relaxed)
 }
 
-fn all_parked(vcpus: usize) -> bool {
+fn all_parked(cpus: usize) -> bool {
     let deadline = CNTPCT_EL0.get().saturating_add(PATIENCE * CNTFRQ_EL0.get());
-    while LIVES.parked.load(Ordering::Acquire) + 1 < vcpus {
+    while LIVES.parked.load(Ordering::Acquire) + 1 < cpus {
         if CNTPCT_EL0.get() > deadline {
             return false;
         }

@@ -39,6 +39,7 @@ mod control;
 pub(crate) mod copying;
 mod create;
 mod fault;
+mod idle;
 pub(crate) mod idregs;
 mod inject;
 mod life;
@@ -46,6 +47,7 @@ pub(crate) mod moving;
 pub(crate) mod payload;
 mod pe;
 pub(crate) mod run;
+pub(crate) mod scan;
 pub(crate) mod stop;
 mod takedown;
 #[cfg(feature = "trace")]
@@ -93,6 +95,8 @@ pub(crate) struct Vm {
     policy: AtomicPtr<Policy>,
     /// Held by who moves memory or resizes leaves. Others try it, and never wait.
     moving: Lock<()>,
+    /// Where the scan is; `None` where RAM stays in pages. Locked by who has the turn, `moving`, and nobody else.
+    scan: Lock<Option<scan::Scanner>>,
     /// Power states.
     pub(crate) psci: Psci,
     /// Start requests.
@@ -117,7 +121,7 @@ pub(crate) struct Policy {
     /// RAM, which is what nearly every fault is about: looked at before the map. While memory is moved, a
     /// part of RAM that is not concerned. If there are blocks, the part that never is one.
     pub(crate) ram: IpaRange,
-    /// How RAM is populated by blocks, if it is.
+    /// How RAM is mapped by blocks, if it may be: by faults elsewhere than in `ram`, or when pages become blocks.
     pub(crate) blocks: Option<blocks::Blocks>,
     /// Memory that is being moved.
     pub(crate) moving: Option<moving::Moving>,

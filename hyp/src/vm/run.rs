@@ -6,7 +6,6 @@
 
 use alloc::boxed::Box;
 
-use aarch64_cpu::asm;
 use aarch64_cpu::registers::{ESR_EL2, Readable};
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::syndrome::{Class, Syndrome};
@@ -16,7 +15,7 @@ use stage2::vmid::{self, EntryError};
 use super::payload::Payload;
 use super::stop::Reason;
 use super::vcpu::{Entry, Vcpu};
-use super::{NUMBER, Vm, caches, control, fault, life, trap};
+use super::{NUMBER, caches, control, fault, idle, life, trap};
 use crate::cpu::PerCpu;
 use crate::event::trace;
 use crate::exception::vectors::{Exit, guest_enter};
@@ -64,7 +63,7 @@ pub(super) fn run(env: Env<'_>, place: &mut vmid::Cpu<'_>) -> Option<Reason> {
     #[cfg(feature = "selftest")]
     crate::selftest::leave_open(env.guards, number);
     let Payload { entry, tree, .. } = vm.plan.payload;
-    if vm.plan.blocks {
+    if vm.plan.blocks && number < vm.plan.vcpus {
         cpu.stock.refill_block();
     }
     let mut next = (number == 0).then_some(Entry { pc: entry, argument: tree });
@@ -72,7 +71,10 @@ pub(super) fn run(env: Env<'_>, place: &mut vmid::Cpu<'_>) -> Option<Reason> {
         outside_guards(env);
         let entry = match next.take() {
             Some(entry) => entry,
-            None => wait_for_start(vm, number)?,
+            None => match wait_for_start(env) {
+                Wake::Start(entry) => entry,
+                Wake::End(reason) => return reason,
+            },
         };
         vcpu.switch_on(entry);
         control::reset_el1();
@@ -96,18 +98,30 @@ fn cannot_enter(number: usize, error: EntryError) -> Reason {
     Reason::Diagnosis(Box::new(diagnosis))
 }
 
-/// Waits in WFI for a start request, or for the VM's end (`None`). The mailbox is looked at after the
+/// What ends the wait of a CPU whose vCPU is off.
+enum Wake {
+    /// The vCPU starts.
+    Start(Entry),
+    /// The VM ends: with the reason, if it is this CPU's.
+    End(Option<Reason>),
+}
+
+/// Waits in WFI for a start request, or for the VM's end, and does what idle CPUs do. The mailbox is looked at after the
 /// interrupt has been taken: one that comes in between stays pending and ends the WFI.
-fn wait_for_start(vm: &Vm, number: usize) -> Option<Entry> {
+fn wait_for_start(env: Env<'_>) -> Wake {
     loop {
+        outside_guards(env);
         gic::acknowledge();
         if life::is_over() {
-            return None;
+            return Wake::End(None);
         }
-        if let Some(entry) = vm.mailboxes.get(number).and_then(|mailbox| mailbox.take()) {
-            return Some(entry);
+        let mailbox = env.vm.mailboxes.get(env.cpu.number);
+        if let Some(entry) = mailbox.and_then(|mailbox| mailbox.take()) {
+            return Wake::Start(entry);
         }
-        asm::wfi();
+        if let Err(reason) = idle::once(env) {
+            return Wake::End(Some(reason));
+        }
     }
 }
 
@@ -194,9 +208,10 @@ fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step {
             Some(access) => trap::system_register(env, vcpu, access),
             None => unexpected(vcpu, Exit::Sync),
         },
+        // WFI may end for any reason: the guest looks what it was, and waits again.
         Class::WaitForEvent => {
             vcpu.context.advance();
-            Step::Resume
+            idle::once(env).map_or_else(Step::Stop, |()| Step::Resume)
         }
         Class::FpSimd
         | Class::Sve

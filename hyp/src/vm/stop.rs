@@ -6,7 +6,7 @@ use alloc::string::String;
 
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::Diagnosis;
-use hyp_core::report::{CacheStats, Outcome, Report, Stats, Takedown};
+use hyp_core::report::{CacheStats, Outcome, Report, ScanStats, Stats, Takedown};
 
 use super::create::Plan;
 use crate::event::counters::{self, Own};
@@ -69,6 +69,15 @@ fn stats() -> Stats {
         collapsed: counters::sum(Stat::Collapsed),
         copied: counters::sum(Stat::Copied),
         filled: counters::sum(Stat::Filled),
+        scan: ScanStats {
+            passes: counters::sum(Stat::ScanPasses),
+            idle: counters::sum_own(Own::IdleScans),
+            looked: counters::sum(Stat::Scanned),
+            waits: counters::sum(Stat::ScanWaits),
+            rests: counters::sum(Stat::ScanRests),
+            made: counters::sum(Stat::ScanMade),
+            failed: counters::sum(Stat::ScanFailed),
+        },
         sysregs: counters::sum_own(Own::Sysregs),
         caches: CacheStats {
             frames_cleaned: counters::sum_own(Own::FramesCleaned),

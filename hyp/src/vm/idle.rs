@@ -1,0 +1,48 @@
+//! What a CPU does that has nothing to run: its vCPU is off, or in WFI, or it has none.
+//!
+//! ```text
+//!  no work for idle CPUs    WFI, until a start request, the VM's end, or whatever ends the guest's WFI
+//!  option `scan`            a part of a scan (`scan`), at the most so often for all CPUs together;
+//!                           then WFI, until the next part is due at the latest
+//! ```
+//!
+//! A part is short: what comes meanwhile waits for it as for any exit to EL2, and the caller looks after each
+//! one whether there is something to run. Nothing is held while the CPU waits.
+//!
+//! With `scan` a guest's WFI traps. Guests have no interrupts yet that could end it, so all that the guest sees is that
+//! it ends, which it always may.
+
+use alloc::boxed::Box;
+
+use aarch64_cpu::asm;
+use hyp_core::diagnosis::Diagnosis;
+
+use super::moving::Refused;
+use super::run::Env;
+use super::stop::Reason;
+use super::{NUMBER, scan};
+use crate::event::counters::Own;
+use crate::platform::timer;
+
+/// Works a little if there is work, then waits for an interrupt, or for more work. Called at a safe point.
+///
+/// # Errors
+/// The VM cannot go on.
+pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
+    if !env.vm.plan.scan {
+        asm::wfi();
+        return Ok(());
+    }
+    match scan::when_due(env) {
+        Ok(None) => {}
+        Ok(Some(_)) => env.cpu.counters.bump_own(Own::IdleScans),
+        Err(Refused::Broken(why)) => {
+            let diagnosis = Diagnosis::new(NUMBER, env.cpu.number as u32, 0, 0).with_hint(why);
+            return Err(Reason::Diagnosis(Box::new(diagnosis)));
+        }
+        // Somebody else is at it, or the guest's RAM has no room for a block.
+        Err(_) => {}
+    }
+    timer::wait(scan::next_part());
+    Ok(())
+}
