@@ -60,7 +60,7 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             resized(vcpu, esr, start, work())
         }
         call::SCAN => match scan::by_call(env, arguments[0]) {
-            Ok(Scanned { made, ended }) => {
+            Ok(Scanned { made, ended, .. }) => {
                 vcpu.context.set_x(1, made);
                 vcpu.context.set_x(2, u64::from(ended));
                 answer(vcpu, call::SUCCESS as u64)

@@ -6,8 +6,8 @@
 //!                           then WFI, until the next part is due at the latest
 //! ```
 //!
-//! A part is short: what comes meanwhile waits for it as for any exit to EL2, and the caller looks after each
-//! one whether there is something to run. Nothing is held while the CPU waits.
+//! A part is short, and ends after the span at hand if there is something to run. The caller looks after each. Nothing is held
+//! while the CPU waits.
 //!
 //! With `scan` a guest's WFI traps. Guests have no interrupts yet that could end it, so all that the guest sees is that
 //! it ends, which it always may.
@@ -20,7 +20,8 @@ use hyp_core::diagnosis::Diagnosis;
 use super::moving::Refused;
 use super::run::Env;
 use super::stop::Reason;
-use super::{NUMBER, scan};
+use super::vcpu::Mailbox;
+use super::{NUMBER, life, scan};
 use crate::event::counters::Own;
 use crate::platform::timer;
 
@@ -33,7 +34,9 @@ pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
         asm::wfi();
         return Ok(());
     }
-    match scan::when_due(env) {
+    let mailbox = env.vm.mailboxes.get(env.cpu.number);
+    let has_work = || life::is_over() || mailbox.is_some_and(Mailbox::is_full);
+    match scan::when_due(env, has_work) {
         Ok(None) => {}
         Ok(Some(_)) => env.cpu.counters.bump_own(Own::IdleScans),
         Err(Refused::Broken(why)) => {

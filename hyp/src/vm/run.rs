@@ -15,7 +15,7 @@ use stage2::vmid::{self, EntryError};
 use super::payload::Payload;
 use super::stop::Reason;
 use super::vcpu::{Entry, Vcpu};
-use super::{NUMBER, caches, control, fault, idle, life, trap};
+use super::{NUMBER, Vm, caches, control, fault, idle, life, trap};
 use crate::cpu::PerCpu;
 use crate::event::trace;
 use crate::exception::vectors::{Exit, guest_enter};

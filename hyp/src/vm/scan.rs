@@ -74,11 +74,15 @@ pub(crate) fn by_call(env: Env<'_>, spans: u64) -> Result<Scanned, Refused> {
     if !(1..=SCAN_MAX).contains(&spans) {
         return Err(Refused::Invalid);
     }
-    go_on(env, Budget { slots: spans as usize * BLOCK_FRAMES, ..CALL })
+    go_on(env, Budget { slots: spans as usize * BLOCK_FRAMES, ..CALL }, || false)
 }
 
-/// A part of a scan on an idle CPU, if one is due; `None` if not. Called at a safe point.
-pub(super) fn when_due(env: Env<'_>) -> Result<Option<Scanned>, Refused> {
+/// A part of a scan on an idle CPU, if one is due; `None` if not. It ends early when the CPU `has_work`. Called at a safe
+/// point.
+pub(super) fn when_due(
+    env: Env<'_>,
+    has_work: impl Fn() -> bool,
+) -> Result<Option<Scanned>, Refused> {
     let (now, due) = (timer::now(), DUE.load(Ordering::Relaxed));
     // One of several CPUs that see the time come.
     let mine = now >= due
@@ -90,7 +94,7 @@ pub(super) fn when_due(env: Env<'_>) -> Result<Option<Scanned>, Refused> {
                 Ordering::Relaxed,
             )
             .is_ok();
-    if mine && may_scan(env) { go_on(env, PART).map(Some) } else { Ok(None) }
+    if mine && may_scan(env) { go_on(env, PART, has_work).map(Some) } else { Ok(None) }
 }
 
 /// When the next part is due.
@@ -117,7 +121,11 @@ fn may_scan(env: Env<'_>) -> bool {
 }
 
 /// Goes on where the last call stopped.
-fn go_on(env: Env<'_>, mut budget: Budget) -> Result<Scanned, Refused> {
+fn go_on(
+    env: Env<'_>,
+    mut budget: Budget,
+    has_work: impl Fn() -> bool,
+) -> Result<Scanned, Refused> {
     let Env { vm, cpu, guards } = env;
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
     let mut held = vm.scan.lock();
@@ -125,6 +133,9 @@ fn go_on(env: Env<'_>, mut budget: Budget) -> Result<Scanned, Refused> {
     let before = scan.counts();
     let mut scanned = Scanned::default();
     let outcome = loop {
+        if has_work() {
+            break Ok(());
+        }
         let step = scan.step(&mut budget, |ipa| {
             let guard = guards.enter();
             Look::of(&vm.space, &guard, ipa)

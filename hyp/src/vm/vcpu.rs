@@ -40,6 +40,11 @@ impl Mailbox {
         self.full.store(true, Ordering::Release);
     }
 
+    /// Whether there is a request. If this CPU looks away now, it is there later.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
     /// Takes the request, if there is one.
     pub(crate) fn take(&self) -> Option<Entry> {
         self.full.swap(false, Ordering::Acquire).then(|| Entry {
