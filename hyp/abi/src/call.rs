@@ -55,18 +55,18 @@ pub const COLLAPSE: u32 = 0xC600_0005;
 pub const COPY: u32 = 0xC600_0006;
 
 /// Looks for RAM of the caller's that is worth a block, and makes it: what [`COLLAPSE`] does, where the hypervisor
-/// finds it worth while. `x1` is the number of spans of 2 MiB to look at, 1 to [`SCAN_MAX`]; the call goes on
-/// behind the last one that was looked at, and ends where RAM ends.
+/// finds it worth while, and what [`COPY`] does. `x1` bounds the work: so many tables of pages are looked at, 1 to [`SCAN_MAX`];
+/// 2 MiB without pages count for next to nothing. The call goes on where the last one stopped, and ends where RAM ends.
 ///
 /// A span has to look the same in two scans in a row before anything is done. One that was split, or could not become a
 /// block, is left alone for eight.
 ///
 /// Returns [`SUCCESS`] in `x0`, in `x1` the number of blocks that were made, in `x2` 1 if this call came to the end of RAM,
-/// else 0. Or, in `x0`, [`INVALID_PARAMETER`] for another number of spans, [`BUSY`] while another CPU moves, resizes
+/// else 0. Or, in `x0`, [`INVALID_PARAMETER`] for another number, [`BUSY`] while another CPU moves, resizes
 /// or scans, [`NOT_SUPPORTED`] when the VM's RAM stays in pages. Nothing was changed then.
 pub const SCAN: u32 = 0xC600_0009;
 
-/// The most spans of 2 MiB that one [`SCAN`] looks at.
+/// The most tables that one [`SCAN`] looks at.
 pub const SCAN_MAX: u64 = 64;
 
 /// Size of a block, in bytes.

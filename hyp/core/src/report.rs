@@ -438,7 +438,7 @@ impl Stats {
             row(f, "pages moved", self.moved)?;
             row(f, "faults met in Drain", self.drained)?;
         }
-        if self.blocks != 0 {
+        if (self.blocks, self.split, self.collapsed) != (0, 0, 0) {
             row(f, "blocks installed", self.blocks)?;
             row(f, "blocks split", self.split)?;
             row(f, "blocks made", self.collapsed)?;

@@ -5,8 +5,8 @@
 //!
 //! | who | how much |
 //! | --- | --- |
-//! | the guest, by the hypercall `SCAN` | as many spans as it says, up to 64; 64 blocks, 4 of them by copying |
-//! | CPUs that are idle (`idle`), with the option `scan` | 8 tables, 8 blocks, 1 of them by copying, every 10 ms |
+//! | the guest, by the hypercall `SCAN` | as many tables as it says, up to 64; 64 blocks where they lie, 4 by copying |
+//! | CPUs that are idle (`idle`), with the option `scan` | 8 tables; 8 blocks where they lie, 1 by copying; every 10 ms |
 //!
 //! A scan takes the turn of whoever moves and resizes memory, and gives it back after each call; a guest that calls
 //! meanwhile is told so and tries again, as with two vCPUs. It looks at a span under a guard of its own, without a
@@ -66,15 +66,15 @@ pub(super) fn scanner(ram: IpaRange) -> Option<Scanner> {
     Scan::new(ram, LIMITS, history.into_boxed_slice()).ok()
 }
 
-/// The guest asks for a scan of so many spans. Called at a safe point.
-pub(crate) fn by_call(env: Env<'_>, spans: u64) -> Result<Scanned, Refused> {
+/// The guest asks for a scan of so many tables. Called at a safe point.
+pub(crate) fn by_call(env: Env<'_>, tables: u64) -> Result<Scanned, Refused> {
     if !may_scan(env) {
         return Err(Refused::Unsupported);
     }
-    if !(1..=SCAN_MAX).contains(&spans) {
+    if !(1..=SCAN_MAX).contains(&tables) {
         return Err(Refused::Invalid);
     }
-    go_on(env, Budget { slots: spans as usize * BLOCK_FRAMES, ..CALL }, || false)
+    go_on(env, Budget { slots: tables as usize * BLOCK_FRAMES, ..CALL }, || false)
 }
 
 /// A part of a scan on an idle CPU, if one is due; `None` if not. It ends early when the CPU `has_work`. Called at a safe

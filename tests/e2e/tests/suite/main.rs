@@ -3,6 +3,7 @@
 //! | module | what it shows |
 //! | --- | --- |
 //! | `guests` | our guests pass, on every CPU model and with 1, 2 and 4 vCPUs |
+//! | `scan` | RAM that lies in pages anywhere becomes blocks, when the guest asks and on idle CPUs |
 //! | `wild` | what a guest does wrong ends in a diagnosis, or is emulated; nothing else |
 //! | `uboot` | an unmodified program runs, and answers |
 //! | `usage` | mistakes at the prompt are sentences, and QEMU is not started |
@@ -24,6 +25,7 @@ mod guests;
 mod images;
 mod leftovers;
 mod refusals;
+mod scan;
 mod terminal;
 mod traces;
 mod uboot;
