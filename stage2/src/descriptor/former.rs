@@ -88,10 +88,19 @@ impl Former {
 }
 
 impl Former {
+    /// With DBM, S2AP\[1\] is the dirty record; without, it is a permission.
+    const fn state_mask(&self) -> u64 {
+        if self.bits & DIRTY_MODIFIER == 0 { ACCESSED } else { ACCESSED | WRITABLE }
+    }
+
+    /// Its accessed and dirty state.
+    pub(crate) const fn state(&self) -> State {
+        State(self.bits & self.state_mask())
+    }
+
     /// The Drain that remembers the same, and this state of other members of its run, too.
     pub(crate) const fn of_run(&self, state: State) -> Descriptor {
-        let kept = if self.bits & DIRTY_MODIFIER == 0 { ACCESSED } else { ACCESSED | WRITABLE };
-        Descriptor::from_bits(self.bits | state.0 & kept)
+        Descriptor::from_bits(self.bits | state.0 & self.state_mask())
     }
 }
 

@@ -252,8 +252,11 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         let mut state = State::default();
         for slot in members {
             // SAFETY: (1) the table's lock is held, and the claim covers the run.
-            let old = unsafe { slot.clear(arch, level) }.and_then(|it| it.old().as_leaf(level));
-            state = state.or(old.map_or(State::default(), |leaf| leaf.state()));
+            let _ = unsafe { slot.clear(arch, level) };
+            // One that was in Drain already, by an operation that was given up, speaks for the others, too.
+            if let Some(former) = slot.load(arch).as_drain(level) {
+                state = state.or(former.state());
+            }
         }
         for (index, slot) in members.iter().enumerate() {
             if let Some(former) = slot.load(arch).as_drain(level) {
@@ -391,14 +394,15 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
         let level = geometry.start();
         let mut ipa = Ipa::new(start).align_down(level.table_bytes());
         while ipa.get() < end {
-            self.table(geometry.root_page(self.space.root, ipa), level, ipa, start, end);
+            self.table(geometry.root_page(self.space.root, ipa), level, ipa, start, Some(end));
             let Some(next) = ipa.checked_add(level.table_bytes()) else { return };
             ipa = next;
         }
     }
 
-    /// Releases what the slots of a table between `start` and `end` held. At most four deep.
-    fn table(&mut self, pa: Pa, level: Level, first: Ipa, start: u64, end: u64) {
+    /// Releases what the slots of a table between `start` and `end` held; all of it, and without an `end`, if the table
+    /// was taken out of the tree. At most four deep.
+    fn table(&mut self, pa: Pa, level: Level, first: Ipa, start: u64, end: Option<u64>) {
         // SAFETY: (1) linked in the claimed range, or unlinked by this claim: allocated until below.
         let table = unsafe { self.space.memory.table(pa) };
         let bytes = level.slot_bytes();
@@ -406,7 +410,7 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
         let slots = table.slots().iter().enumerate().skip(from as usize);
         for (index, slot) in slots {
             let ipa = Ipa::new(first.get() + index as u64 * bytes);
-            if ipa.get() >= end {
+            if end.is_some_and(|end| ipa.get() >= end) {
                 return;
             }
             let seen = slot.load(&self.space.arch);
@@ -423,6 +427,12 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
                 // Only a table that was taken out has these; it is gone through from end to end.
                 // SAFETY: (1) killed by this claim.
                 View::Dead => unsafe { slot.empty(&self.space.arch) },
+                // A copy into a block that was given up leaves its pages in the table that it took out.
+                View::Leaf(_) if end.is_none() => {
+                    if let Some(former) = seen.to_drain(level).and_then(|it| it.as_drain(level)) {
+                        self.drained(slot, ipa, &former);
+                    }
+                }
                 _ => {}
             }
         }
@@ -432,9 +442,9 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
     fn drained(&mut self, slot: &Slot, ipa: Ipa, former: &Former) {
         match former.level().next().filter(|_| former.is_table()) {
             Some(below) => {
-                self.table(former.pa(), below, ipa, ipa.get(), u64::MAX);
+                self.table(former.pa(), below, ipa, ipa.get(), None);
                 // SAFETY: (1) taken out of the tree; (2) flushed, and the grace period is over; (3) each
-                // slot was Drain or Dead and is Empty now.
+                // slot was Drain, Dead or a leaf and is Empty now.
                 unsafe { self.space.memory.free_table(former.pa(), 1) };
                 self.tables += 1;
                 self.release.table(ipa);
@@ -446,7 +456,7 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
                 }
             }
         }
-        // SAFETY: (1) in Drain since the sweep, under this claim; flushed since.
+        // SAFETY: (1) in Drain since the sweep, or in a table that is; under this claim; flushed since.
         unsafe { slot.empty(&self.space.arch) };
     }
 }

@@ -304,6 +304,30 @@ fn unmap_takes_a_run_as_a_whole() {
     }
 }
 
+/// The unmap of a run that was given up after its first slots: what these have recorded is one of all, too.
+#[test]
+fn a_member_in_drain_speaks_for_the_others() {
+    for whole in [false, true] {
+        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+        let vm = Vm::new(&pages, &epochs);
+        vm.fill(range(GIB, MIB2), Level::L3);
+        for page in 0..16 {
+            let ipa = GIB + page * PAGE_SIZE;
+            let record = if page == 1 { DIRTY } else { 0 };
+            let live = vm.bits(ipa) & !DIRTY | DIRTY_MODIFIER | CONTIGUOUS | record;
+            let live = Descriptor::from_bits(live);
+            vm.put(ipa, if page < 2 { live.to_drain(Level::L3).unwrap() } else { live });
+        }
+        let at = range(GIB, if whole { MIB2 } else { RUN });
+        let (mut claim, mut records) = (vm.space.claim(at).unwrap(), Records::default());
+        let all = Batch::all_of(&claim);
+        let done = vm.space.unmap(&vm.cpu, &mut claim, all, Notes::Keep, || {}, &mut records);
+        assert_eq!(done, Ok(Progress::Done));
+        assert_eq!(records.0.len(), if whole { 512 } else { 16 });
+        assert!(records.0[..16].iter().all(|(_, written)| *written), "a record was lost");
+    }
+}
+
 /// A claim that has a part of a run changes nothing of it, and says which.
 #[test]
 fn a_part_of_a_run_is_refused_and_stays() {

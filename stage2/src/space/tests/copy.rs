@@ -516,3 +516,57 @@ fn a_guard_that_is_left_open_lets_nothing_move() {
     assert_eq!(done, Err(CopyError::NotQuiescent));
     assert_eq!((rig.leaves(), careless.0.given_back), (before, vec![fresh(0)]));
 }
+
+/// A source that fails in the middle: the table is in Drain, and its pages are still in it. Whoever claims the range
+/// next finishes that.
+#[test]
+fn a_copy_that_was_given_up_is_finished_by_the_next_claim() {
+    struct Fails<'s, 't>(Source<'s, 't>);
+
+    impl Release for Fails<'_, '_> {
+        fn frame(&mut self, _: Ipa, _: &Former, _: &Flushed) {
+            panic!("nothing moves")
+        }
+    }
+
+    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+    unsafe impl Blocks for Fails<'_, '_> {
+        fn take(&mut self) -> Option<Pa> {
+            self.0.take()
+        }
+
+        fn give_back(&mut self, block: Pa) {
+            self.0.give_back(block);
+        }
+
+        fn copy(&mut self, _: Ipa, _: Pa, _: Pa) {
+            panic!("its owner goes away")
+        }
+
+        fn fill(&mut self, _: Ipa, _: Pa) {}
+
+        fn finish(&mut self, _: Ipa, _: Pa) {}
+
+        fn heard(&mut self, _: Ipa, _: CopyCollapse) {}
+    }
+
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<2>::new());
+    let rig = Rig::new(&pages, &epochs, (0..512).filter(|page| *page != 9));
+    let (before, tables, at) = (rig.leaves(), pages.live(), range(GIB, MIB2));
+    let mut claim = rig.space.claim(at).unwrap();
+    let all = Batch::all_of(&claim);
+    let mut fails = Fails(rig.blocks(1));
+    let gone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        rig.space.copy_collapse(&rig.cpu, &mut claim, all, 1, &mut fails, || {})
+    }));
+    assert!(gone.is_err() && rig.cpu.is_quiescent());
+    let (View::Drain(_), Level::L2) = rig.found(Ipa::new(GIB)) else { panic!("it was made") };
+
+    let mut released = super::unmap::Released::default();
+    let done = rig.space.unmap(&rig.cpu, &mut claim, all, Notes::Keep, || {}, &mut released);
+    assert_eq!(done, Ok(Progress::Done));
+    let released: Vec<_> = released.0.iter().map(|(ipa, (pa, _))| (*ipa, *pa, 3)).collect();
+    assert_eq!(before, released, "each page came back, once");
+    assert_eq!((pages.live(), rig.leaves()), (tables - 1, vec![]));
+    assert_eq!(rig.space.account().leaves_now(), 0);
+}
