@@ -121,11 +121,15 @@ impl World {
     #[must_use]
     pub fn hardware_accesses(&self, pe: usize, ipa: Ipa, access: Purpose) -> bool {
         for _ in 0..4 {
-            let Ok(walk) = Walk::begin(self.oracle(), pe, ipa.get(), access) else { return false };
-            match walk.finish(Choice::Faithful) {
-                Outcome::Done(_) => return true,
-                Outcome::Again => thread::yield_now(),
-                other => panic!("{other:?} without a choice of it"),
+            let walk = || {
+                let walk = Walk::begin(self.oracle(), pe, ipa.get(), access).ok()?;
+                Some(walk.finish(Choice::Faithful))
+            };
+            match self.hardware().in_flight(walk) {
+                None => return false,
+                Some(Outcome::Done(_)) => return true,
+                Some(Outcome::Again) => thread::yield_now(),
+                Some(other) => panic!("{other:?} without a choice of it"),
             }
         }
         false

@@ -80,6 +80,10 @@ struct Inner {
     pool: Vec<AtomicU64>,
     /// Flushes that completed, as plain data.
     flushes: PlainU64,
+    /// Walks of hardware that are in flight, as plain data.
+    walks: AtomicUsize,
+    /// Invalidations that no barrier has completed, as plain data.
+    invalidations: PlainU64,
 }
 
 /// One VM, and the machine under it.
@@ -148,7 +152,9 @@ impl World {
         let oracle = OracleMachine::new(machine, shape.tables);
         let pool = (0..shape.tables).map(|_| AtomicU64::new(0)).collect();
         let (allocated, flushes) = (Mutex::default(), PlainU64::new(0));
-        let hardware = Hardware(Arc::new(Inner { oracle, allocated, pool, flushes }));
+        let (walks, invalidations) = (AtomicUsize::new(0), PlainU64::new(0));
+        let inner = Inner { oracle, allocated, pool, flushes, walks, invalidations };
+        let hardware = Hardware(Arc::new(inner));
         let epochs = Box::new(Epochs::new());
         // SAFETY: (1) the box does not move, and the space, the only borrower, is dropped before it.
         let borrowed: &'static Epochs<PES> = unsafe { &*core::ptr::from_ref(&*epochs) };
@@ -430,6 +436,14 @@ impl Hardware {
         self.0.flushes.load(Ordering::Relaxed)
     }
 
+    /// Runs a walk of hardware: whoever waits for an invalidation waits for its end.
+    pub fn in_flight<T>(&self, walk: impl FnOnce() -> T) -> T {
+        self.0.walks.fetch_add(1, Ordering::Relaxed);
+        let result = walk();
+        self.0.walks.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
     /// The slots of a table page.
     #[must_use]
     pub fn slots(&self, table: Pa) -> &[Slot] {
@@ -517,7 +531,14 @@ unsafe impl Arch for Hardware {
         unsafe { (&self.0.oracle).compare_exchange(slot, old, new) }
     }
 
+    /// After an invalidation it waits for the updates of walks that have read what is invalidated \[RYNJCP\]. Loom
+    /// switches threads between a walk's look and its update, which are one for hardware.
     fn dsb(&self, kind: Dsb) {
+        if self.0.invalidations.swap(0, Ordering::Relaxed) != 0 {
+            while self.0.walks.load(Ordering::Relaxed) != 0 {
+                thread::yield_now();
+            }
+        }
         (&self.0.oracle).dsb(kind);
     }
 
@@ -526,6 +547,7 @@ unsafe impl Arch for Hardware {
     }
 
     fn tlbi(&self, op: Tlbi) {
+        self.0.invalidations.fetch_add(1, Ordering::Relaxed);
         (&self.0.oracle).tlbi(op);
     }
 

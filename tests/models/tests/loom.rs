@@ -6,7 +6,8 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
-    clear, copy, disjoint, epoch, fill, hardware, install, look, policy, resize, retire, vmid,
+    alike, clear, copy, disjoint, epoch, fill, hardware, install, look, policy, resize, retire,
+    vmid,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -162,6 +163,18 @@ models! {
     a_copy_against_a_guest: None, 4_000,
         ["guest read the page", "guest read the block", "guest faulted"],
         copy::a_copy_against_a_guest;
+    a_collapse_against_an_exchange: Some(3), 500,
+        ["exchanged", "came too late", "met Busy", "found the block"],
+        alike::a_collapse_against_an_exchange;
+    a_collapse_against_records: Some(2), 4_000,
+        ["exchanged", "came too late", "met Busy", "found the block", "wrote", "write faulted"],
+        alike::a_collapse_against_records;
+    a_run_against_an_exchange: None, 3_000,
+        ["exchanged", "came too late", "met Busy", "made", "stays"],
+        alike::a_run_against_an_exchange;
+    a_run_comes_and_goes: Some(2), 6_000,
+        ["guest read", "guest faulted", "wrote", "write faulted"],
+        alike::a_run_comes_and_goes;
     a_vm_is_entered_during_a_roll_over: Some(3), 50,
         ["kept its VMID", "was lent another", "its VMID was lent", "its VMID was not lent"],
         vmid::entry_against_roll_over;

@@ -21,6 +21,8 @@ struct Overwritten {
     by: Pe,
     /// A DSB NSH has completed the store, for the storing PE only.
     own_done: bool,
+    /// By an atomic exchange.
+    exchanged: bool,
 }
 
 /// A value that a descriptor once held.
@@ -77,10 +79,11 @@ impl Memory {
         self.slots.get(&slot).copied().unwrap_or(0)
     }
 
-    pub(crate) fn write(&mut self, at: usize, by: Pe, slot: u64, new: u64) {
+    pub(crate) fn write(&mut self, at: usize, by: Pe, slot: u64, new: u64, exchanged: bool) {
         let bits = self.slots.insert(slot, new).unwrap_or(0);
         self.log.entry(slot).or_default().push(Past { bits, by, at, done: usize::MAX });
-        self.old.entry(slot).or_default().push(Overwritten { at, bits, by, own_done: false });
+        let overwritten = Overwritten { at, bits, by, own_done: false, exchanged };
+        self.old.entry(slot).or_default().push(overwritten);
     }
 
     /// A hardware update: an atomic change that every walk sees at once, since walks re-read.
@@ -104,9 +107,11 @@ impl Memory {
         core::iter::once(self.current(slot)).chain(held.map(|past| past.bits))
     }
 
-    /// Whether a store to this descriptor is still under way: another PE's, or with `own` anybody's.
-    pub(crate) fn store_pending(&self, pe: Pe, own: bool, slot: u64) -> bool {
-        self.old.get(&slot).is_some_and(|old| old.iter().any(|o| own || o.by != pe))
+    /// Whether a store that fills this descriptor is still under way: another PE's, or with `own` anybody's. An
+    /// exchange of another PE fills nothing: it found a table in use, and what it replaced was as good to read.
+    pub(crate) fn fill_pending(&self, pe: Pe, own: bool, slot: u64) -> bool {
+        let fills = |o: &Overwritten| own || o.by != pe && !o.exchanged;
+        self.old.get(&slot).is_some_and(|old| old.iter().any(fills))
     }
 
     /// A descriptor to which a store of `pe` is still under way.

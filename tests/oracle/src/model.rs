@@ -249,7 +249,8 @@ impl Model {
         let old = self.memory.current(slot);
         self.check_write(pe, slot, old, new);
         self.overwrite(pe, slot, old, new, atomic);
-        self.memory.write(self.now(), pe, slot, new);
+        self.memory.write(self.now(), pe, slot, new, atomic);
         self.read_again(slot, new, Some(walk::Publisher { pe, relaxed }));
+        self.caught(slot, new);
     }
 }

@@ -1,5 +1,6 @@
 //! The cases.
 
+pub mod alike;
 pub mod clear;
 pub mod copy;
 pub mod disjoint;

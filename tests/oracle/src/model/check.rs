@@ -47,10 +47,11 @@ impl Model {
     }
 
     /// Linking a table publishes its content, which must be visible to walks before the link is. A
-    /// release store orders the writer's own earlier stores; other PEs' must have completed.
+    /// release store orders the writer's own earlier stores; other PEs' must have completed. Where a table was linked
+    /// before and is again, as after a collapse that failed, others may go on to exchange its leaves meanwhile.
     pub(super) fn check_filled(&mut self, place: &Place, slots: &BTreeSet<u64>, by: Publisher) {
         let early =
-            slots.iter().find(|slot| self.memory.store_pending(by.pe, by.relaxed, **slot)).copied();
+            slots.iter().find(|slot| self.memory.fill_pending(by.pe, by.relaxed, **slot)).copied();
         if let Some(slot) = early {
             let table = place.table;
             let what = format!("table {table:#x} linked while a store to {slot:#x} is under way");

@@ -17,12 +17,16 @@ use super::Model;
 use crate::descriptor;
 use crate::event::{Aim, Dsb, Pe, Scope};
 use crate::invalidate::{hits, span};
+use crate::memory::page;
 use crate::tlb::{Entry, Form, Held, Mask, Place, pes};
 
 /// A TLBI that was executed and is not complete.
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
     local: bool,
+    aim: Aim,
+    /// Of which VM, where it is about one, and that is determined.
+    vmid: Option<u16>,
     /// What it removes once complete, and from whom; in order.
     doomed: Vec<(Entry, Held)>,
     /// What other PEs may only use because they have not synchronized.
@@ -30,6 +34,15 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Whether it must hit an entry that is there when it is executed.
+    fn hits(&self, entry: &Entry, form: Form) -> bool {
+        (self.aim == Aim::All || self.vmid == Some(entry.vmid)) && hits(self.aim, entry, form)
+    }
+
+    fn everything(&self) -> bool {
+        matches!(self.aim, Aim::All | Aim::Vm)
+    }
+
     fn takes(&self, pe: Pe, entry: &Entry, form: Form) -> bool {
         self.doomed.binary_search_by_key(entry, |(entry, _)| *entry).is_ok_and(|at| {
             let held = self.doomed[at].1;
@@ -63,7 +76,8 @@ impl Model {
         doomed.sort_unstable_by_key(|(entry, _)| *entry);
         let local = scope == Scope::Local;
         let others = if local { Vec::new() } else { self.unsynchronized(pe, aim) };
-        self.pes[pe].pending.push(Pending { local, doomed, others });
+        let vmid = self.vmid_in_force(pe);
+        self.pes[pe].pending.push(Pending { local, aim, vmid, doomed, others });
     }
 
     /// What PEs other than `by` have taken away and not synchronized, as far as an invalidation of `by`
@@ -157,6 +171,43 @@ impl Model {
                 pending.doomed.extend(new);
                 pending.doomed.sort_unstable_by_key(|(entry, _)| *entry);
                 pending.doomed.dedup_by_key(|(entry, _)| *entry);
+            }
+        }
+    }
+
+    /// Software has written a descriptor of a table to which walks come only by what an invalidation under way takes
+    /// away. Those walks are over when it is complete, and what they leave in a TLB it takes, too: no PE can
+    /// walk there once it has done its part of it.
+    pub(super) fn caught(&mut self, slot: u64, new: u64) {
+        let mut caught = Vec::new();
+        for (place, mask) in self.places_of(page(slot)) {
+            let entry = place.entry(slot, new);
+            for (by, state) in self.pes.iter().enumerate() {
+                for (at, pending) in state.pending.iter().enumerate() {
+                    let cut = |pe: &Pe| {
+                        let gone = |entry: &Entry| pending.takes(*pe, entry, Form::Stage2);
+                        (*pe == by || !pending.local)
+                            && !self.reachable(*pe, &place, &gone)
+                            && (pending.everything() || !self.held_in_two_sizes(*pe, &entry))
+                    };
+                    let from =
+                        pes(mask & self.everybody()).filter(cut).fold(0, |m, pe| m | 1 << pe);
+                    let form = |form| if pending.hits(&entry, form) { from } else { 0 };
+                    let held = Held { stage2: form(Form::Stage2), combined: form(Form::Combined) };
+                    if held.any() != 0 {
+                        caught.push((by, at, entry, held));
+                    }
+                }
+            }
+        }
+        for (by, at, entry, held) in caught {
+            let doomed = &mut self.pes[by].pending[at].doomed;
+            match doomed.binary_search_by_key(&entry, |(entry, _)| *entry) {
+                Ok(at) => {
+                    doomed[at].1.stage2 |= held.stage2;
+                    doomed[at].1.combined |= held.combined;
+                }
+                Err(at) => doomed.insert(at, (entry, held)),
             }
         }
     }
