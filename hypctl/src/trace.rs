@@ -202,6 +202,7 @@ fn event(record: &Record) -> (Event, Option<u64>) {
                 Invalidation::Vmalle1 => (Scope::Local, Aim::VmStage1),
                 Invalidation::Vmalls12e1Is => (Scope::Is, Aim::Vm),
                 Invalidation::Alle1Is => (Scope::Is, Aim::All),
+                Invalidation::Vmalls12e1 => (Scope::Local, Aim::Vm),
             };
             Event::Tlbi { pe, scope, aim }
         }
@@ -290,6 +291,7 @@ mod tests {
             (What::Tlbi(Invalidation::Vmalle1, 0), tlbi(Scope::Local, Aim::VmStage1)),
             (What::Tlbi(Invalidation::Vmalls12e1Is, 0), tlbi(is, Aim::Vm)),
             (What::Tlbi(Invalidation::Alle1Is, 0), tlbi(is, Aim::All)),
+            (What::Tlbi(Invalidation::Vmalls12e1, 0), tlbi(Scope::Local, Aim::Vm)),
             (What::AllocTable { table: 0x1000 }, Event::AllocTable { pe: 1, table: 0x1000 }),
             (What::FreeTable { table: 0x1000 }, Event::FreeTable { pe: 1, table: 0x1000 }),
             (

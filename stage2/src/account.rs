@@ -20,8 +20,8 @@ use crate::space::Tally;
 use crate::tlbi::Tlbi;
 
 /// Names of the TLB invalidations of one VM, as [`Tlbi::name`] gives them.
-pub const TLBI_KINDS: [&str; 6] =
-    ["IPAS2E1IS", "RIPAS2E1IS", "IPAS2E1", "VMALLE1IS", "VMALLE1", "VMALLS12E1IS"];
+pub const TLBI_KINDS: [&str; 7] =
+    ["IPAS2E1IS", "RIPAS2E1IS", "IPAS2E1", "VMALLE1IS", "VMALLE1", "VMALLS12E1IS", "VMALLS12E1"];
 
 /// Counts of one space's events, at a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -250,6 +250,7 @@ mod tests {
         let _ = of(Caps::TLBI_RANGE).reduce(range, LeafLevel::L3);
         of(Caps::empty()).relax_local(range.start(), LeafLevel::L3);
         let _ = of(Caps::empty()).vm();
+        of(Caps::empty()).vm_local();
 
         let mut issued = [0; TLBI_KINDS.len()];
         for event in rig.host.take_log() {

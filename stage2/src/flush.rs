@@ -147,6 +147,16 @@ impl<A: Arch> Stage2Tlb<'_, A> {
         Flushed::DONE
     }
 
+    /// Everything of the VM, both stages, on this PE only: after a TLB conflict abort, which the guest's next access
+    /// would take again. It removes every entry that matched \[RBLRKC, IJCCRT\].
+    pub fn vm_local(&self) {
+        // A local flush is no ground to give memory back: there is no token.
+        self.under_vmid(|arch| {
+            self.tlbi(Tlbi::Vmalls12e1);
+            arch.dsb(Dsb::Nsh);
+        });
+    }
+
     fn tlbi(&self, op: Tlbi) {
         self.ledger.tlbi(&op);
         self.arch.tlbi(op);
@@ -376,6 +386,13 @@ pub(crate) mod tests {
                 Event::Isb,
             ]
         );
+    }
+
+    #[test]
+    fn after_a_conflict_everything_of_the_vm_goes_from_this_pe() {
+        let log = run(VTTBR, Caps::TTL, |tlb| tlb.vm_local());
+        let vmalls = Event::Tlbi(Tlbi::Vmalls12e1, VTTBR);
+        assert_eq!(log, [Event::Dsb(Dsb::Ish), vmalls, Event::Dsb(Dsb::Nsh), Event::Isb]);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub enum Tlbi {
     Vmalle1,
     /// All entries of the VMID, both stages, all PEs.
     Vmalls12e1Is,
+    /// All entries of the VMID, both stages, this PE.
+    Vmalls12e1,
     /// All entries of all VMIDs, all PEs.
     Alle1Is,
 }
@@ -59,6 +61,8 @@ impl Sys {
     pub const VMALLE1: Self = Self { op1: 0, crm: 7, op2: 0 };
     /// `TLBI VMALLS12E1IS`.
     pub const VMALLS12E1IS: Self = Self { op1: 4, crm: 3, op2: 6 };
+    /// `TLBI VMALLS12E1`.
+    pub const VMALLS12E1: Self = Self { op1: 4, crm: 7, op2: 6 };
     /// `TLBI ALLE1IS`.
     pub const ALLE1IS: Self = Self { op1: 4, crm: 3, op2: 4 };
 
@@ -84,6 +88,7 @@ impl Tlbi {
             Self::Vmalle1Is => "VMALLE1IS",
             Self::Vmalle1 => "VMALLE1",
             Self::Vmalls12e1Is => "VMALLS12E1IS",
+            Self::Vmalls12e1 => "VMALLS12E1",
             Self::Alle1Is => "ALLE1IS",
         }
     }
@@ -294,6 +299,7 @@ mod tests {
         assert_eq!(Sys::VMALLE1IS.word(31), 0xd508_831f, "tlbi vmalle1is");
         assert_eq!(Sys::VMALLE1.word(31), 0xd508_871f, "tlbi vmalle1");
         assert_eq!(Sys::VMALLS12E1IS.word(31), 0xd50c_83df, "tlbi vmalls12e1is");
+        assert_eq!(Sys::VMALLS12E1.word(31), 0xd50c_87df, "tlbi vmalls12e1");
         assert_eq!(Sys::ALLE1IS.word(31), 0xd50c_839f, "tlbi alle1is");
     }
 

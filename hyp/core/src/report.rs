@@ -155,6 +155,8 @@ pub struct Stats {
     pub filled: u64,
     /// Scans.
     pub scan: ScanStats,
+    /// TLB conflict aborts of the guest, of any cause.
+    pub tlb_conflicts: u64,
     /// Trapped system register accesses.
     pub sysregs: u64,
     /// Caches.
@@ -448,6 +450,9 @@ impl Stats {
             row(f, "holes filled", self.filled)?;
         }
         self.scan.rows(f)?;
+        if self.tlb_conflicts != 0 {
+            row(f, "TLB conflicts", self.tlb_conflicts)?;
+        }
         self.caches.rows(f)?;
         if self.tlbi.is_empty() {
             row(f, "TLBIs", 0)?;

@@ -11,6 +11,8 @@ use hyp_abi::call::Stat;
 /// What is counted beyond [`Stat`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Own {
+    /// TLB conflict aborts of guests.
+    Conflicts,
     /// Trapped system register accesses.
     Sysregs,
     /// Data synchronisation barriers of the stage-2 protocols.
@@ -40,7 +42,7 @@ pub(crate) enum Own {
 }
 
 /// Names of the invalidations that are counted.
-pub(crate) const TLBI_NAMES: [&str; 8] = [
+pub(crate) const TLBI_NAMES: [&str; 9] = [
     "IPAS2E1IS",
     "IPAS2LE1IS",
     "RIPAS2E1IS",
@@ -48,6 +50,7 @@ pub(crate) const TLBI_NAMES: [&str; 8] = [
     "VMALLE1IS",
     "VMALLE1",
     "VMALLS12E1IS",
+    "VMALLS12E1",
     "ALLE1IS",
 ];
 

@@ -7,6 +7,7 @@
 //! | translation | emulated, cache maintenance | nothing: a device has no cached data |
 //! | translation | emulated, not decoded, fetch, or table walk | the VM stops |
 //! | translation | none | the VM stops |
+//! | TLB conflict | not asked | what this CPU's TLBs hold of the VM goes: [`conflict`] |
 //! | anything else | any | the VM stops: leaves in RAM permit everything and have AF set |
 //!
 //! HPFAR_EL2 is valid for translation, access-flag and address-size faults and for faults on a stage-1
@@ -33,6 +34,7 @@ use super::stop::Reason;
 use super::vcpu::Vcpu;
 use super::{NUMBER, blocks};
 use crate::device;
+use crate::event::counters::Own;
 use crate::event::trace;
 use crate::lock::relax;
 use crate::mem::PAGE;
@@ -188,15 +190,34 @@ pub(super) fn ended(
     }
 }
 
-/// Handles an abort that is no translation fault: the VM stops.
+/// Handles an abort that is no translation fault: a TLB conflict is resolved, for anything else the VM stops.
 #[cold]
-pub(super) fn other(env: Env<'_>, vcpu: &Vcpu, abort: Abort) -> Step {
+pub(super) fn other(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort) -> Step {
     env.cpu.counters.bump(Stat::Faults);
+    if abort.status() == Status::TlbConflict {
+        return conflict(env, vcpu);
+    }
     // HPFAR_EL2 is valid for these, and for any fault on a walk.
     let valid = abort.is_stage1_walk()
         || matches!(abort.status(), Status::AccessFlag(_) | Status::AddressSize(_));
     let page = valid.then(|| HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12);
     diagnose(env, vcpu, page.map(|page| ipa(page, abort)), None)
+}
+
+/// Two entries of this CPU's TLBs match an address. It happens while the size of a live block changes on another
+/// CPU (FEAT_BBM), and is reported to EL2 then \[RQWTKL\]; a guest's own stage 1 may bring it about, too. Nothing was
+/// accessed. Only if all of the VM's entries go, both stages, it is sure that these do \[RBLRKC, IJCCRT\]. If the other CPU
+/// is not through yet, it may happen again.
+#[cold]
+fn conflict(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
+    env.cpu.counters.bump_own(Own::Conflicts);
+    env.vm.space.tlb().vm_local();
+    if vcpu.may_repeat(FAR_EL2.get() & !(PAGE - 1)) {
+        return Step::Resume;
+    }
+    let hint = "this TLB conflict came back without end, though all of the VM's entries were invalidated each time: \
+                suspect stage 1 of the guest";
+    diagnose(env, vcpu, None, Some(hint.into()))
 }
 
 /// The address of the access: the page from HPFAR_EL2, the offset from FAR_EL2, except on a walk, where FAR

@@ -185,6 +185,8 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
 #[inline]
 fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     let esr = ESR_EL2.get();
+    #[cfg(feature = "selftest")]
+    let esr = crate::selftest::as_conflict(esr);
     if fault::is_translation(esr) {
         return fault::translation(env, vcpu, esr);
     }

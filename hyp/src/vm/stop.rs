@@ -78,6 +78,7 @@ fn stats() -> Stats {
             made: counters::sum(Stat::ScanMade),
             failed: counters::sum(Stat::ScanFailed),
         },
+        tlb_conflicts: counters::sum_own(Own::Conflicts),
         sysregs: counters::sum_own(Own::Sysregs),
         caches: CacheStats {
             frames_cleaned: counters::sum_own(Own::FramesCleaned),

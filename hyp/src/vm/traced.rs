@@ -87,6 +87,7 @@ unsafe impl<A: Arch> Arch for Traced<A> {
             Tlbi::Vmalle1Is => (Invalidation::Vmalle1Is, 0),
             Tlbi::Vmalle1 => (Invalidation::Vmalle1, 0),
             Tlbi::Vmalls12e1Is => (Invalidation::Vmalls12e1Is, 0),
+            Tlbi::Vmalls12e1 => (Invalidation::Vmalls12e1, 0),
             Tlbi::Alle1Is => (Invalidation::Alle1Is, 0),
         };
         step(|| (self.0.tlbi(op), Some(What::Tlbi(invalidation, operand))));

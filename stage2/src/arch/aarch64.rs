@@ -141,6 +141,7 @@ unsafe impl Arch for Aarch64 {
             Tlbi::Vmalle1Is => tlbi!(Sys::VMALLE1IS),
             Tlbi::Vmalle1 => tlbi!(Sys::VMALLE1),
             Tlbi::Vmalls12e1Is => tlbi!(Sys::VMALLS12E1IS),
+            Tlbi::Vmalls12e1 => tlbi!(Sys::VMALLS12E1),
             Tlbi::Alle1Is => tlbi!(Sys::ALLE1IS),
         }
     }

@@ -39,10 +39,11 @@ pub enum Invalidation {
     Vmalle1 = 4,
     Vmalls12e1Is = 5,
     Alle1Is = 6,
+    Vmalls12e1 = 7,
 }
 
 impl Invalidation {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Ipas2e1Is,
         Self::Ripas2e1Is,
         Self::Ipas2e1,
@@ -50,6 +51,7 @@ impl Invalidation {
         Self::Vmalle1,
         Self::Vmalls12e1Is,
         Self::Alle1Is,
+        Self::Vmalls12e1,
     ];
 }
 

@@ -107,6 +107,23 @@ fn a_panic_says_its_message_and_its_place() {
     ]);
 }
 
+/// QEMU raises no TLB conflict. Here every second fault of the guest is taken for one: the guest notices nothing, and
+/// whatever the CPU may hold of the VM is invalidated each time.
+#[test]
+fn a_tlb_conflict_is_resolved_and_the_guest_goes_on() {
+    let trace = Trace::none();
+    let guest = Scenario::of("hello");
+    let run = guest.hypervisor("selftest=conflict").trace(&trace.path()).run().exits(0);
+    run.checks(
+        "each was resolved by an invalidation of everything of the VM on that CPU",
+        |report| {
+            let stats = &report.stats;
+            stats.tlb_conflicts >= 16 && stats.tlbi.get("VMALLS12E1") == Some(&stats.tlb_conflicts)
+        },
+    );
+    trace.check().exits(0);
+}
+
 #[test]
 fn an_unknown_selftest_is_refused() {
     let trace = Trace::none();

@@ -116,6 +116,7 @@ unsafe impl Arch for &OracleMachine {
             Tlbi::Vmalle1Is => (Scope::Is, Aim::VmStage1),
             Tlbi::Vmalle1 => (Scope::Local, Aim::VmStage1),
             Tlbi::Vmalls12e1Is => (Scope::Is, Aim::Vm),
+            Tlbi::Vmalls12e1 => (Scope::Local, Aim::Vm),
             Tlbi::Alle1Is => (Scope::Is, Aim::All),
         };
         self.invalidate(scope, aim);
