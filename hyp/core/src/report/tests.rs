@@ -59,6 +59,38 @@ collapsing           4711 instructions (512 blocks, 1 call, 16 TLBIs, flushed 9 
 }
 
 #[test]
+fn scans_are_told_if_there_were_any() {
+    let mut report = sample();
+    report.stats.scan = ScanStats { passes: 3, made: 2, ..ScanStats::default() };
+    assert_eq!(report.to_string(), sample().to_string(), "nothing was looked at");
+    report.stats.scan =
+        ScanStats { passes: 3, idle: 4, looked: 60, waits: 5, rests: 8, made: 2, failed: 1 };
+    let rows = "
+scans of all RAM     3
+idle CPUs' parts     4
+spans looked at      60
+spans to wait        5
+spans to rest        8
+blocks by scans      2
+spans that stay      1
+TLBI IPAS2E1IS";
+    assert!(report.to_string().contains(rows), "{report}");
+}
+
+/// Blocks may have been made of pages though none was populated.
+#[test]
+fn blocks_are_told_wherever_they_come_from() {
+    let told = |change: fn(&mut Stats)| {
+        let mut report = sample();
+        change(&mut report.stats);
+        report.to_string().contains("\nblocks made          ")
+    };
+    assert!(!told(|_| ()));
+    assert!(told(|stats| stats.blocks = 1) && told(|stats| stats.split = 1));
+    assert!(told(|stats| stats.collapsed = 1));
+}
+
+#[test]
 fn a_vm_that_leaves_something_behind_is_the_hypervisors_fault() {
     let down = |leaked_frames, leaked_heap, wrong: Option<&str>| {
         let wrong = wrong.map(Into::into);
