@@ -41,7 +41,7 @@ impl Leaf {
     /// Whether the other allows the same and belongs to the same, wherever either lies, whatever hardware has
     /// recorded in it, and in a contiguous run or not.
     pub(crate) const fn is_like(&self, other: &Self) -> bool {
-        (self.kind() ^ other.kind()) & !CONTIGUOUS == 0
+        self.kind() == other.kind()
     }
 
     /// Its accessed and dirty state.
@@ -104,8 +104,7 @@ impl Leaf {
         if !matches!(self.level, Level::L3) || pa.get() & !(ADDRESS & !(block - 1)) != 0 {
             return None;
         }
-        let kind = self.kind() & !CONTIGUOUS;
-        Some(Descriptor(pa.get() | kind | state.0 | BLOCK | MANAGED))
+        Some(Descriptor(pa.get() | self.kind() | state.0 | BLOCK | MANAGED))
     }
 }
 

@@ -39,7 +39,7 @@ use super::{Batch, Progress, Release, Space};
 use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::claim::Claim;
-use crate::descriptor::{Descriptor, Former, Leaf, Owner, State, View};
+use crate::descriptor::{Descriptor, Former, Leaf, Owner, RUN, State, View};
 use crate::epoch::Cpu;
 use crate::flush::Flushed;
 use crate::gather::Owed;
@@ -365,19 +365,37 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         unsafe { arch.store(slot, live.bits()) };
         arch.dsb(Dsb::IshSt);
         ledger.collapsed(Level::L2, (SLOTS - holes) as u64);
-        for (index, slot) in pages() {
-            let page = slot.load(arch).to_drain(Level::L3);
-            // SAFETY: (1) flushed, and the grace period is over; (2) live or Empty, and nobody's but this
-            // claim's.
-            unsafe { arch.store_detached(slot, Descriptor::EMPTY.bits()) };
-            if let Some(page) = page.and_then(|page| page.as_drain(Level::L3)) {
-                blocks.frame(page_of(ipa, index), &page, flushed);
-            }
-        }
+        self.release(table, ipa, blocks, flushed);
         // SAFETY: (1) taken out of the tree; (2) flushed, and the grace period is over; (3) every slot is Empty.
         unsafe { memory.free_table(former.pa(), 1) };
         blocks.table(ipa);
         Ok(CopyCollapse::Made { filled: holes })
+    }
+
+    /// Gives the pages of a table that was copied to the caller, each with its final state; every slot is Empty
+    /// then. The members of a contiguous run speak for each other \[INFFSV\].
+    fn release(&self, table: &Table, ipa: Ipa, blocks: &mut impl Blocks, flushed: &Flushed) {
+        let arch = &self.space.arch;
+        for (number, slots) in table.slots().chunks(RUN).enumerate() {
+            let pages = slots.iter().filter_map(|slot| slot.load(arch).as_leaf(Level::L3));
+            let state = pages
+                .filter(Leaf::is_contiguous)
+                .fold(State::default(), |state, page| state.or(page.state()));
+            for (index, slot) in slots.iter().enumerate() {
+                let held = slot.load(arch);
+                // SAFETY: (1) flushed, and the grace period is over; (2) live or Empty, and nobody's but this
+                // claim's.
+                unsafe { arch.store_detached(slot, Descriptor::EMPTY.bits()) };
+                let last = match held.as_leaf(Level::L3) {
+                    Some(page) if page.is_contiguous() => page.of_run(true, state),
+                    _ => held,
+                };
+                let former = last.to_drain(Level::L3).and_then(|page| page.as_drain(Level::L3));
+                if let Some(former) = former {
+                    blocks.frame(page_of(ipa, number * RUN + index), &former, flushed);
+                }
+            }
+        }
     }
 }
 

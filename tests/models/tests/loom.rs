@@ -148,7 +148,7 @@ models! {
     a_collapse_beside_an_unmap: Some(3), 1_500,
         ["both went"],
         resize::a_collapse_beside_an_unmap;
-    a_copy_against_an_access_of_el2: None, 34_000,
+    a_copy_against_an_access_of_el2: Some(4), 1_000,
         ["EL2 wrote the page", "EL2 wrote the block", "EL2 found nothing"],
         copy::a_copy_against_an_access_of_el2;
     a_copy_against_install: Some(3), 4_200,
@@ -160,6 +160,9 @@ models! {
     a_copy_against_a_write: Some(3), 550,
         ["wrote", "Stale", "found no table"],
         copy::a_copy_against_a_write;
+    a_copy_against_a_locked_parent: Some(3), 290,
+        ["it was linked", "it was broken"],
+        copy::a_copy_against_a_locked_parent;
     a_copy_against_a_guest: None, 4_000,
         ["guest read the page", "guest read the block", "guest faulted"],
         copy::a_copy_against_a_guest;

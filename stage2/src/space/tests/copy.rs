@@ -256,7 +256,9 @@ fn one_dirty_page_makes_a_dirty_block() {
         assert_eq!(bits & WRITABLE != 0, dirty.is_some(), "{dirty:?}");
         assert_eq!(bits & (DIRTY_MODIFIER | CONTIGUOUS), DIRTY_MODIFIER);
         for (page, (ipa, (_, written))) in (0..512).zip(&blocks.released) {
-            assert_eq!((*ipa, *written), (page_at(page).get(), dirty == Some(page)));
+            let speaks = |its| if page < 16 { its < 16 } else { its == page };
+            let wanted = dirty.is_some_and(speaks);
+            assert_eq!((*ipa, *written), (page_at(page).get(), wanted), "page {page}, {dirty:?}");
         }
     }
 }

@@ -217,6 +217,7 @@ pub fn a_copy_against_a_write() {
             reached("found no table");
             return false;
         }
+        let parent = found.parent();
         let Ok(locked) = found.lock() else {
             reached("Stale");
             return false;
@@ -227,6 +228,8 @@ pub fn a_copy_against_a_write() {
         // SAFETY: (1) the table's lock is held; (2) the same translation.
         let was = unsafe { hardware.swap(slot, new.bits()) };
         assert_eq!(was, old.bits(), "nobody else writes it");
+        let link = &hardware.slots(pe.world.root(page(1)))[Level::L2.index(page(1))];
+        assert_eq!(Some(link.load(hardware)), parent, "a table whose lock is held is in the tree");
         reached("wrote");
         true
     });
@@ -243,6 +246,28 @@ pub fn a_copy_against_a_write() {
     } else {
         assert_eq!((told, last.level), (CopyCollapse::Made { filled: 0 }, Level::L2));
     }
+    world.settle();
+}
+
+/// A PE holds the lock of a table whose child another copies.
+pub fn a_copy_against_a_locked_parent() {
+    let world = World::new(Shape::small(2, 2));
+    let _ = map(&world, PAGES);
+    let looker = world.spawn(1, &[], |pe| {
+        let guard = pe.cpu.enter();
+        // The walk to the second table's addresses ends in the root, since there is none.
+        let root =
+            pe.world.space().lookup_ro(&guard, page(512)).expect("inside the IPA size").lock();
+        let seen = root.get(page(0)).expect("in the root").descriptor;
+        if seen.as_table(Level::L2).is_none() {
+            return reached("it was broken");
+        }
+        let again = root.get(page(0)).expect("in the root").descriptor;
+        assert_eq!(seen, again, "a table stays linked while its parent's lock is held");
+        reached("it was linked");
+    });
+    assert_eq!(world.pe(0, &[], copy), CopyCollapse::Made { filled: 0 });
+    looker.join().unwrap();
     world.settle();
 }
 
