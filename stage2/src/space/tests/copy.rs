@@ -226,10 +226,12 @@ fn pages_that_lie_anywhere_and_holes_become_one_block() {
     }
     let released: Vec<_> = blocks.released.iter().map(|(ipa, (pa, _))| (*ipa, *pa, 3)).collect();
     assert_eq!(before, released, "each page came back, once");
-    assert_eq!((blocks.tables, pages.live()), (vec![GIB], tables - 1));
-    assert_eq!((blocks.finished, blocks.given_back), (vec![fresh(0)], vec![]));
+    assert_eq!((blocks.tables, pages.live()), (vec![GIB], tables - 1), "the table came back");
+    assert_eq!(blocks.finished, [fresh(0)], "the block was finished");
+    assert_eq!(blocks.given_back, [], "and used");
     let account = rig.space.account();
-    assert_eq!((account.collapsed, account.leaves_now(), account.tables_now()), (1, 1, 1));
+    assert_eq!((account.collapsed, account.leaves_now()), (1, 1), "blocks made, leaves there");
+    assert_eq!(account.tables_now(), 1);
     let mut released = super::unmap::Released::default();
     let mut claim = rig.space.claim(at).unwrap();
     let all = Batch::all_of(&claim);
@@ -253,7 +255,7 @@ fn one_dirty_page_makes_a_dirty_block() {
         let mut blocks = rig.blocks(1);
         assert_eq!(rig.copy(range(GIB, MIB2), 0, &mut blocks, || {}), Ok(Progress::Done));
         let bits = rig.space.lookup(&rig.cpu.enter(), page_at(0)).unwrap().descriptor.bits();
-        assert_eq!(bits & WRITABLE != 0, dirty.is_some(), "{dirty:?}");
+        assert_eq!(bits & WRITABLE != 0, dirty.is_some(), "the block, with {dirty:?} dirty");
         assert_eq!(bits & (DIRTY_MODIFIER | CONTIGUOUS), DIRTY_MODIFIER);
         for (page, (ipa, (_, written))) in (0..512).zip(&blocks.released) {
             let speaks = |its| if page < 16 { its < 16 } else { its == page };
@@ -465,7 +467,7 @@ fn a_copy_keeps_to_its_claim_and_to_its_budget() {
     assert_eq!(done, Err(CopyError::Claim(NotClaimed::From { from, range: all })));
     let _guard = rig.cpu.enter();
     let done = rig.space.copy_collapse(&rig.cpu, &mut claim, batch, 0, &mut blocks, || {});
-    assert_eq!(done, Err(CopyError::NotQuiescent));
+    assert_eq!(done, Err(CopyError::NotQuiescent), "inside a guard");
 }
 
 /// A source that leaves a guard open: nobody could wait, so nothing moves, and all is linked again.

@@ -1,6 +1,7 @@
 //! Pages that move into a block, against those who reach them: EL2 under a guard, fault handlers, lock holders, guests.
 
 use mmu_oracle::Event;
+use stage2::arch::Dsb;
 use stage2::space::{Batch, Blocks, CopyCollapse, CopyObstacle, Frames, Progress, Release};
 use stage2::{
     Arch, Descriptor, Flushed, Former, Install, InstallError, Ipa, Level, Owner, PAGE_SIZE, Pa,
@@ -227,6 +228,7 @@ pub fn a_copy_against_a_write() {
         let new = Descriptor::from_bits(old.bits() | NOT_OWNED);
         // SAFETY: (1) the table's lock is held; (2) the same translation.
         let was = unsafe { hardware.swap(slot, new.bits()) };
+        hardware.dsb(Dsb::IshSt);
         assert_eq!(was, old.bits(), "nobody else writes it");
         let link = &hardware.slots(pe.world.root(page(1)))[Level::L2.index(page(1))];
         assert_eq!(Some(link.load(hardware)), parent, "a table whose lock is held is in the tree");
