@@ -56,7 +56,7 @@ fn scattered(start: usize) {
 
 /// The block in which this code is: RAM is populated by pages there.
 fn image() {
-    let block = image as usize & !(MIB2 - 1);
+    let block = image as *const () as usize & !(MIB2 - 1);
     check_eq!(copy(block, MIB2, 0), Ok((MIB2, 0)), "a copy that allows no holes");
     let before = stat(Stat::Filled);
     check_eq!(copy(block, MIB2, 511), Ok((MIB2, 1)), "a copy of the image");

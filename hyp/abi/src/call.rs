@@ -54,6 +54,14 @@ pub const COLLAPSE: u32 = 0xC600_0005;
 /// it is.
 pub const COPY: u32 = 0xC600_0006;
 
+/// Makes contiguous runs of the caller's RAM, where 16 pages form one: aligned, alike, one behind the other. Arguments and
+/// answers as of [`SPLIT`], with the number of runs that were made in `x2`. Everything else stays as it is.
+pub const CONTIGUOUS: u32 = 0xC600_0007;
+
+/// Dissolves the contiguous runs of the caller's RAM: arguments and answers as of [`SPLIT`], with the number of runs
+/// that there were in `x2`.
+pub const DISSOLVE: u32 = 0xC600_0008;
+
 /// Looks for RAM of the caller's that is worth a block, and makes it: what [`COLLAPSE`] does, where the hypervisor
 /// finds it worth while, and what [`COPY`] does. `x1` bounds the work: so many tables of pages are looked at, 1 to [`SCAN_MAX`];
 /// 2 MiB without pages count for next to nothing. The call goes on where the last one stopped, and ends where RAM ends.
@@ -72,7 +80,7 @@ pub const SCAN_MAX: u64 = 64;
 /// Size of a block, in bytes.
 pub const BLOCK: u64 = 2 << 20;
 
-/// The most that [`SPLIT`], [`COLLAPSE`] and [`COPY`] take at once, in bytes.
+/// The most that [`SPLIT`] and the calls like it take at once, in bytes.
 pub const RESIZE_MAX: u64 = 1 << 30;
 
 /// What [`VENDOR_UID`] answers: `w0`..`w3`.
@@ -147,11 +155,15 @@ pub enum Stat {
     ScanMade = 23,
     /// Spans that scans could not make a block of.
     ScanFailed = 24,
+    /// Contiguous runs that were made.
+    Runs = 25,
+    /// Contiguous runs that were dissolved.
+    Dissolved = 26,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -177,6 +189,8 @@ impl Stat {
         Self::ScanRests,
         Self::ScanMade,
         Self::ScanFailed,
+        Self::Runs,
+        Self::Dissolved,
     ];
 
     /// The selector with this number, if there is one.
@@ -208,6 +222,8 @@ impl Stat {
             22 => Self::ScanRests,
             23 => Self::ScanMade,
             24 => Self::ScanFailed,
+            25 => Self::Runs,
+            26 => Self::Dissolved,
             _ => return None,
         })
     }
@@ -233,7 +249,9 @@ mod tests {
 
     #[test]
     fn identifiers_are_fast_calls_of_the_vendor_hypervisor_service() {
-        for id in [VENDOR_UID, VERDICT, STAT, MOVE, SPLIT, COLLAPSE, COPY, SCAN] {
+        for id in
+            [VENDOR_UID, VERDICT, STAT, MOVE, SPLIT, COLLAPSE, COPY, CONTIGUOUS, DISSOLVE, SCAN]
+        {
             assert_eq!(id >> 31, 1, "fast call");
             assert_eq!((id >> 24) & 0x3f, 6, "owning entity: vendor specific hypervisor service");
         }

@@ -147,6 +147,10 @@ pub struct Stats {
     pub blocks: u64,
     /// Blocks that were split into pages.
     pub split: u64,
+    /// Of these, with the bit nT instead of a break (FEAT_BBM level 1).
+    pub split_marked: u64,
+    /// Of these, at once and with no break (FEAT_BBM level 2).
+    pub split_live: u64,
     /// Blocks that were made of pages.
     pub collapsed: u64,
     /// Blocks that were made by copying pages together.
@@ -157,6 +161,10 @@ pub struct Stats {
     pub scan: ScanStats,
     /// TLB conflict aborts of the guest, of any cause.
     pub tlb_conflicts: u64,
+    /// Contiguous runs of 16 pages that were made.
+    pub runs: u64,
+    /// Those that were dissolved, other than by a collapse or a copy.
+    pub dissolved: u64,
     /// Trapped system register accesses.
     pub sysregs: u64,
     /// Caches.
@@ -443,6 +451,8 @@ impl Stats {
         if (self.blocks, self.split, self.collapsed) != (0, 0, 0) {
             row(f, "blocks installed", self.blocks)?;
             row(f, "blocks split", self.split)?;
+            row(f, "  by nT", self.split_marked)?;
+            row(f, "  at once", self.split_live)?;
             row(f, "blocks made", self.collapsed)?;
         }
         if self.copied != 0 {
@@ -450,6 +460,10 @@ impl Stats {
             row(f, "holes filled", self.filled)?;
         }
         self.scan.rows(f)?;
+        if self.runs != 0 {
+            row(f, "runs made", self.runs)?;
+            row(f, "runs dissolved", self.dissolved)?;
+        }
         if self.tlb_conflicts != 0 {
             row(f, "TLB conflicts", self.tlb_conflicts)?;
         }

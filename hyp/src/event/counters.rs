@@ -13,6 +13,10 @@ use hyp_abi::call::Stat;
 pub(crate) enum Own {
     /// TLB conflict aborts of guests.
     Conflicts,
+    /// Blocks that were split with nT instead of a break.
+    SplitMarked,
+    /// Blocks that were split at once, with no break.
+    SplitLive,
     /// Trapped system register accesses.
     Sysregs,
     /// Data synchronisation barriers of the stage-2 protocols.

@@ -8,7 +8,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hyp_abi::call::{COPY, SPLIT};
+use hyp_abi::call::{COLLAPSE, COPY, SPLIT};
 use hyp_core::report::{Resizing, Work};
 
 use crate::sysreg;
@@ -53,8 +53,9 @@ pub(crate) fn noted<E>(
     let [tlbis_after, flushes_after] = flushed();
     let sums = match call {
         SPLIT => &SPLITS,
+        COLLAPSE => &COLLAPSES,
         COPY => &COPIES,
-        _ => &COLLAPSES,
+        _ => return Ok(done),
     };
     sums.add([1, done.blocks, instructions, tlbis_after - tlbis, flushes_after - flushes]);
     Ok(done)

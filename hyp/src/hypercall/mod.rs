@@ -23,7 +23,7 @@ use crate::vm::run::{Env, Step};
 use crate::vm::scan::{self, Scanned};
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::{Entry, Vcpu};
-use crate::vm::{NUMBER, Vm, copying};
+use crate::vm::{NUMBER, Vm, copying, runs};
 
 /// Answers a call; `immediate` is that of the instruction, `esr` its syndrome.
 pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> Step {
@@ -48,11 +48,13 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             }
             None => answer(vcpu, call::INVALID_PARAMETER as u64),
         },
-        call::SPLIT | call::COLLAPSE | call::COPY => {
+        call::SPLIT | call::COLLAPSE | call::COPY | call::CONTIGUOUS | call::DISSOLVE => {
             let [start, bytes, more] = arguments;
             let work = || match function {
                 call::SPLIT => blocks::split(env, start, bytes),
                 call::COLLAPSE => blocks::collapse(env, start, bytes),
+                call::CONTIGUOUS => runs::make(env, start, bytes),
+                call::DISSOLVE => runs::dissolve(env, start, bytes),
                 _ => copying::copy(env, start, bytes, more),
             };
             #[cfg(feature = "measure")]

@@ -16,13 +16,16 @@ use alloc::format;
 
 use hyp_abi::call::{RESIZE_MAX, Stat};
 use stage2::space::{Batch, Collapse, Progress, SplitError};
-use stage2::{Frames, Guard, Install, InstallError, Ipa, IpaRange, Level, Mapping, Pa, Tally};
+use stage2::{
+    Account, Frames, Guard, Install, InstallError, Ipa, IpaRange, Level, Mapping, Pa, Tally,
+};
 
 use super::fault::{Populate, ended};
 use super::moving::Refused;
 use super::payload::Source;
 use super::run::Env;
 use super::{Policy, scan};
+use crate::event::counters::Own;
 use crate::event::trace;
 use crate::lock::relax;
 use crate::mem::cache::{BLOCK, BLOCK_FRAMES, FULL, Stock};
@@ -126,12 +129,10 @@ pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Ref
     if !cpu.stock.has(BATCH.min((bytes / BLOCK) as usize)) {
         cpu.stock.refill();
     }
-    let before = vm.space.account().split;
+    let before = vm.space.account();
     let batch = Batch { from: range.start(), slots: BATCH * BLOCK_FRAMES };
     let progress = vm.space.split(guards, &mut claim, batch, Level::L3);
-    // Nobody else splits: that takes the turn.
-    let blocks = vm.space.account().split - before;
-    cpu.counters.add(Stat::Split, blocks);
+    let blocks = count_splits(env, &before);
     if blocks != 0 {
         scan::split(env, range);
     }
@@ -140,6 +141,18 @@ pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Ref
         Err(SplitError::OutOfTables { .. }) => Err(Refused::NoMemory),
         Err(error) => Err(Refused::Broken(format!("cannot split: {error}"))),
     }
+}
+
+/// Counts the splits since an account was taken, and returns how many there were. Nobody else splits: the caller has
+/// the turn.
+pub(super) fn count_splits(env: Env<'_>, before: &Account) -> u64 {
+    let (now, counters) = (env.vm.space.account(), &env.cpu.counters);
+    let split = now.split - before.split;
+    let [marked, live] = [0, 1].map(|way| now.split_live[way] - before.split_live[way]);
+    counters.add(Stat::Split, split);
+    counters.add_own(Own::SplitMarked, marked);
+    counters.add_own(Own::SplitLive, live);
+    split
 }
 
 /// Makes blocks of the pages of the first part of a range. Called at a safe point.

@@ -47,6 +47,7 @@ pub(crate) mod moving;
 pub(crate) mod payload;
 mod pe;
 pub(crate) mod run;
+pub(crate) mod runs;
 pub(crate) mod scan;
 pub(crate) mod stop;
 mod takedown;

@@ -31,10 +31,11 @@ use stage2::epoch::Cpu;
 use stage2::space::{Batch, Notes, Progress, Release, SplitError};
 use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Level, Pa, Tally, View};
 
+use super::blocks::count_splits;
 use super::copying::{copy_page, retire_page};
 use super::payload::Source;
 use super::run::Env;
-use super::{Policy, Stage2};
+use super::{Policy, Stage2, runs};
 use crate::lock::relax;
 use crate::mem::cache::BLOCK;
 use crate::mem::{PAGE, clean, frames};
@@ -183,6 +184,7 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
     if blocks.is_some() {
         // Nobody installs a block any more: the policy says so.
         split(env, &mut claim)?;
+        runs::dissolve_all(env, &mut claim)?;
         drop(claim);
         claim = vm.space.claim(range).map_err(|_| Refused::Broken("the claim is lost".into()))?;
     }
@@ -218,7 +220,7 @@ fn whole_blocks(range: IpaRange) -> Option<IpaRange> {
 /// Splits the blocks of the claimed range, all of them.
 fn split(env: Env<'_>, claim: &mut Claim<'_>) -> Result<(), Refused> {
     let space = &env.vm.space;
-    let before = space.account().split;
+    let before = space.account();
     let mut batch = Batch { from: claim.range().start(), slots: BATCH };
     let mut tries = TRIES;
     let outcome = loop {
@@ -232,7 +234,7 @@ fn split(env: Env<'_>, claim: &mut Claim<'_>) -> Result<(), Refused> {
             Err(error) => break Err(Refused::Broken(format!("cannot split: {error}"))),
         }
     };
-    env.cpu.counters.add(Stat::Split, space.account().split - before);
+    count_splits(env, &before);
     outcome
 }
 

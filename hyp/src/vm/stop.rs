@@ -66,6 +66,8 @@ fn stats() -> Stats {
         moved: counters::sum(Stat::Moved),
         blocks: counters::sum(Stat::Blocks),
         split: counters::sum(Stat::Split),
+        split_marked: counters::sum_own(Own::SplitMarked),
+        split_live: counters::sum_own(Own::SplitLive),
         collapsed: counters::sum(Stat::Collapsed),
         copied: counters::sum(Stat::Copied),
         filled: counters::sum(Stat::Filled),
@@ -79,6 +81,8 @@ fn stats() -> Stats {
             failed: counters::sum(Stat::ScanFailed),
         },
         tlb_conflicts: counters::sum_own(Own::Conflicts),
+        runs: counters::sum(Stat::Runs),
+        dissolved: counters::sum(Stat::Dissolved),
         sysregs: counters::sum_own(Own::Sysregs),
         caches: CacheStats {
             frames_cleaned: counters::sum_own(Own::FramesCleaned),

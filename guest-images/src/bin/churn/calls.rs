@@ -2,13 +2,13 @@
 
 use guest_rt::{Machine, PAGE, call, check, check_eq, fail};
 use hyp_abi::call::{
-    self as vendor, BUSY, COLLAPSE, COPY, INVALID_PARAMETER, NO_MEMORY, NOT_SUPPORTED, SPLIT,
-    SUCCESS,
+    self as vendor, BUSY, COLLAPSE, CONTIGUOUS, COPY, DISSOLVE, INVALID_PARAMETER, NO_MEMORY,
+    NOT_SUPPORTED, SPLIT, SUCCESS,
 };
 use smccc::Hvc;
 
 /// The calls that change the size of mappings.
-pub(crate) const RESIZES: [u32; 3] = [SPLIT, COLLAPSE, COPY];
+pub(crate) const RESIZES: [u32; 5] = [SPLIT, COLLAPSE, COPY, CONTIGUOUS, DISSOLVE];
 /// Pages of a block that may be missing, for [`COPY`]: all but one.
 const HOLES: u64 = 511;
 

@@ -23,7 +23,7 @@
 //!
 //! Arguments (`key=value`): `pages` of data a vCPU (64), `moves` at the least (200), `seconds` at the most
 //! (60), and the minimum of each: `min-drained` (100), `min-freed` (16), `min-lost` (2),
-//! with blocks `min-split`, `min-collapsed`, `min-copied` (32 each) and `min-filled` (100). vCPUs that take
+//! with blocks `min-split`, `min-collapsed`, `min-copied` (32 each), `min-filled` (100), `min-runs` and `min-dissolved` (64). vCPUs that take
 //! turns (`--icount`) lose no race: `min-lost=0`. With `reset=1` a pass is no verdict: the guest resets its
 //! machine instead, while its vCPUs work.
 
@@ -40,7 +40,7 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
 use calls::{Resize, move_memory, refusals, resize, resize_all};
 use guest_rt::rng::mix;
 use guest_rt::{MIB2, Machine, PAGE, check, cpu, fail, say, smp};
-use hyp_abi::call::{COLLAPSE, COPY, SPLIT};
+use hyp_abi::call::{COLLAPSE, CONTIGUOUS, COPY, DISSOLVE, SPLIT};
 use smccc::{Hvc, psci};
 use watch::{KINDS, Watch};
 use work::{Block, MAX_PAGES};
@@ -49,8 +49,8 @@ guest_rt::guest!("churn", churn);
 
 const KEYS: [&str; 4 + KINDS] = watch::keys(["pages", "moves", "seconds", "reset"]);
 /// How the size of what stays may change, and that of everything else: as often as they stand here.
-const IN_PLACE: &[u32] = &[SPLIT, COLLAPSE];
-const WAYS: &[u32] = &[SPLIT, COLLAPSE, COPY, COPY];
+const IN_PLACE: &[u32] = &[SPLIT, SPLIT, COLLAPSE, COLLAPSE, CONTIGUOUS, DISSOLVE];
+const WAYS: &[u32] = &[SPLIT, SPLIT, COLLAPSE, COPY, COPY, COPY, CONTIGUOUS, DISSOLVE];
 /// Seconds / this: how long vCPUs work before their machine is reset.
 const RESET_AFTER: u64 = 50;
 

@@ -65,9 +65,17 @@ const WATCHED: [Watched; KINDS] = [
         least: 100,
         blocks: true,
     },
+    Watched { stats: &[Stat::Runs], name: "runs made", key: "min-runs", least: 64, blocks: true },
+    Watched {
+        stats: &[Stat::Dissolved],
+        name: "runs dissolved",
+        key: "min-dissolved",
+        least: 64,
+        blocks: true,
+    },
 ];
 /// How many there are.
-pub(crate) const KINDS: usize = 7;
+pub(crate) const KINDS: usize = 9;
 
 /// The arguments of a run: these, and the minima.
 pub(crate) const fn keys<const N: usize, const ALL: usize>(

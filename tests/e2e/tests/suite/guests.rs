@@ -1,7 +1,7 @@
 //! Our own guests pass on every CPU model.
 
 use e2e::{Run, Scenario, on_every_cpu};
-use hyp_core::report::Outcome;
+use hyp_core::report::{Outcome, Stats};
 
 on_every_cpu!(hello, |cpu| {
     Scenario::of("hello")
@@ -138,7 +138,7 @@ on_every_cpu!(churn, |cpu| {
 });
 
 // The same in RAM that is populated by blocks, whose sizes change under the vCPUs, too.
-on_every_cpu!(churn_with_blocks, |cpu| churn_with_blocks_and(cpu, "bbm=2"));
+on_every_cpu!(churn_with_blocks, |cpu| churn_with_blocks_and(cpu, 2));
 
 /// CPUs with FEAT_BBM, which is made use of up to a level: 0 is break-before-make, 1 the nT bit.
 mod churn_with_bbm_held_down {
@@ -146,47 +146,55 @@ mod churn_with_bbm_held_down {
 
     #[test]
     fn max_to_0() {
-        churn_with_blocks_and("max", "bbm=0").shows("BBM 0,");
+        churn_with_blocks_and("max", 0).shows("BBM 0,");
     }
 
     #[test]
     fn max_to_1() {
-        churn_with_blocks_and("max", "bbm=1").shows("BBM 1,");
+        churn_with_blocks_and("max", 1).shows("BBM 1,");
     }
 
     #[test]
     fn neoverse_n2_to_0() {
-        churn_with_blocks_and("neoverse-n2", "bbm=0").shows("BBM 0,");
+        churn_with_blocks_and("neoverse-n2", 0).shows("BBM 0,");
     }
 
     #[test]
     fn neoverse_n2_to_1() {
-        churn_with_blocks_and("neoverse-n2", "bbm=1").shows("BBM 1,");
+        churn_with_blocks_and("neoverse-n2", 1).shows("BBM 1,");
     }
 }
 
 /// The guest itself fails unless each has happened as often as it is told here; the host's view must agree.
 #[track_caller]
-fn churn_with_blocks_and(cpu: &str, bbm: &str) -> Run {
+fn churn_with_blocks_and(cpu: &str, bbm: u8) -> Run {
     const AT_LEAST: u64 = 12;
     let words = format!(
-        "moves=60 seconds=90 min-drained=20 min-freed=20 min-lost=0 \
-         min-split={AT_LEAST} min-collapsed={AT_LEAST} min-copied={AT_LEAST} min-filled=100"
+        "moves=60 seconds=90 min-drained=20 min-freed=20 min-lost=0 min-split={AT_LEAST} \
+         min-collapsed={AT_LEAST} min-copied={AT_LEAST} min-filled=100 min-runs=64 min-dissolved=32"
     );
     Scenario::of("churn")
         .cpu(cpu)
         .vcpus(4)
         .append(&words)
         .flag("--blocks")
-        .hypervisor(bbm)
+        .hypervisor(&format!("bbm={bbm}"))
         .alone()
         .timeout(150)
         .passes()
         .checks("blocks were populated", |report| report.stats.blocks >= 8)
         .checks("blocks were split", |report| report.stats.split >= AT_LEAST)
+        .checks("in the way that FEAT_BBM allows", |report| {
+            let Stats { split, split_marked, split_live, .. } = report.stats;
+            let is = |level: &str| report.cpu_features.contains(level);
+            let by = [is("BBM 0,"), is("BBM 1,"), is("BBM 2,")].map(|it| u64::from(it) * split);
+            by == [split - split_marked - split_live, split_marked, split_live]
+        })
         .checks("blocks were made again in place", |report| report.stats.collapsed >= AT_LEAST)
         .checks("blocks were made of copies", |report| report.stats.copied >= AT_LEAST)
         .checks("holes were filled", |report| report.stats.filled >= 100)
+        .checks("runs were made", |report| report.stats.runs >= 64)
+        .checks("runs were dissolved", |report| report.stats.dissolved >= 32)
 }
 
 #[test]

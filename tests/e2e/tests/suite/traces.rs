@@ -103,7 +103,7 @@ fn blocks_that_are_split_made_again_and_copied_are_sound() {
     let guest = Scenario::of("churn").vcpus(2).flag("--icount").flag("--blocks");
     let guest = guest.trace(&trace.path()).timeout(120);
     let words = "moves=8 min-drained=1 min-freed=1 min-lost=0 min-split=3 min-collapsed=2 \
-                 min-copied=1 min-filled=0 seconds=600";
+                 min-copied=1 min-filled=0 min-runs=1 min-dissolved=1 seconds=600";
     guest.append(words).passes();
     trace.check().exits(0).shows("verdicts             none");
 }
