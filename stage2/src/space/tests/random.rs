@@ -7,7 +7,9 @@
 use super::map::extent;
 use super::unmap::{Released, range};
 use super::*;
-use crate::space::{Batch, MapError, Notes, Progress, UnmapError};
+use crate::space::{
+    Batch, Collapse, Contiguous, ContiguousError, MapError, Notes, Progress, SplitError, UnmapError,
+};
 
 /// A slot that is not Empty: what it holds and its bytes, by its address.
 type Picture = BTreeMap<u64, (Held, u64)>;
@@ -25,6 +27,10 @@ enum Op {
     Unmap { first: u64, count: u64, notes: bool },
     Annotate { first: u64, count: u64, payload: u64 },
     Deannotate { first: u64, count: u64 },
+    Split { first: u64, count: u64 },
+    Collapse { first: u64, count: u64 },
+    MakeContiguous { first: u64, count: u64, blocks: bool },
+    Dissolve { first: u64, count: u64 },
 }
 
 /// How an operation is run: pages of its range that are left out at the beginning, slots a batch, and the
@@ -36,13 +42,17 @@ struct How {
     tables: usize,
 }
 
-/// Pages of the window in which everything happens.
-const WINDOW: u64 = 4096;
+/// Pages of the window in which everything happens: a run of blocks.
+const WINDOW: u64 = 8192;
 
 fn ops() -> impl Strategy<Value = Vec<(Op, How)>> {
     let edges = prop_oneof![0..WINDOW, (0..WINDOW / 512).prop_map(|n| n * 512)];
     let counts = prop_oneof![1u64..1100, (1u64..4).prop_map(|n| n * 512), Just(1u64), Just(WINDOW)];
     let span = (edges, counts).prop_map(|(first, count)| (first, count.min(WINDOW - first)));
+    // Few ranges, at edges of blocks and of runs, so that what one operation has made another finds.
+    let edges = prop_oneof![4 => (0..3u64).prop_map(|n| n * 512), 2 => (0..96u64).prop_map(|n| n * 16), 1 => 0..1536u64];
+    let counts = prop_oneof![4 => (1..4u64).prop_map(|n| n * 512), 2 => (1..40u64).prop_map(|n| n * 16), 1 => 1..80u64];
+    let near = prop_oneof![8 => (edges, counts), 1 => Just((0, WINDOW))];
     let op = prop_oneof![
         (0..WINDOW, any::<bool>()).prop_map(|(page, block)| Op::Install { page, block }),
         (span.clone(), 0u64..3, 0usize..3).prop_map(|((first, count), to, coarsest)| Op::Map {
@@ -63,13 +73,31 @@ fn ops() -> impl Strategy<Value = Vec<(Op, How)>> {
         }),
         span.prop_map(|(first, count)| Op::Deannotate { first, count }),
     ];
+    let near_op = prop_oneof![
+        2 => (near.clone(), 0usize..3).prop_map(|((first, count), coarsest)| Op::Map {
+            first,
+            count,
+            to: 0,
+            coarsest
+        }),
+        1 => near.clone().prop_map(|(first, count)| Op::Unmap { first, count, notes: true }),
+        2 => near.clone().prop_map(|(first, count)| Op::Split { first, count }),
+        2 => near.clone().prop_map(|(first, count)| Op::Collapse { first, count }),
+        2 => (near.clone(), any::<bool>()).prop_map(|((first, count), blocks)| Op::MakeContiguous {
+            first,
+            count,
+            blocks
+        }),
+        1 => near.prop_map(|(first, count)| Op::Dissolve { first, count }),
+    ];
+    let op = prop_oneof![op, near_op];
     let how = (
         prop_oneof![4 => Just(0), 1 => 1u64..600],
         prop_oneof![Just(1usize), 2usize..700, Just(usize::MAX)],
         prop_oneof![3 => Just(usize::MAX), 1 => 0usize..4],
     );
     let how = how.prop_map(|(skipped, slots, tables)| How { skipped, slots, tables });
-    prop::collection::vec((op, how), 1..24)
+    prop::collection::vec((op, how), 1..32)
 }
 
 struct Rig<'t> {
@@ -82,15 +110,36 @@ impl Rig<'_> {
     fn picture(&self) -> Picture {
         let guard = self.cpu.enter();
         let all = range(0, 1 << self.space.geometry.ipa_bits());
+        let mut runs: BTreeMap<(u64, u64), Vec<u64>> = BTreeMap::new();
         let slots = self.space.visit(&guard, all).map(|(ipa, lookup)| {
             let held = match lookup.view() {
-                View::Leaf(leaf) => Held::Leaf(leaf.pa().get()),
+                View::Leaf(leaf) => {
+                    if leaf.is_contiguous() {
+                        let (ipa, bytes) = (ipa.get(), lookup.level.slot_bytes());
+                        let (of, behind) = (ipa / (16 * bytes), ipa % (16 * bytes));
+                        runs.entry((of, bytes)).or_default().push(leaf.pa().get() - behind);
+                    }
+                    Held::Leaf(leaf.pa().get())
+                }
                 View::Note(note) => Held::Note(note.get()),
                 other => panic!("left in transition: {ipa} {other:?}"),
             };
             (ipa.get(), (held, lookup.level.slot_bytes()))
         });
-        slots.collect()
+        let picture = slots.collect();
+        for (of, members) in runs {
+            assert_eq!(members, [members[0]; 16], "a run of other than 16 in a row: {of:x?}");
+        }
+        picture
+    }
+
+    /// Members of runs, by address.
+    fn members(&self) -> std::collections::BTreeSet<u64> {
+        let guard = self.cpu.enter();
+        let all = range(0, 1 << self.space.geometry.ipa_bits());
+        let member = |lookup: &crate::space::Lookup| matches!(lookup.view(), View::Leaf(leaf) if leaf.is_contiguous());
+        let slots = self.space.visit(&guard, all).filter(|(_, lookup)| member(lookup));
+        slots.map(|(ipa, _)| ipa.get()).collect()
     }
 
     fn at(&self, first: u64, count: u64) -> IpaRange {
@@ -215,7 +264,18 @@ impl Rig<'_> {
                 }
                 let after = self.picture();
                 if let Err(error) = &result {
-                    assert!(matches!(error, UnmapError::Straddles { .. }), "{error}");
+                    let cut = match error {
+                        UnmapError::Straddles { ipa, .. } => *ipa,
+                        UnmapError::CutsRun { ipa, level } => {
+                            assert!(self.members().contains(&ipa.get()), "{error}");
+                            let end = ipa.get() + 16 * level.slot_bytes();
+                            let from = from.max(until);
+                            assert!(ipa.get() < from || end > at.end().get(), "{error}");
+                            *ipa
+                        }
+                        _ => panic!("{error}"),
+                    };
+                    assert!(cut < at.end(), "{error}");
                     until = until.max(from);
                 }
                 for (ipa, (held, bytes)) in &before {
@@ -254,10 +314,129 @@ impl Rig<'_> {
                 }
                 assert_eq!(self.picture(), before);
             }
+            Op::Split { first, count } => {
+                let (at, members) = (self.at(first, count), self.members());
+                let mut until = at.start().get();
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| self.space.split(&self.cpu, claim, batch, PAGE),
+                    |_, next| until = next,
+                );
+                match result {
+                    Ok(()) => {}
+                    Err(SplitError::OutOfTables { .. }) => assert!(how.tables < 4),
+                    Err(SplitError::Contiguous { ipa }) => assert!(members.contains(&ipa.get())),
+                    Err(SplitError::Straddles { ipa, .. }) => {
+                        let end = ipa.get() + before[&ipa.get()].1;
+                        assert!(ipa < at.start() || end > at.end().get(), "{ipa} is inside");
+                    }
+                    Err(other) => panic!("{other}"),
+                }
+                let after = self.picture();
+                assert_eq!(pages_of(&after), pages_of(&before));
+                let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
+                for (ipa, (held, bytes)) in after.range(from..until.max(from)) {
+                    assert!(matches!(held, Held::Note(_)) || *bytes == 4096, "{ipa:#x} is a block");
+                }
+                for (ipa, slot) in before.iter().filter(|(ipa, _)| !at.contains(Ipa::new(**ipa))) {
+                    assert_eq!(after.get(ipa), Some(slot), "outside the claim");
+                }
+                assert_eq!(self.members(), members);
+            }
+            Op::Collapse { first, count } => {
+                let (at, mut members) = (self.at(first, count), self.members());
+                let mut told = Vec::new();
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| {
+                        let (nobody, block) = (|| panic!("nobody to wait for"), Level::L2);
+                        let heard = &mut |ipa: Ipa, what| told.push((ipa.get(), what));
+                        self.space.collapse(&self.cpu, claim, batch, block, nobody, heard)
+                    },
+                    |_, _| {},
+                );
+                assert_eq!(result, Ok(()));
+                told.retain(|(_, what)| *what == Collapse::Made);
+                let wholes = wholes(&before, at, how, 4096, 512);
+                assert_eq!(told.iter().map(|(ipa, _)| *ipa).collect::<Vec<_>>(), wholes);
+                for ipa in wholes {
+                    let pa = before[&ipa].0;
+                    before.retain(|at, _| !(ipa..ipa + (2 << 20)).contains(at));
+                    before.insert(ipa, (pa, 2 << 20));
+                    members.retain(|member| !(ipa..ipa + (2 << 20)).contains(member));
+                }
+                assert_eq!((self.picture(), self.members()), (before, members));
+            }
+            Op::MakeContiguous { first, count, blocks } => {
+                let (at, mut members) = (self.at(first, count), self.members());
+                let level = if blocks { Level::L2 } else { PAGE };
+                let mut told = Vec::new();
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| {
+                        let heard = &mut |ipa: Ipa, what| told.push((ipa.get(), what));
+                        self.space.make_contiguous(&self.cpu, claim, batch, level, heard)
+                    },
+                    |_, _| {},
+                );
+                assert_eq!(result, Ok(()));
+                told.retain(|(_, what)| *what == Contiguous::Made);
+                let mut wholes = wholes(&before, at, how, level.slot_bytes(), 16);
+                wholes.retain(|ipa| !members.contains(ipa));
+                assert_eq!(told.iter().map(|(ipa, _)| *ipa).collect::<Vec<_>>(), wholes);
+                let leaves = wholes.iter().flat_map(|ipa| (0..16).map(move |n| (ipa, n)));
+                members.extend(leaves.map(|(ipa, n)| ipa + n * level.slot_bytes()));
+                assert_eq!((self.picture(), self.members()), (before, members));
+            }
+            Op::Dissolve { first, count } => {
+                let (at, members) = (self.at(first, count), self.members());
+                let mut until = at.start().get();
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| self.space.dissolve(&self.cpu, claim, batch),
+                    |_, next| until = next,
+                );
+                match result {
+                    Ok(()) => {}
+                    Err(ContiguousError::Straddles { ipa, level }) => {
+                        assert!(members.contains(&ipa.get()));
+                        let end = ipa.get() + 16 * level.slot_bytes();
+                        assert!(ipa < at.start() || end > at.end().get(), "{ipa} is inside");
+                    }
+                    Err(other) => panic!("{other}"),
+                }
+                let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
+                let after = self.members();
+                assert!(after.range(from..until.max(from)).next().is_none(), "members are left");
+                for ipa in members.iter().filter(|ipa| !at.contains(Ipa::new(**ipa))) {
+                    assert!(after.contains(ipa), "{ipa:#x} is outside the claim");
+                }
+                assert!(after.is_subset(&members));
+                assert_eq!(self.picture(), before);
+            }
         }
         self.space.memory.budget.store(usize::MAX, Ordering::Relaxed);
         assert_eq!(linked_tables(&self.space), self.space.memory.live(), "a table was lost");
     }
+}
+
+/// Where so many leaves of one size form one, by their first IPA, in what is asked for.
+fn wholes(before: &Picture, at: IpaRange, how: &How, bytes: u64, count: u64) -> Vec<u64> {
+    let whole = bytes * count;
+    let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
+    let first = (from / whole * whole).max(at.start().get().next_multiple_of(whole));
+    let places = (first..).step_by(whole as usize).take_while(|ipa| ipa + whole <= at.end().get());
+    let is_whole = |ipa: &u64| {
+        let Some((Held::Leaf(pa), _)) = before.get(ipa) else { return false };
+        let follows =
+            |n| before.get(&(ipa + n * bytes)) == Some(&(Held::Leaf(pa + n * bytes), bytes));
+        pa % whole == 0 && (0..count).all(follows)
+    };
+    places.filter(is_whole).collect()
 }
 
 fn pages_of(picture: &Picture) -> BTreeMap<u64, Held> {
@@ -293,6 +472,7 @@ proptest! {
     fn what_an_operation_does_not_say_it_did_is_as_it_was(
         bits in prop::sample::select(vec![25u32, 30, 32, 34, 35, 39, 40, 43, 44, 48]),
         place in 0..3u64,
+        full in prop::option::of(prop::sample::select(vec![(1, WINDOW), (2, 1536)])),
         ops in ops(),
     ) {
         let window = WINDOW << 12;
@@ -301,7 +481,10 @@ proptest! {
         let base = [0, top, ((1 << 30) - window / 2).min(top)][place as usize];
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
         let rig = Rig { space: space(&pages, &epochs, bits), cpu: epochs.join(0).unwrap(), base };
-        for (op, how) in &ops {
+        // Half of them begin with memory that is there, in blocks or in pages.
+        let first = full.map(|(coarsest, count)| Op::Map { first: 0, count, to: 0, coarsest });
+        let how = How { skipped: 0, slots: usize::MAX, tables: usize::MAX };
+        for (op, how) in first.iter().map(|op| (op, &how)).chain(ops.iter().map(|(op, how)| (op, how))) {
             rig.run(op, how);
         }
         let (left, mut released) = (rig.picture(), Released::default());
