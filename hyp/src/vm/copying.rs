@@ -16,6 +16,7 @@
 //! neither a lock of the tables nor a guard is held.
 
 use alloc::format;
+use core::arch::asm;
 
 use hyp_abi::call::Stat;
 use hyp_core::PaRange;
@@ -140,14 +141,6 @@ const fn page(frame: u64) -> PaRange {
     PaRange { start: frame, end: frame + PAGE }
 }
 
-/// A frame as EL2 reaches it.
-fn words(frame: u64) -> *mut u64 {
-    core::ptr::with_exposed_provenance_mut(frame as usize)
-}
-
-/// Words of a frame.
-const WORDS: usize = PAGE as usize / size_of::<u64>();
-
 /// Copies a frame that a guest had: for a trace, its life with the guest ends here. The caller makes the new one ready for a guest.
 ///
 /// # Safety
@@ -157,8 +150,71 @@ pub(super) unsafe fn copy_page(old: u64, new: u64) {
     clean::from_guest(page(old));
     // From here on whoever could still write there would write what nobody reads.
     trace::frame_given_back(old, PAGE);
-    // SAFETY: (1) the caller's clause.
-    unsafe { words(new).copy_from_nonoverlapping(words(old), WORDS) };
+    // SAFETY: (1) the caller's clause: nobody writes either meanwhile, and both are whole frames.
+    unsafe { copy_lines(old, new) };
+}
+
+/// Bytes that are copied or written at once: two pairs of registers, twice.
+const LINE: u64 = 64;
+
+/// Copies a frame by pairs of registers. A vCPU may be waiting: without vector registers, which hold the guest's, the
+/// compiler's own copy goes word by word.
+///
+/// # Safety
+/// 1. Both are whole frames that EL2 maps, the old one readable, the new one the caller's alone.
+unsafe fn copy_lines(old: u64, new: u64) {
+    // SAFETY: (1) the loop reads `old..old + PAGE` and writes `new..new + PAGE`, in lines, which divide a page.
+    unsafe {
+        asm!(
+            "2:",
+            "ldp {a}, {b}, [{from}]",
+            "ldp {c}, {d}, [{from}, #16]",
+            "stp {a}, {b}, [{to}]",
+            "stp {c}, {d}, [{to}, #16]",
+            "ldp {a}, {b}, [{from}, #32]",
+            "ldp {c}, {d}, [{from}, #48]",
+            "stp {a}, {b}, [{to}, #32]",
+            "stp {c}, {d}, [{to}, #48]",
+            "add {from}, {from}, #{line}",
+            "add {to}, {to}, #{line}",
+            "cmp {from}, {end}",
+            "b.ne 2b",
+            from = inout(reg) old => _,
+            to = inout(reg) new => _,
+            end = in(reg) old + PAGE,
+            a = out(reg) _,
+            b = out(reg) _,
+            c = out(reg) _,
+            d = out(reg) _,
+            line = const LINE,
+            options(nostack),
+        );
+    }
+}
+
+/// Fills a frame with [`POISON`], likewise.
+///
+/// # Safety
+/// 1. It is a whole frame that EL2 maps, and the caller's alone.
+unsafe fn poison(frame: u64) {
+    // SAFETY: (1) the loop writes `frame..frame + PAGE`, in lines, which divide a page.
+    unsafe {
+        asm!(
+            "2:",
+            "stp {word}, {word}, [{to}]",
+            "stp {word}, {word}, [{to}, #16]",
+            "stp {word}, {word}, [{to}, #32]",
+            "stp {word}, {word}, [{to}, #48]",
+            "add {to}, {to}, #{line}",
+            "cmp {to}, {end}",
+            "b.ne 2b",
+            to = inout(reg) frame => _,
+            end = in(reg) frame + PAGE,
+            word = in(reg) POISON,
+            line = const LINE,
+            options(nostack),
+        );
+    }
 }
 
 /// Poisons a frame that a guest had, and gives it back to the pool.
@@ -168,7 +224,7 @@ pub(super) unsafe fn copy_page(old: u64, new: u64) {
 /// 2. Nobody reaches it any more: no table, no TLB, no CPU.
 pub(super) unsafe fn retire_page(old: u64) {
     // SAFETY: (1) the caller's clause 2, and EL2 maps every frame of the pool.
-    (0..WORDS).for_each(|word| unsafe { words(old).add(word).write(POISON) });
+    unsafe { poison(old) };
     // Whoever translates by an old entry, with caches off too, is to see the poison.
     clean::for_guest(page(old));
     // SAFETY: (1, 2) the caller's clauses.
