@@ -227,10 +227,11 @@ fn ipa(page: u64, abort: Abort) -> u64 {
     if abort.is_stage1_walk() { page } else { page | FAR_EL2.get() & (PAGE - 1) }
 }
 
-/// Lets the guest try again, within reason: a fault must not come back for ever.
+/// Lets the guest try again, within reason: a fault must not come back for ever. While memory is moved or resized it is not
+/// counted: how long that takes is up to the CPU that does it, which may have 8 MiB to copy and to clean.
 #[cold]
 fn repeat(env: Env<'_>, vcpu: &mut Vcpu, page: u64) -> Step {
-    if vcpu.may_repeat(page) {
+    if env.vm.moving.is_locked() || vcpu.may_repeat(page) {
         relax();
         return Step::Resume;
     }
