@@ -2,7 +2,7 @@
 
 use crate::addr::{Ipa, Level, PAGE_SIZE, Pa};
 use crate::arch::Arch;
-use crate::descriptor::{Leaf, Owner, View};
+use crate::descriptor::{Descriptor, Leaf, Owner, View};
 use crate::epoch::Guard;
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::space::Space;
@@ -36,36 +36,42 @@ impl Look {
     #[must_use]
     pub fn of<M: Memory, A: Arch>(space: &Space<'_, M, A>, guard: &Guard<'_>, ipa: Ipa) -> Self {
         let start = ipa.align_down(Level::L2.slot_bytes());
-        let Some(table) = space.lookup_ro(guard, start) else { return Self::Other };
-        if table.level() != Level::L3 {
-            return match table.get(start).map(|slot| slot.view()) {
-                Some(View::Empty) => Self::Empty,
-                Some(View::Leaf(_)) => Self::Block,
-                _ => Self::Other,
-            };
+        // Most of RAM is no table, and this walk is the shorter one.
+        match space.lookup(guard, start) {
+            Some(slot) if slot.level == Level::L3 => {}
+            Some(slot) => {
+                return match slot.view() {
+                    View::Empty => Self::Empty,
+                    View::Leaf(_) => Self::Block,
+                    _ => Self::Other,
+                };
+            }
+            None => return Self::Other,
         }
-        let page = |index: usize| Ipa::new(start.get() + index as u64 * PAGE_SIZE);
-        let views = (0..SLOTS).map(|index| table.get(page(index)).map(|slot| slot.view()));
-        Self::of_pages(views.map(|view| view.unwrap_or(View::Empty)))
+        match space.lookup_ro(guard, start) {
+            Some(table) if table.level() == Level::L3 => Self::of_pages(table.descriptors()),
+            // It has become a block, or nothing, this moment.
+            _ => Self::Other,
+        }
     }
 
     /// What the slots of a table of pages come to.
-    fn of_pages(views: impl Iterator<Item = View>) -> Self {
+    fn of_pages(slots: impl Iterator<Item = Descriptor>) -> Self {
         let (mut first, mut holes, mut misplaced) = (None, 0, 0);
-        for (index, view) in views.enumerate() {
-            match view {
-                View::Empty => holes += 1,
-                View::Leaf(leaf) if leaf.owner() == Owner::Vm => {
-                    let (one, begin) = *first.get_or_insert((leaf, begin(&leaf, index)));
-                    if !one.is_like(&leaf) {
-                        return Self::Other;
-                    }
-                    let at = index as u64 * PAGE_SIZE;
-                    let placed = begin.is_some_and(|begin| begin.get() + at == leaf.pa().get());
-                    misplaced += u16::from(!placed);
-                }
-                _ => return Self::Other,
+        for (index, slot) in slots.enumerate() {
+            if slot == Descriptor::EMPTY {
+                holes += 1;
+                continue;
             }
+            let page = slot.as_leaf(Level::L3).filter(|page| page.owner() == Owner::Vm);
+            let Some(page) = page else { return Self::Other };
+            let (one, begin) = *first.get_or_insert((page, begin(&page, index)));
+            if !one.is_like(&page) {
+                return Self::Other;
+            }
+            let at = index as u64 * PAGE_SIZE;
+            let placed = begin.is_some_and(|begin| begin.get() + at == page.pa().get());
+            misplaced += u16::from(!placed);
         }
         if first.is_some() { Self::Pages(Pages { holes, misplaced }) } else { Self::Other }
     }
@@ -89,26 +95,24 @@ mod tests {
 
     use super::*;
     use crate::attr::{Attributes, Encoding, MemType, Prot, Write};
-    use crate::descriptor::{Descriptor, Note};
+    use crate::descriptor::Note;
 
     const BASE: u64 = 0x4_0000_0000;
 
-    fn page(pa: u64, write: Write, owner: Owner) -> View {
+    fn page(pa: u64, write: Write, owner: Owner) -> Descriptor {
         let attributes = Attributes { write, ..Attributes::new(Prot::RWX, MemType::Normal) };
         let encoding = Encoding { fwb: false, xnx: false };
-        Descriptor::leaf(Level::L3, Pa::new(pa), &attributes, encoding, owner)
-            .unwrap()
-            .view(Level::L3)
+        Descriptor::leaf(Level::L3, Pa::new(pa), &attributes, encoding, owner).unwrap()
     }
 
-    fn ours(pa: u64) -> View {
+    fn ours(pa: u64) -> Descriptor {
         page(pa, Write::Allowed, Owner::Vm)
     }
 
     /// 512 pages that form a block, some of them replaced.
-    fn table(changes: &[(usize, View)]) -> Look {
+    fn table(changes: &[(usize, Descriptor)]) -> Look {
         let mut all: Vec<_> = (0..512).map(|n| ours(BASE + n * 4096)).collect();
-        changes.iter().for_each(|(index, view)| all[*index] = *view);
+        changes.iter().for_each(|(index, slot)| all[*index] = *slot);
         Look::of_pages(all.into_iter())
     }
 
@@ -124,9 +128,9 @@ mod tests {
     #[test]
     fn holes_and_pages_elsewhere_are_counted() {
         let elsewhere = ours(BASE + (2 << 20));
-        assert_eq!(table(&[(0, View::Empty), (9, View::Empty)]), pages(2, 0));
+        assert_eq!(table(&[(0, Descriptor::EMPTY), (9, Descriptor::EMPTY)]), pages(2, 0));
         assert_eq!(table(&[(511, elsewhere)]), pages(0, 1));
-        assert_eq!(table(&[(5, View::Empty), (6, elsewhere), (7, elsewhere)]), pages(1, 2));
+        assert_eq!(table(&[(5, Descriptor::EMPTY), (6, elsewhere), (7, elsewhere)]), pages(1, 2));
     }
 
     #[test]
@@ -134,31 +138,28 @@ mod tests {
         let shifted = |n: u64| ours(BASE + (n + 1) * 4096);
         assert_eq!(Look::of_pages((0..512).map(shifted)), pages(0, 512));
         // The first would need memory below zero.
-        let low = (0..512).map(|n| if n == 0 { View::Empty } else { ours((n - 1) * 4096) });
+        let low = (0..512).map(|n| if n == 0 { Descriptor::EMPTY } else { ours((n - 1) * 4096) });
         assert_eq!(Look::of_pages(low), pages(1, 511));
     }
 
     #[test]
     fn a_table_that_holds_something_else_is_no_block_to_be() {
         let at = BASE + 7 * 4096;
-        let busy = Descriptor::from_bits(match ours(at) {
-            View::Leaf(leaf) => leaf.bits() & !1,
-            _ => unreachable!(),
-        });
-        for view in [
-            View::Note(Note::new(3).unwrap()),
-            View::Dead,
-            View::Foreign(2),
-            busy.view(Level::L3),
+        for slot in [
+            Descriptor::note(Note::new(3).unwrap()),
+            Descriptor::DEAD,
+            Descriptor::from_bits(3),
+            ours(at).to_busy().unwrap(),
+            ours(at).to_drain(Level::L3).unwrap(),
             page(at, Write::Denied, Owner::Vm),
             page(at, Write::Allowed, Owner::Other),
         ] {
-            assert_eq!(table(&[(7, view)]), Look::Other, "{view:?}");
+            assert_eq!(table(&[(7, slot)]), Look::Other, "{slot:?}");
         }
         let theirs = |n: u64| page(BASE + n * 4096, Write::Allowed, Owner::Other);
         let all = Look::of_pages((0..512).map(theirs));
         assert_eq!(all, Look::Other, "memory of somebody else's");
-        assert_eq!(Look::of_pages((0..512).map(|_| View::Empty)), Look::Other);
+        assert_eq!(Look::of_pages((0..512).map(|_| Descriptor::EMPTY)), Look::Other);
     }
 
     #[test]

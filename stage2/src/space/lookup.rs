@@ -271,6 +271,11 @@ impl<'g, A: Arch> RoTable<'g, A> {
         self.arch
     }
 
+    /// What its slots hold, in order of address; each as it was when it was read.
+    pub fn descriptors(&self) -> impl Iterator<Item = Descriptor> {
+        self.node.table.slots().iter().map(|slot| slot.load(self.arch))
+    }
+
     /// Takes the table's lock, to read what stays as it is meanwhile. The table may be out of the tree by
     /// now; the guard keeps it from being freed, and nothing is written, so nobody compares.
     #[must_use]

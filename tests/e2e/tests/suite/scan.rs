@@ -1,7 +1,7 @@
 //! RAM that was populated page by page, in disorder, becomes blocks. The guest knows which of its spans must, which must not,
 //! and verifies every page; here the hypervisor's own counts are compared with that.
 
-use e2e::{Run, Scenario, on_every_cpu};
+use e2e::{Run, Scenario, Trace, on_every_cpu};
 
 /// Spans of the guest's, and those that are worth a block when it has populated them.
 const SPANS: u64 = 6;
@@ -60,6 +60,35 @@ fn cpus_without_a_vcpu_scan() {
 #[test]
 fn a_cpu_whose_guest_waits_scans() {
     idle(settle("wfi").vcpus(1).timeout(120).passes());
+}
+
+/// What the guest says that a scan takes, in instructions, with so much RAM.
+#[track_caller]
+fn cost(guest_mem: &str) -> u64 {
+    let run = settle("call").vcpus(1).flag("--icount").with("--guest-mem", guest_mem).passes();
+    let (_, rest) = run.console().split_once("that makes no block takes ").unwrap();
+    rest.split_once(' ').unwrap().0.parse().unwrap()
+}
+
+/// Of RAM's spans four are tables in both; the others are blocks or nothing.
+#[test]
+fn a_scan_takes_few_instructions_for_a_table_and_for_a_span_without_one() {
+    let (small, large) = (cost("64M"), cost("256M"));
+    // By RAM's 32 and 128 spans.
+    let each = (large - small) / (128 - 32);
+    assert!((1..250).contains(&each), "{each} instructions for a span without a table");
+    let table = (small - 28 * each) / 4;
+    assert!((512..16_000).contains(&table), "{table} instructions for a table");
+}
+
+#[test]
+fn what_a_cpu_without_a_vcpu_does_is_sound() {
+    let trace = Trace::none();
+    let guest = settle("idle").vcpus(2).with("--smp", 3).flag("--icount");
+    guest.trace(&trace.path()).timeout(120).passes().checks("a CPU was idle", |report| {
+        report.stats.scan.idle > 0 && report.stats.scan.made >= WORTH
+    });
+    trace.check().exits(0).shows("of 3 PEs, in total order").shows("verdicts             none");
 }
 
 #[test]
