@@ -112,6 +112,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// # Errors
     /// [`CollapseError`]: nothing has changed.
+    // A function of its own: what a batch remembers is not to be in the frame of every caller's caller.
+    #[inline(never)]
     pub fn collapse(
         &self,
         cpu: &Cpu<'_>,
@@ -149,10 +151,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             at
         };
         self.retire(cpu, relax, &fates)?;
-        for (ipa, fate) in fates.into_iter().flatten() {
+        for (ipa, fate) in fates.iter().flatten() {
             match fate {
-                Fate::Made(_) => heard(ipa, Collapse::Made),
-                Fate::Stays(obstacle) => heard(ipa, Collapse::Stays(obstacle)),
+                Fate::Made(_) => heard(*ipa, Collapse::Made),
+                Fate::Stays(obstacle) => heard(*ipa, Collapse::Stays(*obstacle)),
                 Fate::Broken => {}
             }
         }

@@ -130,6 +130,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// # Errors
     /// [`ContiguousError`]: nothing has changed.
+    // A function of its own: what a batch remembers is not to be in the frame of every caller's caller.
+    #[inline(never)]
     pub fn make_contiguous(
         &self,
         cpu: &Cpu<'_>,
@@ -153,6 +155,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// # Errors
     /// [`ContiguousError`]: nothing has changed in this call. A batch that comes to a run which reaches over the edge
     /// of the claim ends before it, and the next one says so.
+    #[inline(never)]
     pub fn dissolve(
         &self,
         cpu: &Cpu<'_>,
