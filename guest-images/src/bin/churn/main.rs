@@ -14,8 +14,8 @@
 //!
 //! If the hypervisor populates RAM by blocks, the sizes change at random, too: what was moved is copied into a
 //! block again, in which the next move takes pages away. Of the image's block little is populated at first: copying
-//! fills the rest. Each worker has a second block then, which is only split and collapsed, so its memory stays: a stale
-//! translation is right there, and what shows is a page that is lost or locked meanwhile, and a TLB that has two
+//! fills the rest. Each worker has a second block then, whose pages are never moved apart: it can be collapsed. There a
+//! stale translation is right, and what shows is a page that is lost or locked meanwhile, and a TLB that has two
 //! sizes of one address.
 //!
 //! It goes on until everything has happened more often than its minimum (`watch`), or until the time is over,
@@ -48,9 +48,10 @@ use work::{Block, MAX_PAGES};
 guest_rt::guest!("churn", churn);
 
 const KEYS: [&str; 4 + KINDS] = watch::keys(["pages", "moves", "seconds", "reset"]);
-/// How the size of what stays may change, and that of everything else: as often as they stand here.
-const IN_PLACE: &[u32] = &[SPLIT, SPLIT, COLLAPSE, COLLAPSE, CONTIGUOUS, DISSOLVE];
-const WAYS: &[u32] = &[SPLIT, SPLIT, COLLAPSE, COPY, COPY, COPY, CONTIGUOUS, DISSOLVE];
+/// How the size of what stays together changes, and of what is moved: as often as they stand here.
+const TOGETHER: &[u32] =
+    &[SPLIT, SPLIT, SPLIT, COLLAPSE, COLLAPSE, COLLAPSE, COPY, CONTIGUOUS, DISSOLVE];
+const SCATTERED: &[u32] = &[SPLIT, SPLIT, COLLAPSE, COPY, COPY, COPY, CONTIGUOUS, DISSOLVE];
 /// Seconds / this: how long vCPUs work before their machine is reset.
 const RESET_AFTER: u64 = 50;
 
@@ -60,8 +61,8 @@ struct Targets {
     image: usize,
     /// Blocks that are moved, one behind the other.
     moved: usize,
-    /// Blocks that stay where they are, likewise; as many, if there are any.
-    stay: Option<usize>,
+    /// Blocks whose pages stay together, likewise; as many, if there are any.
+    whole: Option<usize>,
     /// How many.
     count: usize,
     /// Pages of a block that hold data.
@@ -81,16 +82,16 @@ impl Targets {
         move_memory(block + first * PAGE, count * PAGE)
     }
 
-    /// Changes the size of something: of a block that stays, of all that stay, of one that is moved, or of the
+    /// Changes the size of something: of a block that stays together, of all of those, of one that is moved, or of the
     /// image.
     fn resize_some(&self, dice: u64) {
-        let Some(stay) = self.stay else { return };
+        let Some(whole) = self.whole else { return };
         let one = (dice >> 16) as usize % self.count * MIB2;
         let (start, count, ways) = match dice >> 58 & 7 {
-            0 => (stay, self.count, IN_PLACE),
-            1 => (self.image, 1, WAYS),
-            2..=4 => (self.moved + one, 1, WAYS),
-            _ => (stay + one, 1, IN_PLACE),
+            0 => (whole, self.count, TOGETHER),
+            1 => (self.image, 1, SCATTERED),
+            2..=4 => (self.moved + one, 1, SCATTERED),
+            _ => (whole + one, 1, TOGETHER),
         };
         resize_all(ways[(dice >> 50) as usize % ways.len()], start, count * MIB2);
     }
@@ -113,15 +114,15 @@ fn churn(machine: &Machine) {
 
     let mut arena = machine.arena();
     // One block for each worker, and one that all of them read.
-    // As many again stay where they are, if there are blocks to resize.
+    // As many again stay together, if there are blocks to resize.
     let count = if resizes { 2 * vcpus } else { vcpus };
     let blocks = arena.take(count * MIB2, MIB2);
     let block = |number: usize| Block::new(blocks + number * MIB2, number, pages);
     (0..count).for_each(|number| block(number).prepare());
     let mine = |number: usize| [block(number), block(count - vcpus + number)];
-    let stay = resizes.then_some(blocks + vcpus * MIB2);
+    let whole = resizes.then_some(blocks + vcpus * MIB2);
     let image = machine.ram.start + MIB2;
-    let targets = Targets { image, moved: blocks, stay, count: vcpus, pages };
+    let targets = Targets { image, moved: blocks, whole, count: vcpus, pages };
 
     let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     smp::run(machine, vcpus, &|me| {
