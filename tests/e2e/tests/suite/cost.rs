@@ -20,7 +20,7 @@ struct Bounds {
 const SPLIT: Bounds = Bounds { instructions: 6000, blocks_a_flush: 28 };
 const COLLAPSE: Bounds = Bounds { instructions: 30_000, blocks_a_flush: 32 };
 /// Every byte is read, written, and the old one overwritten.
-const COPY: Bounds = Bounds { instructions: 2_500_000, blocks_a_flush: 4 };
+const COPY: Bounds = Bounds { instructions: 1_600_000, blocks_a_flush: 4 };
 
 /// Runs `hypctl bench` with these words and returns its numbers.
 #[track_caller]
