@@ -261,6 +261,15 @@ fn more_spans_than_can_be_remembered_are_scanned_window_by_window() {
     assert_eq!((ram.pass(true), ram.pass(true)), (vec![], vec![(0, 2, Way::Collapse)]));
 }
 
+/// A call is short, so 2^32 passes over little RAM take a guest some hours.
+#[test]
+fn passes_over_a_window_that_stays_have_no_end() {
+    let mut ram = Ram::<2>::new(&[ONE, Look::Block], LIMITS);
+    ram.scan.turns = u32::MAX;
+    assert_eq!(ram.pass(false), []);
+    assert_eq!(ram.pass(false), [(0, 1, Way::Collapse)]);
+}
+
 #[test]
 fn a_window_gives_what_failed_a_second_try() {
     let mut ram = Ram::<1>::new(&[ONE; 2], LIMITS);
