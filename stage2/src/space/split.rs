@@ -121,6 +121,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             return Err(SplitError::NotQuiescent);
         }
         let guard = cpu.enter();
+        let mut blocks = [const { None }; TOGETHER];
         let mut split = Split {
             space: self,
             guard: &guard,
@@ -129,7 +130,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             at: batch.from,
             again: None,
             left: batch.slots.max(1),
-            blocks: [const { None }; TOGETHER],
+            blocks: &mut blocks,
             built: 0,
             exchanged: 0,
             table: None,
@@ -146,8 +147,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 }
 
 /// A batch on its way.
-// Used by reference only: what a batch remembers is some KiB of stack.
-struct Split<'w, 'e, M, A: Arch> {
+struct Split<'b, 'w, 'e, M, A: Arch> {
     space: &'w Space<'e, M, A>,
     guard: &'w Guard<'w>,
     range: IpaRange,
@@ -157,7 +157,8 @@ struct Split<'w, 'e, M, A: Arch> {
     /// Where parts that this batch makes have to be split again.
     again: Option<Ipa>,
     left: usize,
-    blocks: [Option<Block<'w>>; TOGETHER],
+    // By reference: they are some KiB of stack, which would be copied.
+    blocks: &'b mut [Option<Block<'w>>; TOGETHER],
     /// Blocks whose tables are built, and how many of these have been exchanged.
     built: usize,
     exchanged: usize,
@@ -166,7 +167,7 @@ struct Split<'w, 'e, M, A: Arch> {
     owed: Owed<'w, A>,
 }
 
-impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
+impl<'w, M: Memory, A: Arch> Split<'_, 'w, '_, M, A> {
     /// Builds and exchanges. If that is refused somewhere, what comes before is exchanged all the same: the next
     /// batch says why.
     fn run(&mut self) -> Result<(), SplitError> {

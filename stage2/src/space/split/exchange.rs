@@ -94,7 +94,7 @@ pub(super) struct Block<'g> {
     held: Option<Held<'g>>,
 }
 
-impl<'w, M: Memory, A: Arch> Split<'w, '_, M, A> {
+impl<'w, M: Memory, A: Arch> Split<'_, 'w, '_, M, A> {
     /// The walk leaves a table: what was built there is exchanged. Returns whether the batch may go on in another.
     pub(super) fn leave(&mut self) -> Result<bool, SplitError> {
         self.exchange()?;
