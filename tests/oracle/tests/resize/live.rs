@@ -37,7 +37,9 @@ fn live(space: &ShakenSpace<'_>) -> u64 {
 fn live_blocks_change_their_size_under_hardware_updates_and_no_write_is_lost() {
     for bbm in LIVE {
         let (went_live, broken) = (Cell::new(0), Cell::new(0));
-        for (seed, caps) in (1..=SEEDS).zip([Caps::empty(), Caps::TTL].into_iter().cycle()) {
+        for (seed, caps) in
+            (1..=SEEDS).zip([Caps::TLBI_RANGE, Caps::TLBI_RANGE | Caps::TTL].into_iter().cycle())
+        {
             let run = run_at(bbm, seed, caps, |space, cpu| {
                 back_and_forth(space, cpu);
                 settle(space, cpu, BASE);
@@ -267,7 +269,7 @@ fn a_refusal_ends_the_batch_before_the_block() {
         let (done, met) = rig.machine.race_at(2, other, || split(&mut claim, all));
         let ipa = Ipa::new(BASE + MIB2);
         assert_eq!((done, met), (Ok(Progress::Until(ipa)), true), "{bbm:?}");
-        assert_eq!(space.account().split, 1);
+        assert_eq!(space.account().split, 1, "{bbm:?}: one block was split");
         let again = split(&mut claim, Batch { from: ipa, ..all });
         assert_eq!(again, Err(SplitError::Contiguous { ipa }), "{bbm:?}");
         let more = [(); 2].map(|()| (&rig.machine).alloc_table(1).is_some());
