@@ -6,7 +6,7 @@
 //! | who | how much |
 //! | --- | --- |
 //! | the guest, by the hypercall `SCAN` | as many tables as it says, up to 64; 64 blocks where they lie, 4 by copying |
-//! | CPUs that are idle (`idle`), with the option `scan` | 8 tables; 8 blocks where they lie, 1 by copying; every 10 ms |
+//! | CPUs that are idle (`idle`), with the option `scan` | 8 tables; 8 blocks where they lie, 1 by copying; every 10 ms, and 100 ms after the end of RAM |
 //!
 //! A scan takes the turn of whoever moves and resizes memory, and gives it back after each call; a guest that calls
 //! meanwhile is told so and tries again, as with two vCPUs. It looks at a span under a guard of its own, without a
@@ -39,6 +39,8 @@ const CALL: Budget = Budget { slots: 0, blocks: blocks::BATCH, copies: 4 };
 const PART: Budget = Budget { slots: 8 * BLOCK_FRAMES, blocks: 8, copies: 1 };
 /// Parts a second, of all CPUs together.
 const RATE: u64 = 100;
+/// Scans of all RAM a second, at the most.
+const SCANS: u64 = 10;
 
 /// Where a VM's scan is.
 pub(super) type Scanner = Scan<Box<[Span]>>;
@@ -89,12 +91,19 @@ pub(super) fn when_due(
         && DUE
             .compare_exchange(
                 due,
-                now.saturating_add(period()),
+                now.saturating_add(ticks(RATE)),
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             )
             .is_ok();
-    if mine && may_scan(env) { go_on(env, PART, has_work).map(Some) } else { Ok(None) }
+    if !mine || !may_scan(env) {
+        return Ok(None);
+    }
+    let scanned = go_on(env, PART, has_work)?;
+    if scanned.ended {
+        DUE.store(now.saturating_add(ticks(SCANS)), Ordering::Relaxed);
+    }
+    Ok(Some(scanned))
 }
 
 /// When the next part is due.
@@ -102,9 +111,9 @@ pub(super) fn next_part() -> u64 {
     DUE.load(Ordering::Relaxed)
 }
 
-/// Ticks between two parts.
-fn period() -> u64 {
-    CNTFRQ_EL0.get() / RATE
+/// Ticks from one time to the next, for so many a second.
+fn ticks(rate: u64) -> u64 {
+    CNTFRQ_EL0.get() / rate
 }
 
 /// Blocks of a range were split at the guest's wish. The caller has the turn.
