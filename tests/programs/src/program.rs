@@ -352,6 +352,9 @@ pub enum Op {
     AnnotateRange { who: Who, at: Place, reach: Reach, pace: Pace, payload: u32 },
     /// The notes of a range go.
     DeannotateRange { who: Who, at: Place, reach: Reach, pace: Pace },
+    /// The first 2 MiB block behind an address, or of all, is split into pages, which form contiguous runs, and made
+    /// again.
+    Resize { who: Who, at: Place, pace: Pace },
     /// A wrong call: a typed error, and nothing changes.
     Refused { who: Who, at: Place, reach: Reach, wrong: Wrong },
 }

@@ -18,6 +18,7 @@ mod install;
 mod leaves;
 mod ranges;
 mod refused;
+mod resize;
 mod slots;
 mod take;
 
@@ -60,6 +61,8 @@ pub struct Report {
     pub recorded: usize,
     /// Tables that unmaps of ranges gave back.
     pub tables_back: usize,
+    /// Blocks that were split and made again.
+    pub resized: usize,
     /// Wrong calls that were refused.
     pub refused: usize,
 }
@@ -268,6 +271,7 @@ impl<'m> World<'m> {
                     self.deannotate_range(range);
                 }
             }
+            Op::Resize { who, at, pace } => self.resize(who, at, pace),
             Op::Refused { who, at, reach, wrong } => self.refused(who, at, reach, wrong),
         }
     }

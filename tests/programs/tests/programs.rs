@@ -116,6 +116,7 @@ fn range_op() -> impl Strategy<Value = Op> {
         ),
         1 => (who(), place(), reach(), pace())
             .prop_map(|(who, at, reach, pace)| Op::DeannotateRange { who, at, reach, pace }),
+        2 => (who(), place(), pace()).prop_map(|(who, at, pace)| Op::Resize { who, at, pace }),
         1 => (who(), place(), reach(), wrong)
             .prop_map(|(who, at, reach, wrong)| Op::Refused { who, at, reach, wrong }),
     ]
@@ -176,11 +177,11 @@ fn programs_that_stay_the_same_do_what_their_references_do() {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
     let strategy = (setup(), vec(prop_oneof![1 => op(), 2 => range_op()], 1..40));
-    let mut sum = [0; 3];
+    let mut sum = [0; 4];
     for _ in 0..100 {
         let (setup, ops) = strategy.new_tree(&mut runner).expect("nothing is filtered").current();
         let report = run(&Program { setup, ops }, Fault::None);
-        let new = [report.installed, report.tables_back, report.refused];
+        let new = [report.installed, report.tables_back, report.resized, report.refused];
         sum = core::array::from_fn(|n| sum[n] + new[n]);
     }
     assert!(sum.iter().all(|count| *count > 10), "the test showed little: {sum:?}");
