@@ -92,6 +92,21 @@ fn what_a_cpu_without_a_vcpu_does_is_sound() {
 }
 
 #[test]
+fn a_program_that_knows_nothing_of_it_runs_on() {
+    let script = "expect Hit any key\nsend-raw \\x20\nexpect =>\n\
+                  send mw.l 0x42000000 0xcafef00d 80000\nexpect =>\n\
+                  send sleep 1\nexpect =>\n\
+                  send md.l 0x421ffff0 4\nexpect cafef00d cafef00d cafef00d cafef00d\nexpect =>\n\
+                  send poweroff\n";
+    let uboot = Scenario::of("u-boot").with("--guest-mem", "128M").vcpus(2).script(script);
+    uboot
+        .flag("--scan")
+        .timeout(90)
+        .passes()
+        .checks("idle CPUs scanned", |report| report.stats.scan.looked > 0);
+}
+
+#[test]
 fn without_the_option_ram_stays_in_pages() {
     Scenario::of("settle")
         .vcpus(1)
