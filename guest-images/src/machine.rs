@@ -68,7 +68,7 @@ impl Machine {
 
     /// RAM behind the image that nobody has touched, in whole 2 MiB blocks.
     pub fn arena(&self) -> Arena {
-        let end = (&raw const __image_end) as usize;
+        let end = image_end();
         Arena { free: end.next_multiple_of(MIB2)..self.ram.end & !(MIB2 - 1) }
     }
 
@@ -82,6 +82,11 @@ impl Machine {
         }
         Args(self.bootargs)
     }
+}
+
+/// The first page behind the image, its data and the stacks. Up to the arena nobody touches what follows.
+pub fn image_end() -> usize {
+    (&raw const __image_end) as usize
 }
 
 fn has_magic(at: usize) -> bool {

@@ -38,8 +38,9 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
 use calls::{Resize, move_memory, refusals, resize, resize_all};
+use guest_rt::machine::image_end;
 use guest_rt::rng::mix;
-use guest_rt::{MIB2, Machine, PAGE, check, cpu, fail, say, smp};
+use guest_rt::{MIB2, Machine, PAGE, check, check_eq, cpu, fail, say, smp};
 use hyp_abi::call::{COLLAPSE, CONTIGUOUS, COPY, DISSOLVE, SPLIT};
 use smccc::{Hvc, psci};
 use watch::{KINDS, Watch};
@@ -97,6 +98,27 @@ impl Targets {
     }
 }
 
+/// Copies the image's block, whose holes are to be filled with zeros, into memory that is full of poison: the copy of
+/// another block has just left it behind.
+fn fill_holes(image: usize, other: usize) {
+    // SAFETY: 1. RAM of the arena, inside the identity map; 2. nobody else uses it.
+    unsafe { (other as *mut u64).write_volatile(1) };
+    // The first copy is one only if there was no block before.
+    for (call, start) in [(COPY, other), (SPLIT, other), (COPY, other), (COPY, image)] {
+        resize_all(call, start, MIB2);
+    }
+    check_untouched(image);
+}
+
+/// Verifies that the rest of the image's block is zero: nobody writes it.
+fn check_untouched(image: usize) {
+    for word in (image_end()..image + MIB2).step_by(size_of::<u64>()) {
+        // SAFETY: 1. RAM inside the identity map; 2. any bits are a u64.
+        let found = unsafe { (word as *const u64).read_volatile() };
+        check_eq!(found, 0, "the word at {word:#x}, which nobody wrote");
+    }
+}
+
 fn churn(machine: &Machine) {
     let args = machine.args(&KEYS);
     let vcpus = machine.vcpus().len();
@@ -122,6 +144,9 @@ fn churn(machine: &Machine) {
     let mine = |number: usize| [block(number), block(count - vcpus + number)];
     let whole = resizes.then_some(blocks + vcpus * MIB2);
     let image = machine.ram.start + MIB2;
+    if whole.is_some() {
+        fill_holes(image, arena.take(MIB2, MIB2));
+    }
     let targets = Targets { image, moved: blocks, whole, count: vcpus, pages };
 
     let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -145,6 +170,7 @@ fn churn(machine: &Machine) {
         say!("churn: {calls} moves of {moved} pages in all, {busy} times busy");
     });
     (0..count).for_each(|number| block(number).verify());
+    check_untouched(image);
     let rounds = rounds.load(Ordering::Relaxed);
     check!(rounds != 0, "the workers did nothing");
     say!("churn: {rounds} pages verified and rewritten meanwhile");
