@@ -124,7 +124,7 @@ unsafe impl Frames for Counted {
 }
 
 fn features(pa_bits: u32) -> Features {
-    Features { caps: Caps::GRANULE_4K, bbm: Bbm::Level0, pa_bits, errata: Errata::empty() }
+    Features { caps: Caps::GRANULE_4K, bbm: Bbm::Level2, pa_bits, errata: Errata::empty() }
 }
 
 fn geometry(ipa_bits: u32) -> Geometry {
@@ -136,14 +136,16 @@ fn vmids() -> &'static Vmids<1> {
     Box::leak(Box::new(Vmids::only(Vmid::new(1, 8).unwrap())))
 }
 
-/// A VM that the host runs.
+/// A VM that the host runs. Sizes change by a break, unless it is pinned to something else.
 fn space<'t, const CPUS: usize>(
     pages: &'t Pages,
     epochs: &'t Epochs<CPUS>,
     ipa_bits: u32,
 ) -> Space<'t, &'t Pages, Host> {
     let vmids = vmids();
-    let space = Space::new(geometry(ipa_bits), vmids, epochs.domain(), pages, Host::new()).unwrap();
+    let mut space =
+        Space::new(geometry(ipa_bits), vmids, epochs.domain(), pages, Host::new()).unwrap();
+    space.pin_bbm(Some(Bbm::Level0));
     let mut cpu = vmids.join(0).unwrap();
     // SAFETY: (1, 2) no guest runs on the host.
     core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());

@@ -472,6 +472,7 @@ proptest! {
     fn what_an_operation_does_not_say_it_did_is_as_it_was(
         bits in prop::sample::select(vec![25u32, 30, 32, 34, 35, 39, 40, 43, 44, 48]),
         place in 0..3u64,
+        bbm in prop::sample::select(vec![Bbm::Level0, Bbm::Level1, Bbm::Level2]),
         full in prop::option::of(prop::sample::select(vec![(1, WINDOW), (2, 1536)])),
         ops in ops(),
     ) {
@@ -480,7 +481,9 @@ proptest! {
         // At the bottom, at the top, over the edge of a GiB.
         let base = [0, top, ((1 << 30) - window / 2).min(top)][place as usize];
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let rig = Rig { space: space(&pages, &epochs, bits), cpu: epochs.join(0).unwrap(), base };
+        let mut space = space(&pages, &epochs, bits);
+        space.pin_bbm(Some(bbm));
+        let rig = Rig { space, cpu: epochs.join(0).unwrap(), base };
         // Half of them begin with memory that is there, in blocks or in pages.
         let first = full.map(|(coarsest, count)| Op::Map { first: 0, count, to: 0, coarsest });
         let how = How { skipped: 0, slots: usize::MAX, tables: usize::MAX };

@@ -276,3 +276,35 @@ fn a_refusal_ends_the_batch_before_the_block() {
         assert_eq!(more, [true; 2], "{bbm:?}: the tables that were not used came back");
     }
 }
+
+/// While another CPU splits a block at once, a CPU that meets a conflict gets rid of all that it holds of the VM, and the
+/// others keep what they hold.
+#[test]
+fn after_a_conflict_this_pe_holds_the_block_no_more() {
+    let rig = Rig::new(Bbm::Level2, 3);
+    let (space, cpu) = (rig.space(), rig.epochs.join(0).unwrap());
+    map_block(&space, &cpu, 0, Write::Dirty);
+    let machine = &rig.machine;
+    let parent = space.lookup_rw(&cpu.enter(), Ipa::new(BASE)).unwrap().parent().unwrap();
+    let blocks = parent.as_table(Level::L1).unwrap();
+    // SAFETY: (1) linked, and nobody frees it.
+    let slot = unsafe { machine.table_at(blocks) }.slot(0);
+    let block = machine.load(slot);
+    let parts = machine.alloc_table(1).unwrap();
+    // SAFETY: (1) just allocated.
+    for (slot, page) in unsafe { machine.table_at(parts) }.slots().iter().zip(0..) {
+        // SAFETY: (1) nobody walks the table yet; (2) a page of the block.
+        unsafe { machine.store_detached(slot, (block | 0b10) + page * 0x1000) };
+    }
+    let table = stage2::Descriptor::table(Level::L2, parts).unwrap();
+    // SAFETY: (1, 2) a test, and the parts of the block.
+    _ = unsafe { machine.swap(slot, table.bits()) };
+    machine.dsb(Dsb::Ish);
+    let holders = || {
+        let holds = |pe| machine.with_model(|model| model.holds(pe, blocks.get(), block));
+        [0, 1, 2].map(holds)
+    };
+    assert_eq!(holders(), [true; 3], "the block, beside its pages");
+    machine.on_pe(1, || space.tlb().vm_local());
+    assert_eq!(holders(), [true, false, true], "who met the conflict holds the block no more");
+}
