@@ -94,7 +94,7 @@ pub(crate) struct Vm {
     /// Stage-2 tables.
     pub(crate) space: Stage2,
     policy: AtomicPtr<Policy>,
-    /// Held by who moves memory or resizes leaves. Others try it, and never wait.
+    /// The turn of who moves memory, resizes leaves or scans. Others try it, and never wait.
     moving: Lock<()>,
     /// Where the scan is; `None` where RAM stays in pages. Locked by who has the turn, `moving`, and nobody else.
     scan: Lock<Option<scan::Scanner>>,
