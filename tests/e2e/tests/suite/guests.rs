@@ -212,3 +212,35 @@ fn resized(churn: Scenario, words: &str) -> Run {
 fn one_vcpu_has_nobody_to_move_memory_under() {
     Scenario::of("churn").vcpus(1).run().exits(1).shows("churn needs two vCPUs");
 }
+
+/// All vCPUs ask for everything at once, with arguments right and wrong; the guest judges the answers, and verifies its words
+/// in between. That memory comes back is checked of every run: here, too, if the VM ends while calls are under way.
+#[track_caller]
+fn storm(cpu: &str, bbm: &str, end: u32) -> Run {
+    let calls = if end == 0 { 60 } else { 40 };
+    Scenario::of("storm")
+        .cpu(cpu)
+        .vcpus(4)
+        .append(&format!("calls={calls} end={end}"))
+        .flag("--blocks")
+        .hypervisor(bbm)
+        .timeout(120)
+        .with("--restarts", 1)
+        .passes()
+        .checks("calls were served", |report| report.stats.moved > 0 && report.stats.split > 0)
+}
+
+on_every_cpu!(storm_of_calls, |cpu| {
+    storm(cpu, "bbm=2", 0).checks("the verdict is pass", |it| it.outcome == Outcome::Verdict(0));
+});
+
+#[test]
+fn a_vm_that_is_switched_off_in_a_storm_of_calls_gives_all_back() {
+    storm("max", "bbm=1", 1).checks("it was switched off", |it| it.outcome == Outcome::PoweredOff);
+}
+
+#[test]
+fn a_vm_that_is_reset_in_a_storm_of_calls_gives_all_back() {
+    storm("cortex-a53", "bbm=2", 2)
+        .checks("two lives", |it| it.lives == 2 && it.outcome == Outcome::Reset);
+}
