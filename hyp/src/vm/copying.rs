@@ -65,6 +65,8 @@ pub(crate) fn copy(env: Env<'_>, start: u64, bytes: u64, holes: u64) -> Result<R
 
 /// The same for a range of whole blocks of RAM; `heard` is told what became of each table that was looked at. The
 /// caller has the turn ([`Vm::moving`](super::Vm)).
+// With a stack frame of its own, which the other calls of a guest need not pay for.
+#[inline(never)]
 pub(super) fn copy_spans(
     env: Env<'_>,
     range: IpaRange,

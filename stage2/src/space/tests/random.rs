@@ -7,8 +7,11 @@
 use super::map::extent;
 use super::unmap::{Released, range};
 use super::*;
+use crate::descriptor::Former;
+use crate::flush::Flushed;
 use crate::space::{
-    Batch, Collapse, Contiguous, ContiguousError, MapError, Notes, Progress, SplitError, UnmapError,
+    Batch, Blocks, Collapse, Contiguous, ContiguousError, CopyCollapse, MapError, Notes, Progress,
+    Release, SplitError, UnmapError,
 };
 
 /// A slot that is not Empty: what it holds and its bytes, by its address.
@@ -31,6 +34,7 @@ enum Op {
     Collapse { first: u64, count: u64 },
     MakeContiguous { first: u64, count: u64, blocks: bool },
     Dissolve { first: u64, count: u64 },
+    CopyCollapse { first: u64, count: u64, holes: usize, blocks: usize },
 }
 
 /// How an operation is run: pages of its range that are left out at the beginning, slots a batch, and the
@@ -88,7 +92,11 @@ fn ops() -> impl Strategy<Value = Vec<(Op, How)>> {
             count,
             blocks
         }),
-        1 => near.prop_map(|(first, count)| Op::Dissolve { first, count }),
+        1 => near.clone().prop_map(|(first, count)| Op::Dissolve { first, count }),
+        3 => (near, prop_oneof![0..40usize, Just(511)], prop_oneof![1 => 0..3usize, 3 => Just(9)])
+            .prop_map(|((first, count), holes, blocks)| {
+                Op::CopyCollapse { first, count, holes, blocks }
+            }),
     ];
     let op = prop_oneof![op, near_op];
     let how = (
@@ -418,10 +426,123 @@ impl Rig<'_> {
                 assert!(after.is_subset(&members));
                 assert_eq!(self.picture(), before);
             }
+            Op::CopyCollapse { first, count, holes, blocks } => {
+                let (at, mut members) = (self.at(first, count), self.members());
+                let mut moved = Moved { left: blocks, ..Moved::default() };
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| {
+                        let nobody = || panic!("nobody to wait for");
+                        self.space.copy_collapse(&self.cpu, claim, batch, holes, &mut moved, nobody)
+                    },
+                    |_, _| {},
+                );
+                assert_eq!(result, Ok(()));
+                let copies = copies(&before, at, how, holes);
+                let made: Vec<u64> = moved.told.keys().copied().collect();
+                assert_eq!(made, copies[..copies.len().min(blocks)], "the first that could be");
+                for (ipa, filled) in &moved.told {
+                    let (span, block) = (*ipa..ipa + (2 << 20), moved.finished[ipa]);
+                    let mut empty = 0;
+                    for page in span.clone().step_by(4096) {
+                        let to = block + (page - ipa);
+                        let from = moved.written.remove(&page);
+                        match before.remove(&page) {
+                            Some((Held::Leaf(pa), 4096)) => {
+                                assert_eq!(from, Some((Some(pa), to)), "{page:#x}: copied");
+                                assert_eq!(moved.released.0.remove(&page), Some((pa, 4096)));
+                            }
+                            None => {
+                                assert_eq!(from, Some((None, to)), "{page:#x}: filled");
+                                empty += 1;
+                            }
+                            other => panic!("{page:#x}: {other:?} is no page"),
+                        }
+                    }
+                    assert_eq!(*filled, empty);
+                    before.insert(*ipa, (Held::Leaf(block), 2 << 20));
+                    members.retain(|member| !span.contains(member));
+                }
+                assert!(moved.written.is_empty() && moved.released.0.is_empty(), "nothing else");
+                assert_eq!((self.picture(), self.members()), (before, members));
+            }
         }
         self.space.memory.budget.store(usize::MAX, Ordering::Relaxed);
         assert_eq!(linked_tables(&self.space), self.space.memory.live(), "a table was lost");
     }
+}
+
+/// Where blocks come from, and what was said of them.
+#[derive(Default)]
+struct Moved {
+    /// Blocks that are left.
+    left: usize,
+    /// By the page's IPA: where its bytes came from, if it was there, and where they went.
+    written: BTreeMap<u64, (Option<u64>, u64)>,
+    /// By IPA.
+    finished: BTreeMap<u64, u64>,
+    released: Released,
+    /// Blocks that were made, by IPA, with the holes that were filled.
+    told: BTreeMap<u64, usize>,
+}
+
+impl Release for Moved {
+    fn frame(&mut self, ipa: Ipa, former: &Former, flushed: &Flushed) {
+        self.released.frame(ipa, former, flushed);
+    }
+}
+
+// SAFETY: (1, 2) no guest runs on the host.
+unsafe impl Blocks for Moved {
+    fn take(&mut self) -> Option<Pa> {
+        self.left = self.left.checked_sub(1)?;
+        // Far from what is mapped, and from what other operations of the program have taken.
+        Some(Pa::new((1 << 46) + FRESH.fetch_add(2 << 20, Ordering::Relaxed)))
+    }
+
+    fn give_back(&mut self, block: Pa) {
+        panic!("{block} was not used, and nobody was in the way");
+    }
+
+    fn copy(&mut self, ipa: Ipa, from: Pa, to: Pa) {
+        let what = (Some(from.get()), to.get());
+        assert_eq!(self.written.insert(ipa.get(), what), None, "written twice");
+    }
+
+    fn fill(&mut self, ipa: Ipa, to: Pa) {
+        assert_eq!(self.written.insert(ipa.get(), (None, to.get())), None, "written twice");
+    }
+
+    fn finish(&mut self, ipa: Ipa, block: Pa) {
+        assert_eq!(self.finished.insert(ipa.get(), block.get()), None);
+    }
+
+    fn heard(&mut self, ipa: Ipa, what: CopyCollapse) {
+        if let CopyCollapse::Made { filled } = what {
+            assert_eq!(self.told.insert(ipa.get(), filled), None, "told twice");
+        }
+    }
+}
+
+/// Where the next block is: each is given out once.
+static FRESH: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// Spans of 2 MiB whose pages can be copied into a block, by their first IPA, in what is asked for.
+fn copies(before: &Picture, at: IpaRange, how: &How, holes: usize) -> Vec<u64> {
+    let block = 2 << 20;
+    let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
+    let first = (from / block * block).max(at.start().get().next_multiple_of(block));
+    let spans = (first..).step_by(block as usize).take_while(|ipa| ipa + block <= at.end().get());
+    let can = |ipa: &u64| {
+        // What begins before may reach over it.
+        let over = before.range(..ipa).next_back().is_some_and(|(start, (_, n))| start + n > *ipa);
+        let mut slots = before.range(ipa..&(ipa + block)).map(|(_, slot)| slot);
+        let count = slots.clone().count();
+        let pages = slots.all(|(held, n)| matches!(held, Held::Leaf(_)) && *n == 4096);
+        !over && pages && count > 0 && 512 - count <= holes
+    };
+    spans.filter(can).collect()
 }
 
 /// Where so many leaves of one size form one, by their first IPA, in what is asked for.

@@ -111,7 +111,18 @@ on_every_cpu!(copies, |cpu| {
         .flag("--blocks")
         .passes()
         .checks("each block was copied", |report| report.stats.copied == 6)
-        .checks("holes were filled", |report| (1..512).contains(&report.stats.filled));
+        .checks("holes were filled", |report| (1..512).contains(&report.stats.filled))
+        .checks("old pages and new blocks were cleaned, unless write-back is forced", |report| {
+            // Six blocks, and five that were there before; of each page that was copied the old frame, before it is
+            // read and when it is poisoned.
+            let (frames, copied) = ((6 + 5) * 512, 6 * 512 - report.stats.filled);
+            let cleaned = report.stats.caches.frames_cleaned;
+            if report.cpu_features.contains("FWB") {
+                cleaned == 0
+            } else {
+                cleaned >= frames + 2 * copied + 3 * report.stats.moved
+            }
+        });
 });
 
 #[test]
