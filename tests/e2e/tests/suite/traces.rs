@@ -97,15 +97,18 @@ fn moves_of_memory_are_sound_and_a_flush_that_lacks_a_step_is_found() {
     }
 }
 
+/// By a break, by nT, and at once.
 #[test]
 fn blocks_that_are_split_made_again_and_copied_are_sound() {
-    let trace = Trace::none();
-    let guest = Scenario::of("churn").vcpus(2).flag("--icount").flag("--blocks");
-    let guest = guest.trace(&trace.path()).timeout(120);
-    let words = "moves=8 min-drained=1 min-freed=1 min-lost=0 min-split=3 min-collapsed=2 \
-                 min-copied=1 min-filled=0 min-runs=1 min-dissolved=1 seconds=600";
-    guest.append(words).passes();
-    trace.check().exits(0).shows("verdicts             none");
+    for bbm in 0..3 {
+        let trace = Trace::none();
+        let guest = Scenario::of("churn").vcpus(2).flag("--icount").flag("--blocks");
+        let guest = guest.hypervisor(&format!("bbm={bbm}")).trace(&trace.path()).timeout(120);
+        let words = "moves=8 min-drained=1 min-freed=1 min-lost=0 min-split=3 min-collapsed=2 \
+                     min-copied=1 min-filled=0 min-runs=1 min-dissolved=1 seconds=600";
+        guest.append(words).passes();
+        trace.check().exits(0).shows("verdicts             none");
+    }
 }
 
 #[test]
