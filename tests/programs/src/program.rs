@@ -29,7 +29,7 @@ pub struct Setup {
     pub ipa_size: u8,
     /// What the machine can do: one bit each, see [`Setup::features`].
     pub caps: u8,
-    /// 1 to 3 VMs.
+    /// 1 to 3 VMs, and the level of FEAT_BBM.
     pub vms: u8,
 }
 
@@ -60,7 +60,12 @@ impl Setup {
         ];
         let chosen = all.into_iter().enumerate().filter(|(n, _)| self.caps >> n & 1 != 0);
         let caps = chosen.fold(Caps::GRANULE_4K, |caps, (_, cap)| caps | cap);
-        Features { caps, bbm: Bbm::Level0, pa_bits: 48, errata: Errata::empty() }
+        let bbm = match self.vms / 3 % 3 {
+            0 => Bbm::Level0,
+            1 => Bbm::Level1,
+            _ => Bbm::Level2,
+        };
+        Features { caps, bbm, pa_bits: 48, errata: Errata::empty() }
     }
 
     /// Whether hardware manages the access flag: wherever it can.

@@ -136,6 +136,7 @@ pub fn run(program: &Program, fault: Fault) -> Report {
             start_level: geometry.start() as u8,
             root_pages: geometry.root_tables() as u64,
             dead: Some(DEAD),
+            bbm: program.setup.features().bbm as u8,
             hw_access: program.setup.hw_access(),
             hw_dirty: program.setup.hw_dirty(),
             ..Machine::default()
