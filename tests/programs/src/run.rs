@@ -139,7 +139,6 @@ pub fn run(program: &Program, fault: Fault) -> Report {
             bbm: program.setup.features().bbm as u8,
             hw_access: program.setup.hw_access(),
             hw_dirty: program.setup.hw_dirty(),
-            ..Machine::default()
         },
         PAGES,
     );
