@@ -116,10 +116,14 @@ fn range_op() -> impl Strategy<Value = Op> {
         ),
         1 => (who(), place(), reach(), pace())
             .prop_map(|(who, at, reach, pace)| Op::DeannotateRange { who, at, reach, pace }),
-        2 => (who(), place(), pace()).prop_map(|(who, at, pace)| Op::Resize { who, at, pace }),
         1 => (who(), place(), reach(), wrong)
             .prop_map(|(who, at, reach, wrong)| Op::Refused { who, at, reach, wrong }),
     ]
+}
+
+fn resize() -> impl Strategy<Value = Op> {
+    (who(), (0u8..16).prop_map(Place), any::<u8>().prop_map(Pace))
+        .prop_map(|(who, at, pace)| Op::Resize { who, at, pace })
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
@@ -127,7 +131,8 @@ fn setup() -> impl Strategy<Value = Setup> {
 }
 
 fn program(most: usize) -> impl Strategy<Value = Program> {
-    (setup(), vec(op(), 1..most)).prop_map(|(setup, ops)| Program { setup, ops })
+    (setup(), vec(prop_oneof![15 => op(), 1 => resize()], 1..most))
+        .prop_map(|(setup, ops)| Program { setup, ops })
 }
 
 /// Runs `check` on programs of up to `most` operations: `usual` of them, or for as long as
@@ -177,14 +182,28 @@ fn programs_that_stay_the_same_do_what_their_references_do() {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
     let strategy = (setup(), vec(prop_oneof![1 => op(), 2 => range_op()], 1..40));
-    let mut sum = [0; 4];
+    let mut sum = [0; 3];
     for _ in 0..100 {
         let (setup, ops) = strategy.new_tree(&mut runner).expect("nothing is filtered").current();
         let report = run(&Program { setup, ops }, Fault::None);
-        let new = [report.installed, report.tables_back, report.resized, report.refused];
+        let new = [report.installed, report.tables_back, report.refused];
         sum = core::array::from_fn(|n| sum[n] + new[n]);
     }
     assert!(sum.iter().all(|count| *count > 10), "the test showed little: {sum:?}");
+}
+
+/// Likewise, with blocks that are split, have runs in them and are made again.
+#[test]
+fn blocks_that_were_resized_are_what_they_were() {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
+    let strategy = (setup(), vec(prop_oneof![4 => op(), 1 => resize()], 1..40));
+    let mut resized = 0;
+    for _ in 0..60 {
+        let (setup, ops) = strategy.new_tree(&mut runner).expect("nothing is filtered").current();
+        resized += run(&Program { setup, ops }, Fault::None).resized;
+    }
+    assert!(resized > 20, "the test showed little: {resized}");
 }
 
 /// Short programs, with each allocation failing once and each compare-exchange raced once.
