@@ -407,6 +407,12 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
         let table = unsafe { self.space.memory.table(pa) };
         let bytes = level.slot_bytes();
         let from = start.saturating_sub(first.get()) / bytes;
+        // In a table that an unmap takes out each slot is Drain or Dead: nobody installs there any more.
+        let shut = |slot: &Slot| {
+            let seen = slot.load(&self.space.arch);
+            seen == Descriptor::DEAD || seen.as_drain(level).is_some()
+        };
+        let given_up = end.is_none() && !table.slots().iter().any(shut);
         let slots = table.slots().iter().enumerate().skip(from as usize);
         for (index, slot) in slots {
             let ipa = Ipa::new(first.get() + index as u64 * bytes);
@@ -428,7 +434,7 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
                 // SAFETY: (1) killed by this claim.
                 View::Dead => unsafe { slot.empty(&self.space.arch) },
                 // A copy into a block that was given up leaves its pages in the table that it took out.
-                View::Leaf(_) if end.is_none() => {
+                View::Leaf(_) if given_up => {
                     if let Some(former) = seen.to_drain(level).and_then(|it| it.as_drain(level)) {
                         self.drained(slot, ipa, &former);
                     }
