@@ -23,6 +23,8 @@ pub struct Visit<'g, M, A> {
 pub struct Census {
     /// Leaves of levels 1, 2 and 3: blocks of 1 GiB, of 2 MiB, pages.
     pub leaves: [u64; 3],
+    /// How many of these leaves are members of contiguous runs.
+    pub members: u64,
     /// Slots with a note.
     pub notes: u64,
     /// Slots in Busy, Drain or Dead, or with bits that this crate never writes.
@@ -43,6 +45,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     pub fn census(&self, guard: &Guard<'_>, range: IpaRange) -> Census {
         let mut census = Census::default();
         for (_, lookup) in self.visit(guard, range) {
+            if let View::Leaf(leaf) = lookup.view() {
+                census.members += u64::from(leaf.is_contiguous());
+            }
             match (lookup.view(), lookup.level) {
                 (View::Leaf(_), Level::L1) => census.leaves[0] += 1,
                 (View::Leaf(_), Level::L2) => census.leaves[1] += 1,

@@ -99,6 +99,7 @@ fn runs_are_made_and_dissolved_at_both_levels() {
             let wanted: Told = places.map(|ipa| (ipa, Contiguous::Made)).collect();
             assert_eq!(told, wanted, "{level}, {budget}");
             assert_eq!(vm.members(at), slots);
+            assert_eq!(vm.space.census(&vm.cpu.enter(), at).members, slots as u64);
 
             let flushes = vm.flushes();
             assert_eq!(vm.make(at, level, budget), Ok(vec![]), "they are runs already");
