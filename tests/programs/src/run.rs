@@ -63,6 +63,8 @@ pub struct Report {
     pub tables_back: usize,
     /// Blocks that were split and made again.
     pub resized: usize,
+    /// Those of them that were made by copying.
+    pub copied: usize,
     /// Wrong calls that were refused.
     pub refused: usize,
 }

@@ -198,12 +198,15 @@ fn blocks_that_were_resized_are_what_they_were() {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
     let strategy = (setup(), vec(prop_oneof![4 => op(), 1 => resize()], 1..40));
-    let mut resized = 0;
+    let (mut resized, mut copied) = (0, 0);
     for _ in 0..60 {
         let (setup, ops) = strategy.new_tree(&mut runner).expect("nothing is filtered").current();
-        resized += run(&Program { setup, ops }, Fault::None).resized;
+        let report = run(&Program { setup, ops }, Fault::None);
+        resized += report.resized;
+        copied += report.copied;
     }
-    assert!(resized > 20, "the test showed little: {resized}");
+    println!("{resized} blocks were made again, {copied} of them by copying");
+    assert!(resized > 20 && copied > 5, "the test showed little: {resized}, {copied}");
 }
 
 /// Short programs, with each allocation failing once and each compare-exchange raced once.

@@ -1,11 +1,16 @@
-//! A block becomes pages, of which some form contiguous runs, and the block again: the tables are what they were.
+//! A block becomes pages, of which some form contiguous runs, and the block again: the tables are what they were. Or
+//! another block, into which the pages are copied.
 
-use stage2::Level;
-use stage2::space::{Collapse, Contiguous, SplitError};
+use mmu_oracle::Event;
+use stage2::space::{
+    Blocks, Collapse, Contiguous, CopyCollapse, CopyObstacle, Release, SplitError,
+};
+use stage2::{Flushed, Former, Ipa, Level, Owner, Pa};
 
-use super::World;
 use super::ranges::{Came, Range};
+use super::{Ground, World};
 use crate::program::{Kind, Pace, Place, Who};
+use crate::reference::Leaf;
 use crate::walk::span;
 
 /// Bytes of the pages of which runs are made.
@@ -61,6 +66,13 @@ impl World<'_> {
             assert_eq!(leaf.contiguous, member, "page {page}");
         }
 
+        // Every other block is another one afterwards.
+        if self.report.resized.is_multiple_of(2) && self.copied(block, leaf) {
+            self.report.resized += 1;
+            self.report.copied += 1;
+            return;
+        }
+
         let mut told = Vec::new();
         let (came, _) = self.batches(block, Kind(0), |world, cpu, claim, batch| {
             let alone = || panic!("nobody is inside a guard");
@@ -71,6 +83,80 @@ impl World<'_> {
         assert_eq!(told, [(start, Collapse::Made)]);
         assert_eq!(self.vms[&vm].tables.all(), before.tree, "the block is what it was");
         self.report.resized += 1;
+    }
+
+    /// Copies the pages of a block that was split into a fresh one; `false` if there was none, or they are not the VM's.
+    fn copied(&mut self, block: Range, leaf: Leaf) -> bool {
+        let start = block.start;
+        let space = std::sync::Arc::clone(&self.vms[&block.vm].space);
+        let (mut fresh, mut told) = (None, Vec::new());
+        let (came, _) = self.batches(block, Kind(0), |world, cpu, claim, batch| {
+            let alone = || panic!("nobody is inside a guard");
+            let mut blocks = Fresh { ground: &world.ground, block: None, pages: 0, told: None };
+            let done = space.copy_collapse(cpu, claim, batch, 0, &mut blocks, alone);
+            assert!(matches!(blocks.pages, 0 | 1024), "each page is copied, and comes back");
+            fresh = fresh.or(blocks.block);
+            told.extend(blocks.told);
+            done
+        });
+        done(&came, block.end);
+        let Some(frame) = fresh else {
+            let why = if leaf.owner == Owner::Vm {
+                CopyObstacle::NoBlock
+            } else {
+                CopyObstacle::NotOwned { ipa: Ipa::new(start) }
+            };
+            assert_eq!(told, [(start, CopyCollapse::Stays(why))]);
+            return false;
+        };
+        assert_eq!(told, [(start, CopyCollapse::Made { filled: 0 })]);
+        self.ground.store.give(leaf.frame, Level::L2);
+        let state = self.vms.get_mut(&block.vm).expect("checked");
+        state.reference.leaves.insert(start, Leaf { frame, ..leaf });
+        true
+    }
+}
+
+/// A fresh block. A page is nobody's from the moment on that it is copied.
+struct Fresh<'g, 'm> {
+    ground: &'g Ground<'m>,
+    block: Option<Pa>,
+    /// Pages that were copied, and pages that came back.
+    pages: usize,
+    told: Option<(u64, CopyCollapse)>,
+}
+
+impl Release for Fresh<'_, '_> {
+    fn frame(&mut self, _: Ipa, _: &Former, _: &Flushed) {
+        self.pages += 1;
+    }
+}
+
+// SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+unsafe impl Blocks for Fresh<'_, '_> {
+    fn take(&mut self) -> Option<Pa> {
+        self.block = self.ground.store.take(Level::L2);
+        self.block
+    }
+
+    fn give_back(&mut self, block: Pa) {
+        panic!("{block} was not used");
+    }
+
+    fn copy(&mut self, _: Ipa, from: Pa, _: Pa) {
+        self.pages += 1;
+        let (frame, bytes) = (from.get(), 4096);
+        self.ground.machine.note(|pe| Event::FreeFrame { pe, frame, bytes });
+    }
+
+    fn fill(&mut self, ipa: Ipa, _: Pa) {
+        panic!("{ipa} was a page");
+    }
+
+    fn finish(&mut self, _: Ipa, _: Pa) {}
+
+    fn heard(&mut self, ipa: Ipa, what: CopyCollapse) {
+        self.told = Some((ipa.get(), what));
     }
 }
 
