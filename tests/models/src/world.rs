@@ -147,7 +147,6 @@ impl World {
             hw_access: shape.hw_update != HwUpdate::Off,
             hw_dirty: shape.hw_update == HwUpdate::AccessAndDirty,
             dead: Some(Descriptor::DEAD.bits()),
-            ..Machine::default()
         };
         let oracle = OracleMachine::new(machine, shape.tables);
         let pool = (0..shape.tables).map(|_| AtomicU64::new(0)).collect();
