@@ -15,23 +15,29 @@
 //! | `selftest=panic` | panics | the message and its place |
 //! | `selftest=guard` | forgets to close a guard | it is noticed before the guest runs |
 //! | `selftest=conflict` | takes every second translation fault for a TLB conflict, which QEMU never raises | the guest notices nothing |
+//! | `selftest=slow-copy` | has a COPY take so long that a vCPU comes back for the memory more often than any fault may | the guest notices nothing |
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::hint::black_box;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
+use hyp_abi::call::Stat;
 use spin::Once;
 use stage2::epoch::Cpu;
 
 use crate::boot::Refusal;
+use crate::event::counters;
+use crate::lock::relax;
 use crate::mem::image;
+use crate::vm::vcpu::PATIENCE;
 
 /// What starts the word.
 const WORD: &str = "selftest=";
 /// The words, without what starts them.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "stack",
     "stack-1",
     "write-code",
@@ -41,6 +47,7 @@ const NAMES: [&str; 9] = [
     "panic",
     "guard",
     "conflict",
+    "slow-copy",
 ];
 /// `RET`, as data.
 static RET: AtomicU32 = AtomicU32::new(0xd65f_03c0);
@@ -77,6 +84,30 @@ pub(crate) fn as_conflict(esr: u64) -> u64 {
         esr & !0x3f | 0x30
     } else {
         esr
+    }
+}
+
+/// A block is copied and about to be made: if that was asked for, waits until one of three other vCPUs has found it missing
+/// too often, once. Not where nobody has wanted it for a second.
+pub(crate) fn hold_up_copy() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    const RETRIES: u64 = 3 * PATIENCE as u64;
+    let wanted = WANTED.get().is_some_and(|number| NAMES.get(*number) == Some(&"slow-copy"));
+    if !wanted || DONE.load(Ordering::Relaxed) {
+        return;
+    }
+    let before = counters::sum(Stat::Retries);
+    let (mut last, mut since) = (before, CNTPCT_EL0.get());
+    while CNTPCT_EL0.get().wrapping_sub(since) < CNTFRQ_EL0.get() {
+        let now = counters::sum(Stat::Retries);
+        if now - before > RETRIES {
+            DONE.store(true, Ordering::Relaxed);
+            return;
+        }
+        if now != last {
+            (last, since) = (now, CNTPCT_EL0.get());
+        }
+        relax();
     }
 }
 

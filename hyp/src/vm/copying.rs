@@ -124,6 +124,8 @@ unsafe impl<H: FnMut(Ipa, CopyCollapse)> Blocks for Copier<'_, H> {
         clean::for_guest(PaRange { start: block.get(), end: block.get() + BLOCK });
         // The guest may fetch instructions from it.
         clean::instructions_for_guest();
+        #[cfg(feature = "selftest")]
+        crate::selftest::hold_up_copy();
     }
 
     fn heard(&mut self, ipa: Ipa, what: CopyCollapse) {

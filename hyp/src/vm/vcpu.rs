@@ -64,7 +64,8 @@ struct Repeat {
 
 /// Faults at one instruction and page that change nothing, with none elsewhere between them, before the
 /// VM is stopped: a slot in transition becomes stable within microseconds, and a translation in place does not fault.
-const PATIENCE: u32 = 100_000;
+/// While memory is moved or resized they do not count.
+pub(crate) const PATIENCE: u32 = 100_000;
 
 /// A virtual CPU, on the stack of its CPU.
 #[derive(Debug)]

@@ -124,6 +124,17 @@ fn a_tlb_conflict_is_resolved_and_the_guest_goes_on() {
     trace.check().exits(0);
 }
 
+/// A fault that comes back without end stops the VM, but for one that waits for memory that another CPU copies: here a
+/// copy takes longer than any fault may be repeated.
+#[test]
+fn a_copy_may_take_longer_than_a_fault_may_be_repeated() {
+    let trace = Trace::none();
+    let guest = Scenario::of("storm").vcpus(4).flag("--blocks").append("calls=60");
+    let guest = guest.hypervisor("selftest=slow-copy").trace(&trace.path());
+    let run = guest.with("--trace-max", 1000).timeout(120).passes();
+    run.checks("a vCPU waited for a copy", |it| it.stats.copied > 0 && it.stats.retries > 300_000);
+}
+
 #[test]
 fn an_unknown_selftest_is_refused() {
     let trace = Trace::none();
