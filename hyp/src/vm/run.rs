@@ -141,6 +141,8 @@ enum End {
     Vm(Option<Reason>),
 }
 
+// A function of its own: what its callers keep in registers would be loaded anew at each exit.
+#[inline(never)]
 fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
     let cpu = env.cpu;
     loop {
