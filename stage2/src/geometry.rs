@@ -376,9 +376,11 @@ mod tests {
     #[test]
     fn machines_that_do_not_exist_are_refused() {
         let odd = machine(39, Caps::empty());
-        assert_eq!(Geometry::new(32, &odd, HwUpdate::Off), Err(GeometryError::PaBits { bits: 39 }));
+        let made = Geometry::new(32, &odd, HwUpdate::Off);
+        assert_eq!(made, Err(GeometryError::PaBits { bits: 39 }), "no PARange says 39 bits");
         let no_granule = Features { caps: Caps::empty(), ..machine(40, Caps::empty()) };
-        assert_eq!(Geometry::new(32, &no_granule, HwUpdate::Off), Err(GeometryError::NoGranule4K));
+        let made = Geometry::new(32, &no_granule, HwUpdate::Off);
+        assert_eq!(made, Err(GeometryError::NoGranule4K), "the granule is not there");
     }
 
     #[test]
