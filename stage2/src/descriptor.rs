@@ -27,9 +27,11 @@ use core::fmt;
 use crate::addr::{Level, Pa};
 use crate::attr::{AttributeError, Attributes, Encoding};
 
+mod change;
 mod former;
 mod resize;
 mod settled;
+pub use change::Change;
 pub use former::Former;
 pub(crate) use resize::{RUN, State};
 

@@ -162,6 +162,11 @@ impl Cpu<'_> {
         self.depth.get() == 0 && self.locks.get().0 == 0
     }
 
+    /// Whether this CPU holds the lock of a table.
+    pub(crate) fn holds_lock(&self) -> bool {
+        self.locks.get().0 != 0
+    }
+
     /// A table's lock is about to be taken.
     pub(crate) fn note_lock(&self, rank: Rank) {
         let (held, last) = self.locks.get();

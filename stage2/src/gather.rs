@@ -54,13 +54,18 @@ impl<'s, A: Arch> Owed<'s, A> {
 
     /// A leaf of `level` at `ipa` ended.
     pub(crate) fn leaf(&mut self, ipa: Ipa, level: Level) {
+        self.leaves(ipa, level, 1);
+    }
+
+    /// So many leaves of `level`, side by side from `ipa` on, ended.
+    pub(crate) fn leaves(&mut self, ipa: Ipa, level: Level, count: u64) {
         self.leaves = match self.leaves {
             Leaves::Nothing => Leaves::All(level),
             Leaves::All(same) if same == level => Leaves::All(level),
             Leaves::Conflicting => Leaves::Conflicting,
             _ => Leaves::Mixed,
         };
-        self.cover(ipa, level.slot_bytes());
+        self.cover(ipa, count * level.slot_bytes());
     }
 
     /// The table under the slot of `level` at `ipa` was unlinked: its whole span, any level.

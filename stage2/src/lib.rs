@@ -76,7 +76,7 @@ pub use attr::{Attributes, Encoding, MemType, Prot, Write};
 pub use claim::{Claim, ClaimError};
 pub use coherency::Coherency;
 pub use cost::Pinned;
-pub use descriptor::{Descriptor, Former, Leaf, LeafTemplate, Note, Owner, View};
+pub use descriptor::{Change, Descriptor, Former, Leaf, LeafTemplate, Note, Owner, View};
 pub use epoch::{Domain, Epochs, Guard};
 pub use errata::Errata;
 pub use features::{Bbm, Caps, Features, IdRegisters};

@@ -10,6 +10,7 @@
 //! | `space/collapse.rs` | tables of alike leaves become blocks | a claim |
 //! | `space/copy.rs` | pages that lie anywhere move into a block | a claim |
 //! | `space/contiguous.rs` | runs of 16 alike leaves that a TLB may hold as one | a claim |
+//! | `space/prot.rs` | what leaves allow and have recorded changes, under one flush | a guard and a claim |
 //! | `space/annotate.rs` | notes in slots where nothing is mapped | a claim |
 //! | `space/visit.rs` | see all that is there | a guard |
 //! | `space/destroy.rs` | the end | everything |
@@ -44,6 +45,7 @@ mod error;
 mod install;
 mod lookup;
 mod map;
+mod prot;
 mod split;
 mod unmap;
 mod visit;
@@ -57,6 +59,7 @@ pub use destroy::{DestroyError, Leak};
 pub use error::{InstallError, MapError, MappingError, NewSpaceError, NotClaimed, UnmapError};
 pub use install::{Frames, Install, Tally};
 pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
+pub use prot::{Engine, Modified, ProtError, Relax, Started, Transaction};
 pub use split::SplitError;
 pub use unmap::{Notes, Release};
 pub use visit::{Census, Visit};
@@ -73,6 +76,8 @@ pub struct Space<'e, M, A> {
     claims: Claims,
     pinned: Option<Pinned>,
     bbm: Bbm,
+    engine: Option<Engine>,
+    pending: prot::Pending,
     ledger: Ledger,
     memory: M,
     arch: A,
@@ -128,6 +133,8 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
             claims: Claims::new(),
             pinned: None,
             bbm: geometry.features().bbm,
+            engine: None,
+            pending: prot::Pending::new(),
             ledger: Ledger::default(),
             memory,
             arch,

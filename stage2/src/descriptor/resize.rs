@@ -8,9 +8,9 @@
 use super::{ADDRESS, ATTRIBUTES, BLOCK, Descriptor, Leaf, MANAGED, NON_OWNED, TABLE_OR_PAGE};
 use crate::addr::{Level, Pa};
 
-const WRITABLE: u64 = 1 << 7;
-const ACCESSED: u64 = 1 << 10;
-const DIRTY_MODIFIER: u64 = 1 << 51;
+pub(super) const WRITABLE: u64 = 1 << 7;
+pub(super) const ACCESSED: u64 = 1 << 10;
+pub(super) const DIRTY_MODIFIER: u64 = 1 << 51;
 const CONTIGUOUS: u64 = 1 << 52;
 
 /// Members of a contiguous run: table D8-104, 4 KiB granule. All of a table under a model checker, where it has four.

@@ -186,6 +186,7 @@ mod copy;
 mod live;
 mod map;
 mod neighbours;
+mod prot;
 mod random;
 mod resize;
 mod scan;

@@ -1,0 +1,169 @@
+//! What a protection transaction changes in a leaf: permissions, and what is recorded. Never the address, the memory
+//! type or the shareability: those would need a break on any machine \[RWHZWS\].
+//!
+//! With DBM, S2AP\[1\] is the dirty record of a leaf; without, it is a permission. One change therefore says two
+//! things, for leaves of which the dirty state is managed and for the others:
+//!
+//! | change | DBM = 1 | DBM = 0 |
+//! | --- | --- | --- |
+//! | [`protect`](Change::protect), writable | S2AP\[0\], XN; DBM and the dirty state stay | S2AP\[1:0\], XN |
+//! | [`protect`](Change::protect), not writable | S2AP, XN; DBM = 0 | S2AP\[1:0\], XN |
+//! | [`WRITE_PROTECT`](Change::WRITE_PROTECT) | S2AP\[1\] = DBM = 0 | S2AP\[1\] = 0 |
+//! | [`CLEAN`](Change::CLEAN) | S2AP\[1\] = 0: writable-clean | none |
+//! | [`UNACCESSED`](Change::UNACCESSED) | AF = 0 | AF = 0 |
+
+use super::Leaf;
+use super::resize::{ACCESSED, DIRTY_MODIFIER, WRITABLE};
+use crate::attr::{AttributeError, Attributes, Encoding, MemType, Prot};
+
+const READABLE: u64 = 1 << 6;
+const EXECUTE_NEVER: u64 = 0b11 << 53;
+/// Permissions of a leaf without dirty management.
+const PERMISSIONS: u64 = READABLE | WRITABLE | EXECUTE_NEVER;
+
+/// A change of permissions or records, the same for many leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// With DBM = 0.
+    plain: Masks,
+    /// With DBM = 1.
+    managed: Masks,
+}
+
+/// Bits to clear, and then bits to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Masks {
+    clear: u64,
+    set: u64,
+}
+
+impl Change {
+    /// Takes the permission to write. What the leaf said of writes before is in what it was.
+    pub const WRITE_PROTECT: Self = Self::both(WRITABLE | DIRTY_MODIFIER);
+    /// Writable-dirty becomes writable-clean.
+    pub const CLEAN: Self =
+        Self { plain: Masks { clear: 0, set: 0 }, managed: Masks { clear: WRITABLE, set: 0 } };
+    /// Takes the access flag.
+    pub const UNACCESSED: Self = Self::both(ACCESSED);
+
+    const fn both(clear: u64) -> Self {
+        let masks = Masks { clear, set: 0 };
+        Self { plain: masks, managed: masks }
+    }
+
+    /// Allows what `prot` says, and no more. A writable leaf of which the dirty state is managed keeps that.
+    ///
+    /// # Errors
+    /// [`AttributeError`]: this machine has no encoding for it.
+    pub const fn protect(prot: Prot, encoding: Encoding) -> Result<Self, AttributeError> {
+        let bits = match Attributes::new(prot, MemType::Normal).encode(encoding) {
+            Ok(bits) => bits & PERMISSIONS,
+            Err(error) => return Err(error),
+        };
+        let managed = if prot.contains(Prot::WRITE) {
+            Masks { clear: READABLE | EXECUTE_NEVER, set: bits & !WRITABLE }
+        } else {
+            Masks { clear: PERMISSIONS | DIRTY_MODIFIER, set: bits }
+        };
+        Ok(Self { plain: Masks { clear: PERMISSIONS, set: bits }, managed })
+    }
+}
+
+impl Leaf {
+    /// The leaf after a change.
+    #[inline(always)]
+    pub(crate) const fn changed(&self, change: &Change) -> Self {
+        let plain = self.bits & DIRTY_MODIFIER == 0;
+        let Masks { clear, set } = if plain { change.plain } else { change.managed };
+        Self { bits: self.bits & !clear | set, level: self.level }
+    }
+
+    /// Whether this leaf allows all that `former` did, and says of accesses and writes what that said or more: a TLB
+    /// that holds `former` can only fault too often.
+    pub(crate) const fn grants_all_of(&self, former: &Self) -> bool {
+        let fewer = former.bits & !self.bits & (READABLE | WRITABLE | ACCESSED);
+        let execute = self.bits & EXECUTE_NEVER;
+        let managed = (former.bits ^ self.bits) & DIRTY_MODIFIER;
+        fewer == 0 && managed == 0 && (execute == 0 || execute == former.bits & EXECUTE_NEVER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{Level, Pa};
+    use crate::attr::Write;
+    use crate::descriptor::{Descriptor, Owner};
+
+    const ENCODING: Encoding = Encoding { fwb: true, xnx: true };
+    const WRITES: [Write; 4] = [Write::Denied, Write::Allowed, Write::Clean, Write::Dirty];
+
+    /// Every leaf of a level: what it allows, accessed or not, dirty or not.
+    fn leaves() -> impl Iterator<Item = Leaf> {
+        (0..16_u8 * 4 * 2).map(|n| {
+            let prot = Prot::from_bits_truncate(n % 16);
+            let (write, accessed) = (WRITES[usize::from(n / 16 % 4)], n >= 64);
+            let attributes =
+                Attributes { write, accessed, ..Attributes::new(prot, MemType::NonCacheable) };
+            let bits =
+                Descriptor::leaf(Level::L3, Pa::new(0x5000), &attributes, ENCODING, Owner::Other);
+            bits.unwrap().as_leaf(Level::L3).unwrap()
+        })
+    }
+
+    fn attributes(leaf: &Leaf) -> Attributes {
+        let decoded = leaf.attributes(ENCODING).expect("what this crate writes");
+        assert_eq!((leaf.pa().get(), leaf.owner()), (0x5000, Owner::Other), "those stay");
+        assert_eq!(decoded.mem, MemType::NonCacheable, "and the memory type");
+        decoded
+    }
+
+    #[test]
+    fn a_leaf_allows_what_it_is_protected_to_and_keeps_its_records() {
+        for (leaf, bits) in leaves().flat_map(|leaf| (0..16).map(move |bits| (leaf, bits))) {
+            let (before, prot) = (attributes(&leaf), Prot::from_bits_truncate(bits));
+            let after = attributes(&leaf.changed(&Change::protect(prot, ENCODING).unwrap()));
+            assert_eq!(after.prot(), prot);
+            assert_eq!(after.accessed, before.accessed);
+            let managed = matches!(before.write, Write::Clean | Write::Dirty);
+            if managed && prot.contains(Prot::WRITE) {
+                assert_eq!(after.write, before.write, "the dirty state is no permission");
+            } else {
+                assert!(!matches!(after.write, Write::Clean | Write::Dirty));
+            }
+        }
+        let plain = Encoding { fwb: false, xnx: false };
+        let apart = Change::protect(Prot::READ | Prot::EXEC_EL1, plain);
+        assert_eq!(apart, Err(AttributeError::ExecuteNeedsXnx));
+    }
+
+    #[test]
+    fn each_change_takes_what_it_says() {
+        for leaf in leaves() {
+            let before = attributes(&leaf);
+            let after = |change| attributes(&leaf.changed(&change));
+            let wanted = Attributes { write: Write::Denied, ..before };
+            assert_eq!(after(Change::WRITE_PROTECT), wanted);
+            let clean = if before.write == Write::Dirty { Write::Clean } else { before.write };
+            assert_eq!(after(Change::CLEAN), Attributes { write: clean, ..before });
+            assert_eq!(after(Change::UNACCESSED), Attributes { accessed: false, ..before });
+        }
+    }
+
+    #[test]
+    fn a_leaf_grants_all_of_another_if_nothing_is_taken() {
+        for (leaf, former) in leaves().flat_map(|leaf| leaves().map(move |former| (leaf, former))) {
+            let (now, then) = (attributes(&leaf), attributes(&former));
+            let managed = |a: Attributes| matches!(a.write, Write::Clean | Write::Dirty);
+            let dirty = |a: Attributes| a.write == Write::Dirty;
+            let grants = now.prot().contains(then.prot())
+                && (now.accessed || !then.accessed)
+                && managed(now) == managed(then)
+                && (dirty(now) || !dirty(then));
+            // XN = 11 and XN = 01 are told apart from 00 only: another change counts as taking something.
+            let other = now.prot() & Prot::EXEC != then.prot() & Prot::EXEC
+                && !now.prot().contains(Prot::EXEC);
+            assert_eq!(leaf.grants_all_of(&former), grants && !other, "{now:?}, {then:?}");
+        }
+    }
+}

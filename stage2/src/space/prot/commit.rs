@@ -1,0 +1,286 @@
+//! One leaf after the other is exchanged; then all is flushed, and what was broken lives again.
+
+use core::ops::Range;
+
+use super::{Engine, Here, ProtError, Relax, Transaction};
+use crate::addr::{Ipa, Level};
+use crate::arch::{Arch, Dsb};
+use crate::descriptor::{Change, Descriptor, Leaf, RUN, State};
+use crate::gather::Owed;
+use crate::memory::{ARITY as SLOTS, Memory};
+use crate::slot::Slot;
+use crate::space::Space;
+use crate::space::alike::parts;
+use crate::space::contiguous::{members_of, run_bytes};
+use crate::space::lookup::Node;
+use crate::tlbi::LeafLevel;
+
+/// What became of a leaf.
+enum Step {
+    /// It stays as it is.
+    Same,
+    /// It is another leaf now. What it was, and is.
+    InPlace(Leaf, Leaf),
+    /// It is Busy now.
+    Broken,
+}
+
+impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
+    /// Shows the leaves of a table from a slot on, and exchanges those that `decide` has a change for, until the table,
+    /// the range or the budget ends, or in a slot is something else. Returns where it has come to, and whether that is
+    /// why. `level` is the table's.
+    #[inline(always)]
+    pub(super) fn sweep(
+        &mut self,
+        node: Node<'t>,
+        level: Level,
+        first: usize,
+        decide: &mut impl FnMut(Ipa, &Leaf) -> Option<Change>,
+    ) -> Result<(usize, bool), ProtError> {
+        let reach = (self.range.end().get() - node.start.get()).div_ceil(level.slot_bytes());
+        let last = SLOTS.min(reach as usize).min(first.saturating_add(self.left.max(1)));
+        let slots = node.table.slots().get(first..last).unwrap_or_default();
+        // Leaves side by side that were changed, and not owed for yet.
+        let mut changed = first..first;
+        let (mut odd, mut result) = (false, Ok(()));
+        let mut index = first;
+        for slot in slots {
+            let ipa = node.ipa_of(index);
+            let seen = slot.load(&self.space.arch);
+            let Some(leaf) = self.ordinary(seen, level, ipa) else {
+                if seen == Descriptor::EMPTY {
+                    index += 1;
+                    continue;
+                }
+                odd = true;
+                break;
+            };
+            let mut told = |leaf: &Leaf| decide(ipa, leaf);
+            match self.exchange(slot, level, ipa, leaf, &mut told) {
+                Ok(step) => self.note(node, level, index, &step, &mut changed),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            index += 1;
+        }
+        self.owe(node, &changed);
+        self.left = self.left.saturating_sub(index - first);
+        self.come_to(node.ipa_of(index));
+        result.map(|()| (index, odd))
+    }
+
+    /// The leaf in a slot, unless it is one to be careful with.
+    #[inline(always)]
+    fn ordinary(&self, seen: Descriptor, level: Level, ipa: Ipa) -> Option<Leaf> {
+        let page = matches!(level, Level::L3);
+        let inside = |_: &Leaf| page || self.covers(ipa, level.slot_bytes());
+        seen.as_leaf(level).filter(|leaf| !leaf.is_contiguous()).filter(inside)
+    }
+
+    /// Commits to a leaf that [`look`](Self::look) found.
+    pub(super) fn commit(
+        &mut self,
+        node: Node<'t>,
+        index: usize,
+        leaf: Leaf,
+        mut decide: impl FnMut(Ipa, &Leaf) -> Option<Change>,
+    ) -> Result<(), ProtError> {
+        let (arch, slot) = (&self.space.arch, node.table.slot(index));
+        let (level, ipa) = (node.level, node.ipa_of(index));
+        if leaf.is_contiguous() {
+            if let Some(change) = decide(ipa, &leaf)
+                && let now = leaf.changed(&change)
+                && now != leaf
+                && let Some(busy) = Descriptor::from_bits(now.bits()).to_busy()
+            {
+                // SAFETY: (1) a member of a run that was broken here, and Busy until the flush; (2) the same
+                // translation.
+                unsafe { arch.store(slot, busy.bits()) };
+                self.changed += 1;
+            }
+            return Ok(());
+        }
+        let mut told = |leaf: &Leaf| decide(ipa, leaf);
+        let step = self.exchange(slot, level, ipa, leaf, &mut told)?;
+        let mut changed = index..index;
+        self.note(node, level, index, &step, &mut changed);
+        self.owe(node, &changed);
+        Ok(())
+    }
+
+    /// Something became of a leaf: what is owed for it joins `changed`, if that ends just before it.
+    #[inline(always)]
+    fn note(
+        &mut self,
+        node: Node<'_>,
+        level: Level,
+        index: usize,
+        step: &Step,
+        changed: &mut Range<usize>,
+    ) {
+        match step {
+            Step::Same => return,
+            Step::InPlace(was, now) if self.is_local(was, now) => {
+                self.changed += 1;
+                return self.granted(node.ipa_of(index), level);
+            }
+            Step::InPlace(..) => {}
+            Step::Broken => {
+                self.low = self.low.min(node.ipa_of(index).get());
+                self.broken += 1;
+            }
+        }
+        if changed.end != index {
+            self.owe(node, changed);
+            changed.start = index;
+        }
+        changed.end = index + 1;
+    }
+
+    /// One leaf, in a slot of a table whose lock is held.
+    #[inline(always)]
+    fn exchange(
+        &self,
+        slot: &Slot,
+        level: Level,
+        ipa: Ipa,
+        mut was: Leaf,
+        decide: &mut impl FnMut(&Leaf) -> Option<Change>,
+    ) -> Result<Step, ProtError> {
+        loop {
+            let Some(change) = decide(&was) else { return Ok(Step::Same) };
+            let now = was.changed(&change);
+            if now == was {
+                return Ok(Step::Same);
+            }
+            let broken = self.breaks(&was, &now);
+            let new = if broken { now.bits() & !1 } else { now.bits() };
+            // SAFETY: (1) the table's lock is held, and the claim covers the leaf: it may become Busy, or another
+            // leaf of the same translation.
+            match unsafe { self.space.arch.compare_exchange(slot, was.bits(), new) } {
+                Some(Ok(_)) if broken => return Ok(Step::Broken),
+                Some(Ok(_)) => return Ok(Step::InPlace(was, now)),
+                // Hardware or a fault handler has changed it: at the most as often as it has such bits.
+                Some(Err(seen)) => {
+                    let seen = Descriptor::from_bits(seen);
+                    let unexpected = ProtError::Unexpected { ipa, level, seen };
+                    was = self.ordinary(seen, level, ipa).ok_or(unexpected)?;
+                }
+                None => return Err(ProtError::Unsupported),
+            }
+        }
+    }
+
+    /// Whether a leaf has to be invalid before it is another.
+    #[inline(always)]
+    fn breaks(&self, was: &Leaf, now: &Leaf) -> bool {
+        match self.engine {
+            Engine::InPlace => false,
+            Engine::Break => true,
+            Engine::BreakUnsettled => {
+                !(was.is_settled(self.hw_update) && now.is_settled(self.hw_update))
+            }
+        }
+    }
+
+    /// Whether a change is to be flushed on this PE alone.
+    #[inline(always)]
+    fn is_local(&self, was: &Leaf, now: &Leaf) -> bool {
+        matches!(self.relax, Relax::Here) && now.grants_all_of(was)
+    }
+
+    /// Leaves side by side were changed.
+    fn owe(&mut self, node: Node<'_>, slots: &Range<usize>) {
+        if !slots.is_empty() {
+            self.changed += slots.len() as u64;
+            self.owed.leaves(node.ipa_of(slots.start), node.level, slots.len() as u64);
+        }
+    }
+
+    /// Lock back, flush, what is Busy lives again. Afterwards there is nothing left to do.
+    pub(super) fn close(&mut self) {
+        let space = self.space;
+        self.table = None;
+        let owed = core::mem::replace(&mut self.owed, Owed::new(space.tlb()));
+        if owed.settle().is_some() && self.broken > 0 {
+            self.revive(self.at.max(Ipa::new(self.run_end)));
+            space.arch.dsb(Dsb::IshSt);
+        }
+        match core::mem::replace(&mut self.here, Here::Nothing) {
+            Here::Nothing => {}
+            Here::One(ipa, Level::L1) => space.tlb().relax_local(ipa, LeafLevel::L1),
+            Here::One(ipa, Level::L2) => space.tlb().relax_local(ipa, LeafLevel::L2),
+            Here::One(ipa, _) => space.tlb().relax_local(ipa, LeafLevel::L3),
+            Here::Many => space.tlb().vm_local(),
+        }
+        self.pending = None;
+    }
+
+    /// What is Busy in this batch, before `end`, becomes what it remembers. It was flushed.
+    fn revive(&self, end: Ipa) {
+        let mut at = self.low;
+        while at < end.get() {
+            let path = self.space.path(self.guard, Ipa::new(at));
+            let Some(node) = path.and_then(|path| path.leaf()) else { return };
+            let next = match node.level {
+                Level::L3 => self.space.revive_table(node, Level::L3, at, end),
+                level => self.space.revive_table(node, level, at, end),
+            };
+            at = at.max(next);
+        }
+    }
+}
+
+impl<M: Memory, A: Arch> Space<'_, M, A> {
+    /// The Busy leaves of a table live again, from `at` to `end`, the table's end, or a slot that leads to a table, which
+    /// it returns.
+    #[inline(always)]
+    fn revive_table(&self, node: Node<'_>, level: Level, at: u64, end: Ipa) -> u64 {
+        let arch = &self.arch;
+        let mut index = level.index(Ipa::new(at));
+        while let Some(slot) = node.table.slots().get(index) {
+            let (ipa, seen) = (node.ipa_of(index), slot.load(arch));
+            if ipa >= end || seen.as_table(level).is_some() {
+                return ipa.get();
+            }
+            match seen.as_busy_leaf(level) {
+                Some(leaf) if leaf.is_contiguous() => {
+                    let start = ipa.align_down(run_bytes(level));
+                    self.revive_run(node, start);
+                    index = level.index(start) + RUN;
+                }
+                Some(leaf) => {
+                    // SAFETY: (1) Busy, made so under this claim; flushed since; (2) the same translation.
+                    unsafe { arch.store(slot, leaf.bits()) };
+                    index += 1;
+                }
+                None => index += 1,
+            }
+        }
+        node.end()
+    }
+
+    /// The members of a broken run live again: as a run, if they are alike.
+    #[cold]
+    fn revive_run(&self, node: Node<'_>, start: Ipa) {
+        let (arch, level) = (&self.arch, node.level);
+        let live = |slot: &Slot| {
+            let seen = slot.load(arch);
+            seen.as_busy_leaf(level).map_or(seen, |leaf| Descriptor::from_bits(leaf.bits()))
+        };
+        let first = level.index(start);
+        let alike = parts(node, first..first + RUN, live).is_ok();
+        if !alike {
+            self.ledger.run(false);
+        }
+        for slot in members_of(node, start) {
+            if let Some(leaf) = slot.load(arch).as_busy_leaf(level) {
+                // SAFETY: (1) Busy, made so under this claim; flushed since, with all of its run; (2) the same
+                // translation.
+                unsafe { arch.store(slot, leaf.of_run(alike, State::default()).bits()) };
+            }
+        }
+    }
+}
