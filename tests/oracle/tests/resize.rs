@@ -1,12 +1,15 @@
 //! Splits and collapses on the oracle's machine, with hardware between any two of their steps: it sets AF and the
 //! dirty state of blocks and pages, by tables that it found before, at any moment that the architecture permits.
 
-use std::sync::{Mutex, PoisonError};
+mod shaken;
+
+use std::sync::Mutex;
 
 use mmu_oracle::descriptor::writes_freely;
 use mmu_oracle::walker::{Counts, Hardware};
 use mmu_oracle::{Event, Machine, Model, OracleMachine};
-use stage2::arch::{Dsb, Observation};
+use shaken::Shaken;
+use stage2::arch::Dsb;
 use stage2::epoch::Cpu;
 use stage2::space::{Batch, Collapse, Extent, Obstacle, Progress};
 use stage2::tlbi::Tlbi;
@@ -22,70 +25,6 @@ const MIB2: u64 = 2 << 20;
 const BASE: u64 = 0x4000_0000;
 const TOUCHED: [u64; 5] =
     [BASE, BASE + 0x7000, BASE + 0x1f_f000, BASE + MIB2, BASE + MIB2 + 0x9000];
-
-/// The machine; before each step of the software the hardware gets its chance.
-#[derive(Clone, Copy)]
-struct Shaken<'m>(&'m OracleMachine, &'m Mutex<Hardware<'m>>);
-
-impl<'m> Shaken<'m> {
-    fn machine(&self) -> &'m OracleMachine {
-        let mut hardware = self.1.lock().unwrap_or_else(PoisonError::into_inner);
-        (0..3).for_each(|_| hardware.act());
-        self.0
-    }
-}
-
-// SAFETY: every method is that of the machine.
-unsafe impl Arch for Shaken<'_> {
-    fn load(&self, slot: &Slot) -> u64 {
-        self.0.load(slot)
-    }
-
-    unsafe fn store(&self, slot: &Slot, bits: u64) {
-        // SAFETY: the caller's clauses.
-        unsafe { self.machine().store(slot, bits) };
-    }
-
-    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
-        // SAFETY: the caller's clauses.
-        unsafe { self.0.store_detached(slot, bits) };
-    }
-
-    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
-        // SAFETY: the caller's clauses.
-        unsafe { self.machine().swap(slot, bits) }
-    }
-
-    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        // SAFETY: the caller's clause.
-        unsafe { self.machine().compare_exchange(slot, old, new) }
-    }
-
-    fn dsb(&self, kind: Dsb) {
-        self.machine().dsb(kind);
-    }
-
-    fn isb(&self) {
-        self.0.isb();
-    }
-
-    fn tlbi(&self, op: Tlbi) {
-        self.machine().tlbi(op);
-    }
-
-    fn vttbr(&self) -> u64 {
-        self.0.vttbr()
-    }
-
-    unsafe fn set_vttbr(&self, value: u64) {
-        // SAFETY: (1, 2) the caller's clauses.
-        unsafe { self.0.set_vttbr(value) };
-    }
-
-    fn observe(&self, what: Observation) {
-        self.0.observe(what);
-    }
-}
 
 type ShakenSpace<'m> = Space<'m, &'m OracleMachine, Shaken<'m>>;
 
