@@ -70,6 +70,20 @@ impl Change {
 }
 
 impl Leaf {
+    /// Whether AF is set: a hint.
+    #[inline]
+    #[must_use]
+    pub const fn is_accessed(&self) -> bool {
+        self.bits & ACCESSED != 0
+    }
+
+    /// Whether it is writable-dirty: its dirty state is managed, and a guest may have written since it was taken last.
+    #[inline]
+    #[must_use]
+    pub const fn is_dirty(&self) -> bool {
+        self.bits & (DIRTY_MODIFIER | WRITABLE) == DIRTY_MODIFIER | WRITABLE
+    }
+
     /// The leaf after a change.
     #[inline(always)]
     pub(crate) const fn changed(&self, change: &Change) -> Self {
@@ -115,6 +129,8 @@ mod tests {
         let decoded = leaf.attributes(ENCODING).expect("what this crate writes");
         assert_eq!((leaf.pa().get(), leaf.owner()), (0x5000, Owner::Other), "those stay");
         assert_eq!(decoded.mem, MemType::NonCacheable, "and the memory type");
+        assert_eq!(leaf.is_accessed(), decoded.accessed);
+        assert_eq!(leaf.is_dirty(), decoded.write == Write::Dirty);
         decoded
     }
 

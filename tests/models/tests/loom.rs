@@ -6,8 +6,8 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
-    alike, clear, copy, disjoint, epoch, fill, hardware, install, look, policy, resize, retire,
-    vmid,
+    alike, clear, copy, disjoint, epoch, fill, hardware, install, look, policy, prot, resize,
+    retire, vmid,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -178,6 +178,15 @@ models! {
     a_run_comes_and_goes: Some(2), 6_000,
         ["guest read", "guest faulted", "wrote", "write faulted"],
         alike::a_run_comes_and_goes;
+    a_harvest_against_records: Some(2), 1_000,
+        ["exchanged", "came too late", "met Busy", "wrote", "write faulted"],
+        prot::a_harvest_against_records;
+    a_write_protect_against_an_exchange: None, 300,
+        ["exchanged", "came too late"],
+        prot::a_write_protect_against_an_exchange;
+    a_write_protect_against_who_relies_on_it: None, 150,
+        ["writable", "pending", "read-only"],
+        prot::a_write_protect_against_who_relies_on_it;
     a_vm_is_entered_during_a_roll_over: Some(3), 50,
         ["kept its VMID", "was lent another", "its VMID was lent", "its VMID was not lent"],
         vmid::entry_against_roll_over;

@@ -108,10 +108,6 @@ fn leaf_of(ipa: u64) -> u64 {
     if ipa >= BLOCK { BLOCK } else { ipa }
 }
 
-fn is_dirty(leaf: &Leaf, space: &ShakenSpace<'_>) -> bool {
-    leaf.attributes(space.encoding()).unwrap().write == Write::Dirty
-}
-
 impl<'m> Vm<'_, 'm> {
     /// In batches of so many slots; `None` leaves a leaf alone.
     fn modify(
@@ -140,9 +136,8 @@ impl<'m> Vm<'_, 'm> {
     fn harvest(&mut self, slots: usize) {
         let mut found = core::mem::take(&mut self.found);
         self.modify(slots, |ipa, leaf| {
-            let dirty = is_dirty(leaf, self.space);
-            found.extend(dirty.then_some(ipa.get()));
-            dirty.then_some(Change::CLEAN)
+            found.extend(leaf.is_dirty().then_some(ipa.get()));
+            leaf.is_dirty().then_some(Change::CLEAN)
         });
         self.found = found;
     }
@@ -164,7 +159,7 @@ impl<'m> Vm<'_, 'm> {
         hardware.stop();
         (1..3).for_each(|pe| self.machine.on_pe(pe, || self.machine.dsb(Dsb::Ish)));
         let leaves: BTreeSet<u64> = TOUCHED.into_iter().map(leaf_of).collect();
-        let dirty = leaves.iter().filter(|ipa| is_dirty(&self.leaf(**ipa), self.space));
+        let dirty = leaves.iter().filter(|ipa| self.leaf(**ipa).is_dirty());
         let dirty: BTreeSet<u64> = dirty.copied().collect();
         self.found.extend(&dirty);
         for ipa in &leaves {
@@ -412,8 +407,7 @@ fn what_a_fault_handler_grants_meanwhile_is_not_overwritten() {
                 let mut open =
                     space.modify_prot(&guard, &mut claim, all, Relax::Everywhere).unwrap();
                 open.each(|ipa, leaf| {
-                    let accessed = leaf.attributes(space.encoding()).unwrap().accessed;
-                    told.push(((ipa.get() - BASE) / PAGE, accessed));
+                    told.push(((ipa.get() - BASE) / PAGE, leaf.is_accessed()));
                     Some(Change::WRITE_PROTECT)
                 })
                 .unwrap();
@@ -461,8 +455,7 @@ fn a_write_that_a_neighbour_excuses_is_told() {
     let mut told = Vec::new();
     while let Some(started) = open.start().unwrap() {
         let ipa = started.ipa().get();
-        let was = started.commit(&Change::CLEAN).unwrap();
-        if was.attributes(space.encoding()).unwrap().write == Write::Dirty {
+        if started.commit(&Change::CLEAN).unwrap().is_dirty() {
             told.push(ipa);
         }
     }

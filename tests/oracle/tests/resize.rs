@@ -12,11 +12,10 @@ use shaken::Shaken;
 use stage2::arch::Dsb;
 use stage2::epoch::Cpu;
 use stage2::space::{Batch, Collapse, Extent, Obstacle, Progress};
-use stage2::tlbi::Tlbi;
 use stage2::vmid::Vmids;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Geometry, HwUpdate, Ipa, IpaRange,
-    Level, MemType, Owner, Pa, Prot, Slot, Space, Vmid, Write,
+    Level, MemType, Owner, Pa, Prot, Space, Vmid, Write,
 };
 
 const SEEDS: u64 = 4;

@@ -253,7 +253,7 @@ fn a_dropped_transaction_aborts_what_is_open_and_flushes_the_rest() {
                 1 => started.abort(),
                 _ => {
                     let was = started.commit(&Change::CLEAN).unwrap();
-                    assert_eq!(was.attributes(vm.space.encoding()).unwrap().write, Write::Dirty);
+                    assert!(was.is_dirty());
                 }
             }
             assert!(vm.space.pending_flush(Ipa::new(page(number))), "a flush is owed");
@@ -283,13 +283,12 @@ fn a_commit_returns_what_it_replaced() {
         let slot = vm.slot(GIB);
         vm.modify(range(GIB, PAGE_SIZE), Relax::Everywhere, |transaction| {
             let started = transaction.start().unwrap().unwrap();
-            let before = started.leaf().attributes(vm.space.encoding()).unwrap();
-            assert_eq!((before.write, before.accessed), (Write::Clean, false));
+            let before = (started.leaf().is_dirty(), started.leaf().is_accessed());
+            assert_eq!(before, (false, false));
             // SAFETY: (1, 2) what hardware does to a leaf.
             unsafe { vm.space.arch.swap(slot, native::load(slot) | DIRTY | ACCESSED) };
             let was = started.commit(&Change::WRITE_PROTECT).unwrap();
-            let was = was.attributes(vm.space.encoding()).unwrap();
-            assert_eq!((was.write, was.accessed), (Write::Dirty, true), "{engine:?}");
+            assert_eq!((was.is_dirty(), was.is_accessed()), (true, true), "{engine:?}");
         });
         assert_eq!(vm.held(GIB) & (DIRTY | ACCESSED | DIRTY_MODIFIER), ACCESSED);
     }

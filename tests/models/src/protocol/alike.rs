@@ -24,7 +24,7 @@ const RECORD: u64 = 1 << 10 | 1 << 7;
 const UPDATED: Shape = Shape { hw_update: HwUpdate::AccessAndDirty, ..Shape::small(2, 1) };
 
 /// Maps all pages of table 0, side by side.
-fn map(world: &World) -> Pa {
+pub(super) fn map(world: &World) -> Pa {
     world.pe(0, &[], |pe| {
         let pa = world.take_memory(0, PAGES * PAGE_SIZE);
         for number in 0..PAGES {
@@ -58,7 +58,7 @@ fn collapse(pe: &Pe<'_>) -> Collapse {
 
 /// Sets bits in the leaf of page 1 by one exchange, without a lock, as a fault handler does; `false` if there is
 /// no page, or not any more.
-fn exchange(pe: &Pe<'_>, set: u64) -> bool {
+pub(super) fn exchange(pe: &Pe<'_>, set: u64) -> bool {
     let (hardware, _guard) = (pe.world.hardware(), pe.cpu.enter());
     let found = pe.world.walk(page(1));
     let View::Leaf(leaf) = found.view() else {

@@ -11,6 +11,7 @@ pub mod install;
 pub mod look;
 pub mod policy;
 pub mod primitive;
+pub mod prot;
 pub mod ranges;
 pub mod resize;
 pub mod retire;

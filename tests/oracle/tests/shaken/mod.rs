@@ -13,7 +13,8 @@ use stage2::{Arch, Slot};
 pub(crate) struct Shaken<'m>(pub(crate) &'m OracleMachine, pub(crate) &'m Mutex<Hardware<'m>>);
 
 impl<'m> Shaken<'m> {
-    fn machine(&self) -> &'m OracleMachine {
+    /// The machine, after the hardware's chance.
+    pub(crate) fn machine(&self) -> &'m OracleMachine {
         let mut hardware = self.1.lock().unwrap_or_else(PoisonError::into_inner);
         (0..3).for_each(|_| hardware.act());
         self.0
