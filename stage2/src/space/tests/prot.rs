@@ -271,6 +271,23 @@ fn a_dropped_transaction_aborts_what_is_open_and_flushes_the_rest() {
     }
 }
 
+/// In each table that the batch came to, and in none that it did not.
+#[test]
+fn a_flush_is_pending_wherever_something_was_changed() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let vm = vm(&pages, &epochs);
+    vm.lay(range(GIB, 3 * MIB2), Level::L3);
+    vm.lay(range(GIB + 4 * MIB2, MIB2), Level::L2);
+    let pending = |mib: u64| vm.space.pending_flush(Ipa::new(GIB + mib * (MIB2 / 2)));
+    let modified = vm.modify(range(GIB + MIB2 / 2, 2 * MIB2), Relax::Everywhere, |transaction| {
+        transaction.each(|_, _| Some(Change::WRITE_PROTECT)).unwrap();
+        assert!((1..=5).all(pending), "a flush is owed, and nobody is told");
+        assert!((6..12).chain([500]).all(|mib| !pending(mib)));
+    });
+    assert_eq!(modified.changed, 1024);
+    assert!((0..12).all(|mib| !pending(mib)));
+}
+
 /// Somebody changes a leaf between start and commit: the commit goes by what is there then, and says so.
 #[test]
 fn a_commit_returns_what_it_replaced() {
@@ -409,8 +426,8 @@ fn what_is_in_the_way_is_refused_and_what_comes_before_it_is_done() {
     };
     let straddles = |ipa| Err(ProtError::Straddles { ipa: Ipa::new(ipa), level: Level::L2 });
     let block = GIB + MIB2;
-    assert_eq!(run(range(block + PAGE_SIZE, MIB2)), straddles(block), "its end");
-    assert_eq!(run(range(block, MIB2 - PAGE_SIZE)), straddles(block), "its beginning");
+    assert_eq!(run(range(block + PAGE_SIZE, MIB2)), straddles(block), "over its end");
+    assert_eq!(run(range(block, MIB2 - PAGE_SIZE)), straddles(block), "over its beginning");
     assert_eq!(vm.write(block), Write::Allowed, "nothing has changed");
     assert_eq!(run(range(page(510), MIB2)), Ok(Progress::Until(Ipa::new(block))));
     assert_eq!((vm.write(page(511)), vm.write(block)), (Write::Denied, Write::Allowed));
