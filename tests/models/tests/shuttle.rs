@@ -4,7 +4,7 @@
 
 use protocol_models::check::Model;
 use protocol_models::protocol::{
-    clear, copy, disjoint, epoch, fill, install, look, policy, ranges, resize, retire,
+    clear, copy, disjoint, epoch, fill, install, look, policy, prot, ranges, resize, retire,
 };
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
@@ -59,6 +59,9 @@ models! {
     a_copy_against_install: 500,
         ["installed", "met Drain", "copied its page", "filled the hole"],
         copy::a_copy_against_install;
+    a_write_protect_against_who_relies_on_it: 1000,
+        ["writable", "pending", "read-only"],
+        prot::a_write_protect_against_who_relies_on_it;
     ranges_come_and_go: 1000,
         ["mapped", "Occupied", "met another's Busy slot", "unmapped", "noted", "notes removed", "Conflict", "installed",
          "was present", "met Busy, Drain or Dead", "met a note", "guest read", "EL2 read"],

@@ -251,6 +251,13 @@ fn log_and_protect(vm: &mut Vm<'_, '_>, seed: u64) {
         }
         vm.judge(seed * 100 + round);
     }
+    let mut found = core::mem::take(&mut vm.found);
+    vm.modify(usize::MAX, |ipa, leaf| {
+        found.extend(leaf.is_dirty().then_some(ipa.get()));
+        Some(Change::WRITE_PROTECT)
+    });
+    vm.found = found;
+    vm.judge(seed);
 }
 
 const CAPS: [Caps; 3] = [Caps::empty(), Caps::TTL, Caps::TLBI_RANGE.union(Caps::TTL)];
