@@ -251,6 +251,8 @@ fn log_and_protect(vm: &mut Vm<'_, '_>, seed: u64) {
         }
         vm.judge(seed * 100 + round);
     }
+    // Of those that are clean, too.
+    vm.harvest(usize::MAX);
     let mut found = core::mem::take(&mut vm.found);
     vm.modify(usize::MAX, |ipa, leaf| {
         found.extend(leaf.is_dirty().then_some(ipa.get()));

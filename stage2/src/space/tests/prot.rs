@@ -366,7 +366,7 @@ fn a_contiguous_run_is_broken_as_a_whole_by_any_engine() {
             open.each(|ipa, leaf| {
                 let number = (ipa.get() - GIB) / PAGE_SIZE;
                 told.push((number, leaf.bits() & DIRTY != 0));
-                let before = number.checked_sub(1).filter(|_| number % 16 != 0);
+                let before = number.checked_sub(1).filter(|_| !number.is_multiple_of(16));
                 let live = before.is_some_and(|before| vm.held(page(before)) & 1 != 0);
                 assert!(!live, "a member lives before the flush");
                 // All of the first run, one of the second, none of the third.
