@@ -46,6 +46,36 @@ fn vmids() -> Vmids<3> {
     Vmids::only(Vmid::new(3, 8).unwrap())
 }
 
+/// A machine whose hardware updates both, with room for so many tables.
+fn machine(bbm: Bbm, tables: usize) -> OracleMachine {
+    let (hw_access, hw_dirty) = (true, true);
+    let setup = Machine { pes: 3, bbm: bbm as u8, hw_access, hw_dirty, ..Machine::default() };
+    OracleMachine::new(setup, tables)
+}
+
+/// Tables for such a machine, which has these features besides.
+fn geometry(bbm: Bbm, caps: Caps) -> Geometry {
+    let caps = caps | Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY;
+    let features = Features { caps, bbm, pa_bits: 40, errata: Errata::empty() };
+    Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap()
+}
+
+/// These PEs run the guest.
+fn enter<A: Arch>(
+    machine: &OracleMachine,
+    vmids: &Vmids<3>,
+    space: &Space<'_, &OracleMachine, A>,
+    pes: std::ops::Range<usize>,
+) {
+    for pe in pes {
+        machine.on_pe(pe, || {
+            let mut cpu = vmids.join(pe).unwrap();
+            // SAFETY: (1, 2) the guest of a PE is who was entered last.
+            core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
+        });
+    }
+}
+
 /// Maps both blocks.
 fn map<A: Arch>(space: &Space<'_, &OracleMachine, A>, cpu: &Cpu<'_>, extent: &Extent) {
     let mut claim = space.claim(range(BASE, 2 * MIB2)).unwrap();
@@ -93,30 +123,16 @@ fn run(seed: u64, caps: Caps, software: fn(&ShakenSpace<'_>, &Cpu<'_>)) -> Run {
 
 /// The same on a machine with this level of FEAT_BBM.
 fn run_at(bbm: Bbm, seed: u64, caps: Caps, software: impl Fn(&ShakenSpace<'_>, &Cpu<'_>)) -> Run {
-    let (hw_access, hw_dirty) = (true, true);
-    let setup = Machine { pes: 3, bbm: bbm as u8, hw_access, hw_dirty, ..Machine::default() };
-    let machine = OracleMachine::new(setup, 16);
+    let machine = machine(bbm, 16);
     let (counts, missed) = {
         let hardware = Mutex::new(Hardware::new(&machine, seed, &[1, 2], &TOUCHED));
-        let features = Features {
-            caps: caps | Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY,
-            bbm,
-            pa_bits: 40,
-            errata: Errata::empty(),
-        };
-        let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+        let geometry = geometry(bbm, caps);
         let epochs = Epochs::<3>::new();
         let (vmids, arch) = (vmids(), Shaken(&machine, &hardware));
         let space = Space::new(geometry, &vmids, epochs.domain(), &machine, arch).unwrap();
         let cpu = epochs.join(0).unwrap();
         map(&space, &cpu, &extent());
-        for pe in 0..3 {
-            machine.on_pe(pe, || {
-                let mut cpu = vmids.join(pe).unwrap();
-                // SAFETY: (1, 2) the guest of a PE is who was entered last.
-                core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
-            });
-        }
+        enter(&machine, &vmids, &space, 0..3);
         software(&space, &cpu);
         let mut hardware = hardware.lock().unwrap();
         hardware.stop();
@@ -140,12 +156,12 @@ fn back_and_forth(space: &ShakenSpace<'_>, cpu: &Cpu<'_>) {
     assert_eq!(collapse(space, cpu, all), [Collapse::Made; 2]);
 }
 
-#[test]
-fn sizes_change_under_hardware_updates_and_no_write_is_lost() {
+/// Runs it with some seeds, on machines with and without what flushes have for blocks. Returns what hardware did in all.
+fn sound_and_complete(software: fn(&ShakenSpace<'_>, &Cpu<'_>)) -> Counts {
     let mut all = Counts::default();
     for caps in [Caps::empty(), Caps::TTL, Caps::TLBI_RANGE | Caps::TTL] {
         for seed in 1..=SEEDS {
-            let run = run(seed, caps, back_and_forth);
+            let run = run(seed, caps, software);
             let verdicts = run.machine.verdicts();
             assert!(verdicts.is_empty(), "{caps:?}, seed {seed}: {}", verdicts[0]);
             assert_eq!(run.missed, [0_u64; 0], "{caps:?}, seed {seed}: written, and clean");
@@ -155,6 +171,12 @@ fn sizes_change_under_hardware_updates_and_no_write_is_lost() {
             all.stored_first += run.counts.stored_first;
         }
     }
+    all
+}
+
+#[test]
+fn sizes_change_under_hardware_updates_and_no_write_is_lost() {
+    let all = sound_and_complete(back_and_forth);
     println!("{all:?}");
     assert!(
         all.done > 1000 && all.again > 10 && all.by_held > 100 && all.stored_first > 10,
@@ -255,11 +277,8 @@ fn a_split_notices_what_happens_to_the_block_meanwhile() {
     ];
     for (what, change) in cases {
         // The root, one below, and one for parts: it may not be lost.
-        let setup = Machine { pes: 3, hw_access: true, hw_dirty: true, ..Machine::default() };
-        let machine = OracleMachine::new(setup, 3);
-        let caps = Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY;
-        let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
-        let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+        let machine = machine(Bbm::Level0, 3);
+        let geometry = geometry(Bbm::Level0, Caps::empty());
         let (epochs, vmids) = (Epochs::<3>::new(), vmids());
         let space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
         let cpu = epochs.join(0).unwrap();
@@ -300,11 +319,8 @@ fn a_split_notices_what_happens_to_the_block_meanwhile() {
 #[test]
 fn a_write_that_is_recorded_during_the_harvest_is_in_the_block() {
     const DIRTY: u64 = 1 << 7;
-    let setup = Machine { pes: 3, hw_access: true, hw_dirty: true, ..Machine::default() };
-    let machine = OracleMachine::new(setup, 3);
-    let caps = Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY;
-    let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
-    let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+    let machine = machine(Bbm::Level0, 3);
+    let geometry = geometry(Bbm::Level0, Caps::empty());
     let (epochs, vmids) = (Epochs::<3>::new(), vmids());
     let space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
     let cpu = epochs.join(0).unwrap();

@@ -47,26 +47,17 @@ fn shaken(
     caps: Caps,
     software: impl FnOnce(&ShakenSpace<'_>, &Cpu<'_>, &dyn Fn() -> Vec<u64>),
 ) -> (OracleMachine, Counts) {
-    let setup = Machine { pes: 3, hw_access: true, hw_dirty: true, ..Machine::default() };
-    let machine = OracleMachine::new(setup, 16);
+    let machine = machine(Bbm::Level0, 16);
     let counts;
     {
         let hardware = Mutex::new(Hardware::new(&machine, seed, &[1, 2], &PAGES));
-        let caps = caps | Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY;
-        let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
-        let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+        let geometry = geometry(Bbm::Level0, caps);
         let (epochs, vmids) = (Epochs::<3>::new(), vmids());
         let arch = Shaken(&machine, &hardware);
         let space = Space::new(geometry, &vmids, epochs.domain(), &machine, arch).unwrap();
         let cpu = epochs.join(0).unwrap();
         map(&space, &cpu, &Extent { coarsest: Level::L3, ..extent() });
-        for pe in 0..3 {
-            machine.on_pe(pe, || {
-                let mut cpu = vmids.join(pe).unwrap();
-                // SAFETY: (1, 2) the guest of a PE is who was entered last.
-                core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
-            });
-        }
+        enter(&machine, &vmids, &space, 0..3);
         software(&space, &cpu, &|| {
             let mut hardware = hardware.lock().unwrap();
             hardware.stop();
@@ -143,21 +134,14 @@ fn an_unmap_of_a_run_hands_on_what_any_member_has_recorded() {
 /// run when it ends, however it ends.
 #[test]
 fn a_write_that_a_neighbour_excuses_is_not_lost() {
-    let setup = Machine { pes: 3, hw_access: true, hw_dirty: true, ..Machine::default() };
     for end in ["dissolved", "unmapped", "collapsed"] {
-        let machine = OracleMachine::new(setup, 16);
-        let caps = Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY;
-        let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
-        let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+        let machine = machine(Bbm::Level0, 16);
+        let geometry = geometry(Bbm::Level0, Caps::empty());
         let (epochs, vmids) = (Epochs::<3>::new(), vmids());
         let space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
         let cpu = epochs.join(0).unwrap();
         map(&space, &cpu, &Extent { coarsest: Level::L3, ..extent() });
-        machine.on_pe(1, || {
-            let mut cpu = vmids.join(1).unwrap();
-            // SAFETY: (1, 2) the guest of a PE is who was entered last.
-            core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
-        });
+        enter(&machine, &vmids, &space, 1..2);
         let is_clean = |ipa| {
             let found = space.lookup(&cpu.enter(), Ipa::new(ipa)).unwrap();
             !writes_freely(found.descriptor.bits())

@@ -106,18 +106,7 @@ fn there_and_back(space: &ShakenSpace<'_>, cpu: &Cpu<'_>) {
 
 #[test]
 fn pages_move_under_hardware_updates_and_no_write_is_lost() {
-    let mut all = Counts::default();
-    for caps in [Caps::empty(), Caps::TTL, Caps::TLBI_RANGE | Caps::TTL] {
-        for seed in 1..=SEEDS {
-            let run = run(seed, caps, there_and_back);
-            let verdicts = run.machine.verdicts();
-            assert!(verdicts.is_empty(), "{caps:?}, seed {seed}: {}", verdicts[0]);
-            assert_eq!(run.missed, [0_u64; 0], "{caps:?}, seed {seed}: written, and clean");
-            all.done += run.counts.done;
-            all.again += run.counts.again;
-            all.by_held += run.counts.by_held;
-        }
-    }
+    let all = sound_and_complete(there_and_back);
     println!("{all:?}");
     assert!(all.done > 200 && all.again > 10 && all.by_held > 100, "{all:?}");
 }

@@ -66,26 +66,15 @@ struct Rig {
 impl Rig {
     /// So many table pages: the root, the blocks' table, and those for parts.
     fn new(bbm: Bbm, tables: usize) -> Self {
-        let (hw_access, hw_dirty) = (true, true);
-        let setup = Machine { pes: 3, bbm: bbm as u8, hw_access, hw_dirty, ..Machine::default() };
-        Self { machine: OracleMachine::new(setup, tables), epochs: Epochs::new(), vmids: vmids() }
+        Self { machine: machine(bbm, tables), epochs: Epochs::new(), vmids: vmids() }
     }
 
     fn space(&self) -> Space<'_, &OracleMachine, &OracleMachine> {
         let bbm = [Bbm::Level0, Bbm::Level1, Bbm::Level2][usize::from(self.machine.setup().bbm)];
-        let caps = Caps::GRANULE_4K | Caps::HW_ACCESS | Caps::HW_DIRTY;
-        let caps = caps | Caps::TTL | Caps::TLBI_RANGE;
-        let features = Features { caps, bbm, pa_bits: 40, errata: Errata::empty() };
-        let geometry = Geometry::new(39, &features, HwUpdate::AccessAndDirty).unwrap();
+        let geometry = geometry(bbm, Caps::TTL | Caps::TLBI_RANGE);
         let (domain, machine) = (self.epochs.domain(), &self.machine);
         let space = Space::new(geometry, &self.vmids, domain, machine, machine).unwrap();
-        for pe in 0..3 {
-            machine.on_pe(pe, || {
-                let mut cpu = self.vmids.join(pe).unwrap();
-                // SAFETY: (1, 2) the guest of a PE is who was entered last.
-                core::mem::forget(unsafe { space.enter(&mut cpu, 0) }.unwrap());
-            });
-        }
+        enter(machine, &self.vmids, &space, 0..3);
         space
     }
 }
