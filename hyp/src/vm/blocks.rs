@@ -9,8 +9,8 @@
 //! So the path of pages is the same instructions whether there are blocks or not: a block is looked for where a
 //! device would be. While memory is moved (`moving`) nobody installs a block.
 //!
-//! SPLIT and COLLAPSE exist to be abused, like MOVE; only one of the three works at a time, and each call does a
-//! bounded part. A fault that meets a slot on its way returns to the guest and comes again.
+//! SPLIT and COLLAPSE exist to be abused, like MOVE, COPY, CONTIGUOUS and DISSOLVE. Only one of these works at a time, or a
+//! scan, and each call does a bounded part. A fault that meets a slot on its way returns to the guest and comes again.
 
 use alloc::format;
 

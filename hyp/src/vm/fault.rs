@@ -11,7 +11,8 @@
 //! | anything else | any | the VM stops: leaves in RAM permit everything and have AF set |
 //!
 //! HPFAR_EL2 is valid for translation, access-flag and address-size faults and for faults on a stage-1
-//! walk. Only translation faults are acted upon, so it is always valid here.
+//! walk. Of the faults that are acted upon only translation faults have an address that is asked for, so it is
+//! always valid here.
 //!
 //! The populate path takes no lock and allocates nothing: frames and tables come from the CPU's stock. One
 //! guard spans the look into the region map and the install. When the stock is empty the fault is

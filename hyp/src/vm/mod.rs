@@ -10,7 +10,8 @@
 //! | a vCPU's registers | its CPU's alone |
 //!
 //! There is one VM, and a vCPU owns its CPU for good: vCPU *n* runs on CPU *n*. So EL1's registers stay live
-//! in the hardware and nothing is switched.
+//! in the hardware and nothing is switched. A CPU without a vCPU may work on the VM's tables while it is idle
+//! (`idle`).
 //!
 //! # Guest memory
 //!

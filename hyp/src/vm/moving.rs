@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | new frames are taken: all, or nothing is changed | |
 //! | a policy is published that populates nothing there; grace period | tries again |
+//! | what there is of blocks is split, contiguous runs are dissolved | meets Busy: tries again |
 //! | unmap: Drain, one flush for a batch, grace period | meets Drain, or Empty: tries again |
 //! | bytes are copied to the new frames, the old ones poisoned and given back | tries again |
 //! | a policy is published that knows the new frames | installs the page's new frame |
