@@ -45,6 +45,7 @@ mod error;
 mod install;
 mod lookup;
 mod map;
+mod pins;
 mod prot;
 mod split;
 mod unmap;
@@ -74,9 +75,7 @@ pub struct Space<'e, M, A> {
     root: Pa,
     domain: Domain<'e>,
     claims: Claims,
-    pinned: Option<Pinned>,
-    bbm: Bbm,
-    engine: Option<Engine>,
+    pins: pins::Pins,
     pending: prot::Pending,
     ledger: Ledger,
     memory: M,
@@ -131,9 +130,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
             root,
             domain,
             claims: Claims::new(),
-            pinned: None,
-            bbm: geometry.features().bbm,
-            engine: None,
+            pins: pins::Pins::default(),
             pending: prot::Pending::new(),
             ledger: Ledger::default(),
             memory,
@@ -143,15 +140,20 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
 
     /// Gives every flush of this VM one form, for measurements; `None` leaves it to the [cost
     /// model](crate::cost).
-    pub const fn pin_flushes(&mut self, pinned: Option<Pinned>) {
-        self.pinned = pinned;
+    pub fn pin_flushes(&self, pinned: Option<Pinned>) {
+        self.pins.pin_flushes(pinned);
     }
 
     /// Has sizes changed as on a machine with no more than this level of FEAT_BBM, for measurements and tests;
     /// `None` is what this machine has. Which of the ways there are is in `space/split.rs`.
-    pub fn pin_bbm(&mut self, most: Option<Bbm>) {
-        let features = self.geometry.features();
-        self.bbm = features.bbm.min(most.unwrap_or(features.bbm));
+    pub fn pin_bbm(&self, most: Option<Bbm>) {
+        self.pins.pin_bbm(most);
+    }
+
+    /// The level of FEAT_BBM by which sizes are changed.
+    fn bbm(&self) -> Bbm {
+        let has = self.geometry.features().bbm;
+        self.pins.bbm().map_or(has, |most| has.min(most))
     }
 
     /// The shape, and VTCR_EL2 with it.
@@ -209,13 +211,13 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
 
     /// Flushes of this VM's translations.
     #[must_use]
-    pub const fn tlb(&self) -> Stage2Tlb<'_, A> {
+    pub fn tlb(&self) -> Stage2Tlb<'_, A> {
         Stage2Tlb {
             arch: &self.arch,
             loan: &self.loan,
             root: self.root,
             caps: self.geometry.features().caps,
-            pinned: self.pinned,
+            pinned: self.pins.flushes(),
             ledger: &self.ledger,
         }
     }

@@ -159,14 +159,14 @@ pub struct Started<'x, 't, M: Memory, A: Arch> {
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Has protections changed by this engine, for measurements and tests; `None` is the one that this VM's hardware
     /// updates ask for. [`Engine::InPlace`] under hardware dirty management loses writes.
-    pub const fn pin_engine(&mut self, engine: Option<Engine>) {
-        self.engine = engine;
+    pub fn pin_engine(&self, engine: Option<Engine>) {
+        self.pins.pin_engine(engine);
     }
 
     /// The engine by which protections are changed.
     #[must_use]
-    pub const fn engine(&self) -> Engine {
-        match (self.engine, self.geometry.hw_update()) {
+    pub fn engine(&self) -> Engine {
+        match (self.pins.engine(), self.geometry.hw_update()) {
             (Some(pinned), _) => pinned,
             (None, HwUpdate::AccessAndDirty) => Engine::BreakUnsettled,
             (None, HwUpdate::Off | HwUpdate::Access) => Engine::InPlace,

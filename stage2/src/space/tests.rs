@@ -143,8 +143,7 @@ fn space<'t, const CPUS: usize>(
     ipa_bits: u32,
 ) -> Space<'t, &'t Pages, Host> {
     let vmids = vmids();
-    let mut space =
-        Space::new(geometry(ipa_bits), vmids, epochs.domain(), pages, Host::new()).unwrap();
+    let space = Space::new(geometry(ipa_bits), vmids, epochs.domain(), pages, Host::new()).unwrap();
     space.pin_bbm(Some(Bbm::Level0));
     let mut cpu = vmids.join(0).unwrap();
     // SAFETY: (1, 2) no guest runs on the host.

@@ -206,7 +206,7 @@ fn run(
         let epochs = Epochs::<3>::new();
         let (vmids, arch) = (vmids(), Shaken(&machine, &hardware));
         let geometry = geometry(hw_update, caps);
-        let mut space = Space::new(geometry, &vmids, epochs.domain(), &machine, arch).unwrap();
+        let space = Space::new(geometry, &vmids, epochs.domain(), &machine, arch).unwrap();
         space.pin_engine(engine);
         let cpu = epochs.join(0).unwrap();
         let write =
@@ -387,7 +387,7 @@ fn what_a_fault_handler_grants_meanwhile_is_not_overwritten() {
         let machine = machine(HwUpdate::Off);
         let (epochs, vmids) = (Epochs::<3>::new(), vmids());
         let geometry = geometry(HwUpdate::Off, Caps::empty());
-        let mut space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
+        let space = Space::new(geometry, &vmids, epochs.domain(), &machine, &machine).unwrap();
         space.pin_engine(Some(engine));
         let cpu = epochs.join(0).unwrap();
         map(&space, &cpu, Write::Allowed);

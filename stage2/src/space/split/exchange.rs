@@ -202,7 +202,7 @@ impl<'w> Block<'w> {
         marked: bool,
     ) -> Option<(Stage, Descriptor)> {
         let table = self.table()?;
-        let to = match space.bbm {
+        let to = match space.bbm() {
             _ if !self.leaf.is_settled(space.geometry.hw_update()) => Stage::Broken,
             Bbm::Level0 => Stage::Broken,
             Bbm::Level1 if !marked => Stage::Marked,

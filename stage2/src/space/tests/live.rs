@@ -216,7 +216,7 @@ fn out_of_tables_ends_a_live_batch_before_the_block() {
 fn a_pin_takes_away_and_adds_nothing() {
     for has in LEVELS {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut space = space_at(has, &pages, &epochs);
+        let space = space_at(has, &pages, &epochs);
         let at = range(GIB, 4 * MIB2);
         map(&space, &epochs, at, &extent(8 * GIB, Level::L2), 99).unwrap();
         let pins = LEVELS.map(Some).into_iter().chain([None]);

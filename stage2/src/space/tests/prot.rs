@@ -99,7 +99,7 @@ fn every_leaf_of_a_range_is_changed_and_nothing_else() {
         ENGINES.into_iter().flat_map(|engine| [1, 7, 511, 513, usize::MAX].map(|n| (engine, n)))
     {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
+        let vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
         vm.space.pin_engine(Some(engine));
         assert_eq!(vm.space.engine(), engine);
         vm.lay(range(GIB, 3 * MIB2), Level::L3);
@@ -149,7 +149,7 @@ fn what_is_broken_lives_again_after_the_flush() {
     for (engine, broken) in [(Engine::InPlace, 0), (Engine::BreakUnsettled, 3), (Engine::Break, 4)]
     {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
+        let vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
         vm.space.pin_engine(Some(engine));
         vm.lay(range(GIB, MIB2), Level::L3);
         // Clean; dirty, and not accessed; clean and not accessed; nothing is left to be set.
@@ -187,7 +187,7 @@ fn what_is_broken_lives_again_after_the_flush() {
 fn one_flush_serves_a_batch_however_many_tables_it_touches() {
     for engine in ENGINES {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
+        let vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
         vm.space.pin_engine(Some(engine));
         vm.lay(range(GIB, 8 * MIB2), Level::L3);
         // Two far apart, of one table.
@@ -209,7 +209,7 @@ fn one_flush_serves_a_batch_however_many_tables_it_touches() {
 fn what_stays_as_it_is_costs_no_flush() {
     for engine in ENGINES {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
+        let vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
         vm.space.pin_engine(Some(engine));
         vm.lay(range(GIB, MIB2), Level::L3);
         (0..512).for_each(|n| vm.alter(page(n), DIRTY, DIRTY_MODIFIER));
@@ -235,7 +235,7 @@ fn what_stays_as_it_is_costs_no_flush() {
 fn a_dropped_transaction_aborts_what_is_open_and_flushes_the_rest() {
     for engine in ENGINES {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
+        let vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
         vm.space.pin_engine(Some(engine));
         vm.lay(range(GIB, MIB2), Level::L3);
         (0..4).for_each(|n| vm.alter(page(n), 0, DIRTY_MODIFIER));
@@ -293,7 +293,7 @@ fn a_flush_is_pending_wherever_something_was_changed() {
 fn a_commit_returns_what_it_replaced() {
     for engine in ENGINES {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
+        let vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
         vm.space.pin_engine(Some(engine));
         vm.lay(range(GIB, MIB2), Level::L3);
         vm.alter(GIB, DIRTY | ACCESSED, DIRTY_MODIFIER);
@@ -347,7 +347,7 @@ fn a_grant_is_flushed_here_and_what_takes_something_away_everywhere() {
 fn a_contiguous_run_is_broken_as_a_whole_by_any_engine() {
     for (engine, budget) in ENGINES.into_iter().flat_map(|engine| [1, 99].map(|n| (engine, n))) {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
+        let vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
         vm.space.pin_engine(Some(engine));
         let at = range(GIB, 3 * RUN);
         vm.lay(range(GIB, MIB2), Level::L3);

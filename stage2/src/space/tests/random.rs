@@ -602,7 +602,7 @@ proptest! {
         // At the bottom, at the top, over the edge of a GiB.
         let base = [0, top, ((1 << 30) - window / 2).min(top)][place as usize];
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
-        let mut space = space(&pages, &epochs, bits);
+        let space = space(&pages, &epochs, bits);
         space.pin_bbm(Some(bbm));
         let rig = Rig { space, cpu: epochs.join(0).unwrap(), base };
         // Half of them begin with memory that is there, in blocks or in pages.
