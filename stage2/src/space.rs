@@ -60,7 +60,7 @@ pub use destroy::{DestroyError, Leak};
 pub use error::{InstallError, MapError, MappingError, NewSpaceError, NotClaimed, UnmapError};
 pub use install::{Frames, Install, Tally};
 pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
-pub use prot::{Engine, Modified, ProtError, Relax, Started, Transaction};
+pub use prot::{Engine, Modified, ProtError, Relax, Started, Taken, Transaction};
 pub use split::SplitError;
 pub use unmap::{Notes, Release};
 pub use visit::{Census, Visit};

@@ -9,13 +9,15 @@
 //! | [`protect`](Change::protect), writable | S2AP\[0\], XN; DBM and the dirty state stay | S2AP\[1:0\], XN |
 //! | [`protect`](Change::protect), not writable | S2AP, XN; DBM = 0 | S2AP\[1:0\], XN |
 //! | [`WRITE_PROTECT`](Change::WRITE_PROTECT) | S2AP\[1\] = DBM = 0 | S2AP\[1\] = 0 |
-//! | [`CLEAN`](Change::CLEAN) | S2AP\[1\] = 0: writable-clean | none |
+//! | [`CLEAN`](Change::CLEAN) | S2AP\[1\] = 0: writable-clean | writable becomes writable-clean: DBM = 1, S2AP\[1\] = 0 |
+//! | [`UNMANAGED`](Change::UNMANAGED) | S2AP\[1\] = 1, DBM = 0: writable | none |
 //! | [`UNACCESSED`](Change::UNACCESSED) | AF = 0 | AF = 0 |
 
 use super::Leaf;
 use super::resize::{ACCESSED, DIRTY_MODIFIER, WRITABLE};
 use crate::attr::{AttributeError, Attributes, Encoding, MemType, Prot};
 
+const MODIFIER_ABOVE_WRITABLE: u32 = DIRTY_MODIFIER.trailing_zeros() - WRITABLE.trailing_zeros();
 const READABLE: u64 = 1 << 6;
 const EXECUTE_NEVER: u64 = 0b11 << 53;
 /// Permissions of a leaf without dirty management.
@@ -28,6 +30,8 @@ pub struct Change {
     plain: Masks,
     /// With DBM = 1.
     managed: Masks,
+    /// DBM, if it is set in what is writable without.
+    manages: u64,
 }
 
 /// Bits to clear, and then bits to set.
@@ -40,15 +44,17 @@ struct Masks {
 impl Change {
     /// Takes the permission to write. What the leaf said of writes before is in what it was.
     pub const WRITE_PROTECT: Self = Self::both(WRITABLE | DIRTY_MODIFIER);
-    /// Writable-dirty becomes writable-clean.
-    pub const CLEAN: Self =
-        Self { plain: Masks { clear: 0, set: 0 }, managed: Masks { clear: WRITABLE, set: 0 } };
+    /// What is writable or writable-dirty becomes writable-clean: from then on its dirty state is managed.
+    pub const CLEAN: Self = Self { manages: DIRTY_MODIFIER, ..Self::both(WRITABLE) };
+    /// Writable-clean and writable-dirty become writable: the dirty state is managed no more.
+    pub const UNMANAGED: Self =
+        Self { managed: Masks { clear: DIRTY_MODIFIER, set: WRITABLE }, ..Self::both(0) };
     /// Takes the access flag.
     pub const UNACCESSED: Self = Self::both(ACCESSED);
 
     const fn both(clear: u64) -> Self {
         let masks = Masks { clear, set: 0 };
-        Self { plain: masks, managed: masks }
+        Self { plain: masks, managed: masks, manages: 0 }
     }
 
     /// Allows what `prot` says, and no more. A writable leaf of which the dirty state is managed keeps that.
@@ -65,7 +71,7 @@ impl Change {
         } else {
             Masks { clear: PERMISSIONS | DIRTY_MODIFIER, set: bits }
         };
-        Ok(Self { plain: Masks { clear: PERMISSIONS, set: bits }, managed })
+        Ok(Self { plain: Masks { clear: PERMISSIONS, set: bits }, managed, manages: 0 })
     }
 }
 
@@ -84,12 +90,20 @@ impl Leaf {
         self.bits & (DIRTY_MODIFIER | WRITABLE) == DIRTY_MODIFIER | WRITABLE
     }
 
+    /// Whether S2AP\[1\] is set: a guest may have written by it, be its dirty state managed or not.
+    #[inline]
+    #[must_use]
+    pub const fn may_be_written(&self) -> bool {
+        self.bits & WRITABLE != 0
+    }
+
     /// The leaf after a change.
     #[inline(always)]
     pub(crate) const fn changed(&self, change: &Change) -> Self {
         let plain = self.bits & DIRTY_MODIFIER == 0;
         let Masks { clear, set } = if plain { change.plain } else { change.managed };
-        Self { bits: self.bits & !clear | set, level: self.level }
+        let manage = (self.bits & WRITABLE) << MODIFIER_ABOVE_WRITABLE & change.manages;
+        Self { bits: self.bits & !clear | set | manage, level: self.level }
     }
 
     /// Whether this leaf allows all that `former` did, and says of accesses and writes what that said or more: a TLB
@@ -131,6 +145,7 @@ mod tests {
         assert_eq!(decoded.mem, MemType::NonCacheable, "and the memory type");
         assert_eq!(leaf.is_accessed(), decoded.accessed);
         assert_eq!(leaf.is_dirty(), decoded.write == Write::Dirty);
+        assert_eq!(leaf.may_be_written(), matches!(decoded.write, Write::Allowed | Write::Dirty));
         decoded
     }
 
@@ -160,8 +175,13 @@ mod tests {
             let after = |change| attributes(&leaf.changed(&change));
             let wanted = Attributes { write: Write::Denied, ..before };
             assert_eq!(after(Change::WRITE_PROTECT), wanted);
-            let clean = if before.write == Write::Dirty { Write::Clean } else { before.write };
+            let (clean, plain) = match before.write {
+                Write::Denied => (Write::Denied, Write::Denied),
+                Write::Allowed => (Write::Clean, Write::Allowed),
+                Write::Clean | Write::Dirty => (Write::Clean, Write::Allowed),
+            };
             assert_eq!(after(Change::CLEAN), Attributes { write: clean, ..before });
+            assert_eq!(after(Change::UNMANAGED), Attributes { write: plain, ..before });
             assert_eq!(after(Change::UNACCESSED), Attributes { accessed: false, ..before });
         }
     }

@@ -43,7 +43,8 @@
 //!
 //! A change of one member would be for nothing, as another may speak for it, or for everybody \[RJQQTC\]. So where a run
 //! begins, all of it is broken, by any engine, and each member gets what any of them has recorded \[INFFSV\], before the
-//! first is shown. When they live again they are a run if they are alike still; if not, the run is dissolved.
+//! first is shown. When they live again they are a run if they are alike still and settled; if not, the run is dissolved.
+//! So no fault handler has to set a record in a member.
 //!
 //! # Who waits for the flush
 //!
@@ -55,6 +56,7 @@ mod commit;
 mod error;
 mod pending;
 mod protect;
+mod take;
 mod walk;
 
 use core::marker::PhantomData;
@@ -62,6 +64,7 @@ use core::marker::PhantomData;
 pub use error::ProtError;
 pub(super) use pending::Pending;
 use pending::Place;
+pub use take::Taken;
 
 use super::lookup::{LockedTable, Node};
 use super::{Batch, Progress, Space};

@@ -189,6 +189,7 @@ mod prot;
 mod random;
 mod resize;
 mod scan;
+mod take;
 mod unmap;
 mod whole;
 

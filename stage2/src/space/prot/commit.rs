@@ -7,6 +7,7 @@ use crate::addr::{Ipa, Level};
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Change, Descriptor, Leaf, RUN, State};
 use crate::gather::Owed;
+use crate::geometry::HwUpdate;
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
 use crate::space::Space;
@@ -14,6 +15,9 @@ use crate::space::alike::parts;
 use crate::space::contiguous::{members_of, run_bytes};
 use crate::space::lookup::Node;
 use crate::tlbi::LeafLevel;
+
+/// What a fault handler has to update, if hardware does not.
+const ALL: HwUpdate = HwUpdate::AccessAndDirty;
 
 /// What became of a leaf.
 enum Step {
@@ -262,7 +266,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         node.end()
     }
 
-    /// The members of a broken run live again: as a run, if they are alike.
+    /// The members of a broken run live again: as a run, if they are alike and nothing is left to be recorded in them.
+    /// What has to change one leaf only, without a lock, finds none that is of a run then.
     #[cold]
     fn revive_run(&self, node: Node<'_>, start: Ipa) {
         let (arch, level) = (&self.arch, node.level);
@@ -271,7 +276,11 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             seen.as_busy_leaf(level).map_or(seen, |leaf| Descriptor::from_bits(leaf.bits()))
         };
         let first = level.index(start);
-        let alike = parts(node, first..first + RUN, live).is_ok();
+        let settled = |slot: &Slot| {
+            slot.load(arch).as_busy_leaf(level).is_some_and(|leaf| leaf.is_settled(ALL))
+        };
+        let alike = parts(node, first..first + RUN, live).is_ok()
+            && members_of(node, start).iter().all(settled);
         if !alike {
             self.ledger.run(false);
         }
