@@ -25,6 +25,7 @@ use crate::session::{self, End, Input};
 use crate::workspace::{Variant, Workspace};
 
 pub mod fault;
+pub mod prot;
 pub mod resize;
 
 /// The same mark in both runs, or they could not be the same.
@@ -57,7 +58,16 @@ struct Setting<'b> {
     addresses: Vec<u64>,
 }
 
+/// CPUs of a machine, all of them the guest's.
+#[derive(Clone, Copy)]
+struct Cpus {
+    count: u32,
+    /// Counted deterministically; else they run at their own speed.
+    icount: bool,
+}
+
 /// What a guest asks for, in bytes.
+#[derive(Clone, Copy)]
 struct Memory {
     machine: u64,
     guest: u64,
@@ -112,9 +122,21 @@ impl Bench {
         Ok(Self { qemu, workspace, cpu: arguments.cpu.clone() })
     }
 
-    /// A guest of ours with one vCPU; `words` are for the hypervisor.
+    /// A guest of ours with one vCPU, counted; `words` are for the hypervisor.
     fn setting(
         &self,
+        guest: &'static str,
+        bootargs: String,
+        words: &str,
+        memory: Memory,
+    ) -> Result<Setting<'_>, Error> {
+        self.setting_on(Cpus { count: 1, icount: true }, guest, bootargs, words, memory)
+    }
+
+    /// A guest of ours with a vCPU on each of these CPUs.
+    fn setting_on(
+        &self,
+        cpus: Cpus,
         guest: &'static str,
         bootargs: String,
         words: &str,
@@ -125,12 +147,12 @@ impl Bench {
         let guest_mem = memory.guest >> 10;
         let machine = Machine {
             cpu: self.cpu.clone(),
-            smp: 1,
+            smp: cpus.count,
             mem: memory.machine,
             no_reboot: true,
-            icount: true,
+            icount: cpus.icount,
             kernel: self.workspace.hyp_bin(Variant::Measure),
-            append: format!("vcpus=1 mem={guest_mem}K measure {words}report={NONCE}"),
+            append: format!("vcpus={} mem={guest_mem}K measure {words}report={NONCE}", cpus.count),
             ram: None,
             modules: vec![Module { role: Role::Kernel { bootargs }, path, size }],
             extra: Vec::<OsString>::new(),

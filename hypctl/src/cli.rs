@@ -201,9 +201,14 @@ pub enum Bench {
     /// Instructions, TLB invalidations and flushes of the guest `bench-resize`, for each level of FEAT_BBM up to the
     /// CPU's own. Each run is made twice under deterministic icount, and the two have to agree.
     Resize(BenchArgs),
+    /// What it takes EL2 to change the protections of a range, in each of the ways that there are
+    ///
+    /// Instructions a page, TLB invalidations, barriers and times of the guest `bench-prot`. What is counted
+    /// is counted twice under deterministic icount, and the two have to agree.
+    Prot(BenchArgs),
 }
 
-/// `hypctl bench fault` and `hypctl bench resize`.
+/// `hypctl bench fault`, `hypctl bench resize` and `hypctl bench prot`.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// Less memory

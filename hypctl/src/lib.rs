@@ -66,6 +66,7 @@ pub fn main() -> ExitCode {
         cli::Command::Doctor(arguments) => doctor::doctor(arguments.json),
         cli::Command::Bench(Bench::Fault(arguments)) => bench::fault::fault(&arguments),
         cli::Command::Bench(Bench::Resize(arguments)) => bench::resize::resize(&arguments),
+        cli::Command::Bench(Bench::Prot(arguments)) => bench::prot::prot(&arguments),
         cli::Command::CheckTrace(arguments) => check_trace::check(&arguments),
         cli::Command::Cargo(arguments) => or_usage(cargo(&arguments)),
     }

@@ -9,6 +9,7 @@
 
 pub mod call;
 pub mod map;
+pub mod measure;
 
 /// The largest number of virtual CPUs that a VM may have.
 pub const MAX_VCPUS: usize = 8;

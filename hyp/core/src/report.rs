@@ -5,14 +5,17 @@
 //! with [`Report::from_line`]. A guest writes to the same console, but it does not know the nonce, so
 //! it cannot forge a report.
 
+mod prot;
 #[cfg(test)]
 mod tests;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
+pub use prot::ProtSample;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Nonce;
@@ -287,6 +290,9 @@ pub struct Report {
     /// Work on the size of mappings, when it was measured.
     #[serde(default)]
     pub resizing: Option<Resizing>,
+    /// Changes of protections, in the order in which they were measured.
+    #[serde(default)]
+    pub prot: Vec<ProtSample>,
 }
 
 /// Why a report line cannot be used.
@@ -319,6 +325,7 @@ impl Report {
             takedown: None,
             measure: None,
             resizing: None,
+            prot: Vec::new(),
         }
     }
 
@@ -408,6 +415,9 @@ impl fmt::Display for Report {
             {
                 work.row(f, label)?;
             }
+        }
+        if !self.prot.is_empty() {
+            row(f, "changes measured", self.prot.len() as u64)?;
         }
         if let Some(diagnosis) = &self.diagnosis {
             write!(f, "\n{diagnosis}")?;

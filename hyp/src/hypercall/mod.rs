@@ -18,6 +18,8 @@ use crate::event::counters;
 use crate::event::resizing;
 use crate::platform::gic;
 use crate::vm::blocks::{self, Resized};
+#[cfg(feature = "measure")]
+use crate::vm::measuring;
 use crate::vm::moving::{self, Refused};
 use crate::vm::run::{Env, Step};
 use crate::vm::scan::{self, Scanned};
@@ -70,6 +72,17 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             // Where in RAM it went wrong the reason says.
             Err(why) => refused(vcpu, esr, map::RAM_BASE, why),
         },
+        #[cfg(feature = "measure")]
+        hyp_abi::measure::MEASURE => {
+            let [start, bytes, way] = arguments;
+            match measuring::measure(env, start, bytes, way) {
+                Ok(ticks) => {
+                    vcpu.context.set_x(1, ticks);
+                    answer(vcpu, call::SUCCESS as u64)
+                }
+                Err(why) => refused(vcpu, esr, start, why),
+            }
+        }
         call::MOVE => match moving::move_memory(env, arguments[0], arguments[1]) {
             Ok(pages) => {
                 vcpu.context.set_x(1, pages);

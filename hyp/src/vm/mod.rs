@@ -44,6 +44,8 @@ mod idle;
 pub(crate) mod idregs;
 mod inject;
 mod life;
+#[cfg(feature = "measure")]
+pub(crate) mod measuring;
 pub(crate) mod moving;
 pub(crate) mod payload;
 mod pe;

@@ -46,6 +46,7 @@ pub(super) fn report(plan: &Plan, reason: Reason, lives: u32, down: Option<Taked
     if plan.measure {
         report.measure = crate::event::measure::result();
         report.resizing = crate::event::resizing::result();
+        report.prot = super::measuring::result();
     }
     report
 }

@@ -1,0 +1,203 @@
+//! MEASURE: a change of protections, done in the way that the guest asks for, and what it took. In builds with the
+//! feature `measure` only.
+//!
+//! ```text
+//! turn, claim, pins
+//! for each batch    counter; write_protect or protect, which flush; counter
+//! pins back
+//! ```
+//!
+//! Counted is the work itself, by PMCCNTR_EL0: without the exit from the guest and the return, and with what reading the
+//! counter twice takes for each batch. With `-icount shift=0` these are instructions; QEMU counts those of all CPUs there, so
+//! the others sit still while instructions are measured. Without, they are nanoseconds.
+//!
+//! A window is the time of a batch: from just before its first change to just after its flush.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use hyp_abi::call::Stat;
+use hyp_abi::measure::{Engine, Flush, MEASURE_MAX, SAMPLES, Way, Work};
+use hyp_core::report::ProtSample;
+use stage2::account::TLBI_KINDS;
+use stage2::space::{Batch, Engine as Pinned, Progress, ProtError, Relax};
+use stage2::{Account, Claim, Ipa, IpaRange, Pinned as Form, Prot};
+
+use super::moving::Refused;
+use super::run::Env;
+use crate::event::counters::{self, Own};
+use crate::lock::Lock;
+use crate::sysreg;
+
+/// What one call took.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    way: u64,
+    pages: u64,
+    ticks: u64,
+    window: u64,
+    counts: Counts,
+}
+
+/// What happens meanwhile.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    tlbi: [u64; TLBI_KINDS.len()],
+    dsb: u64,
+    faults: u64,
+    met: u64,
+}
+
+/// What was measured, in order. Not on the heap, of which the VM's end leaves nothing taken.
+struct Samples {
+    count: usize,
+    all: [Sample; SAMPLES],
+}
+
+static NOTED: Lock<Samples> = {
+    let counts = Counts { tlbi: [0; TLBI_KINDS.len()], dsb: 0, faults: 0, met: 0 };
+    let none = Sample { way: 0, pages: 0, ticks: 0, window: 0, counts };
+    Lock::new(Samples { count: 0, all: [none; SAMPLES] })
+};
+
+/// Changes protections and notes what it took, which is returned. Called at a safe point.
+pub(crate) fn measure(env: Env<'_>, start: u64, bytes: u64, word: u64) -> Result<u64, Refused> {
+    let range = IpaRange::new(Ipa::new(start), bytes).map_err(|_| Refused::Invalid)?;
+    let way = Way::from_word(word).ok_or(Refused::Invalid)?;
+    if bytes > MEASURE_MAX || !ram(env).covers(&range) {
+        return Err(Refused::Invalid);
+    }
+    let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
+    let mut claim = env.vm.space.claim(range).map_err(|_| Refused::Busy)?;
+    let mut noted = NOTED.lock();
+    if noted.count == SAMPLES {
+        return Err(Refused::NoMemory);
+    }
+    let before = Counts::now(&env.vm.space.account());
+    let timed = pinned(env, way, || timed(env, &mut claim, range, way));
+    let (ticks, window) =
+        timed.map_err(|error| Refused::Broken(format!("cannot change protections: {error}")))?;
+    let counts = Counts::now(&env.vm.space.account()).since(&before);
+    let Samples { count, all } = &mut *noted;
+    if let Some(place) = all.get_mut(*count) {
+        *place = Sample { way: word, pages: range.pages(), ticks, window, counts };
+        *count += 1;
+    }
+    Ok(ticks)
+}
+
+/// All of RAM.
+fn ram(env: Env<'_>) -> IpaRange {
+    let guard = env.guards.enter();
+    let policy = env.vm.policy(&guard);
+    policy.blocks.map_or(policy.ram, |blocks| blocks.ram)
+}
+
+/// Does something with the space pinned to a way, as far as that says so.
+fn pinned<T>(env: Env<'_>, way: Way, work: impl FnOnce() -> T) -> T {
+    let space = &env.vm.space;
+    space.pin_engine(match way.engine {
+        Engine::Own => None,
+        Engine::InPlace => Some(Pinned::InPlace),
+        Engine::BreakUnsettled => Some(Pinned::BreakUnsettled),
+        Engine::Break => Some(Pinned::Break),
+    });
+    space.pin_flushes(match way.flush {
+        Flush::ByCost => None,
+        Flush::PerPage => Some(Form::PerPage),
+        Flush::Range => Some(Form::Range),
+        Flush::Vmid => Some(Form::Vmid),
+    });
+    let done = work();
+    space.pin_engine(None);
+    space.pin_flushes(None);
+    done
+}
+
+/// Does the work; returns what it took, and the longest of its batches.
+#[inline(never)]
+fn timed(
+    env: Env<'_>,
+    claim: &mut Claim<'_>,
+    range: IpaRange,
+    way: Way,
+) -> Result<(u64, u64), ProtError> {
+    let slots = if way.batch == 0 { usize::MAX } else { way.batch as usize };
+    let (mut from, mut window) = (range.start(), 0);
+    let start = now();
+    loop {
+        let opened = now();
+        let progress = batch(env, claim, Batch { from, slots }, way.work)?;
+        window = window.max(now().wrapping_sub(opened));
+        match progress {
+            Progress::Done => return Ok((now().wrapping_sub(start), window)),
+            Progress::Until(next) => from = next,
+        }
+    }
+}
+
+#[inline]
+fn batch(
+    env: Env<'_>,
+    claim: &mut Claim<'_>,
+    batch: Batch,
+    work: Work,
+) -> Result<Progress, ProtError> {
+    let (space, guards) = (&env.vm.space, env.guards);
+    match work {
+        Work::WriteProtect => space.write_protect(guards, claim, batch),
+        Work::Unprotect => space.protect(guards, claim, batch, Prot::RWX, Relax::Everywhere),
+    }
+}
+
+#[inline]
+fn now() -> u64 {
+    sysreg::read!("pmccntr_el0")
+}
+
+impl Counts {
+    fn now(account: &Account) -> Self {
+        Self {
+            tlbi: account.tlbi,
+            dsb: counters::sum_own(Own::Dsb),
+            faults: counters::sum(Stat::Faults),
+            met: counters::sum(Stat::Retries),
+        }
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        let mut tlbi = self.tlbi;
+        tlbi.iter_mut().zip(before.tlbi).for_each(|(now, then)| *now = now.wrapping_sub(then));
+        Self {
+            tlbi,
+            dsb: self.dsb.wrapping_sub(before.dsb),
+            faults: self.faults.wrapping_sub(before.faults),
+            met: self.met.wrapping_sub(before.met),
+        }
+    }
+}
+
+/// All that was measured.
+pub(crate) fn result() -> Vec<ProtSample> {
+    let noted = NOTED.lock();
+    noted.all.iter().take(noted.count).map(Sample::told).collect()
+}
+
+impl Sample {
+    fn told(&self) -> ProtSample {
+        let Self { way, pages, ticks, window, counts } = *self;
+        let kinds = TLBI_KINDS.iter().zip(counts.tlbi).filter(|(_, count)| *count != 0);
+        ProtSample {
+            way,
+            pages,
+            ticks,
+            window,
+            changed: 0,
+            broken: 0,
+            tlbi: kinds.map(|(name, count)| ((*name).into(), count)).collect(),
+            dsb: counts.dsb,
+            faults: counts.faults,
+            met: counts.met,
+        }
+    }
+}
