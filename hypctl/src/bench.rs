@@ -152,7 +152,10 @@ impl Bench {
             no_reboot: true,
             icount: cpus.icount,
             kernel: self.workspace.hyp_bin(Variant::Measure),
-            append: format!("vcpus={} mem={guest_mem}K measure {words}report={NONCE}", cpus.count),
+            append: format!(
+                "vcpus={} mem={guest_mem}K manage measure {words}report={NONCE}",
+                cpus.count
+            ),
             ram: None,
             modules: vec![Module { role: Role::Kernel { bootargs }, path, size }],
             extra: Vec::<OsString>::new(),

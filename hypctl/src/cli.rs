@@ -120,6 +120,12 @@ pub struct RunArgs {
     /// Without --blocks the guest's RAM begins in pages.
     #[arg(long)]
     pub scan: bool,
+    /// Let the guest make the calls that change its memory [default: for guests of ours]
+    #[arg(long)]
+    pub manage: bool,
+    /// Refuse the guest the calls that change its memory [default: for all other guests]
+    #[arg(long, conflicts_with = "manage")]
+    pub no_manage: bool,
     /// End the run after this time, with exit code 124
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<std::time::Duration>,

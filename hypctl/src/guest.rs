@@ -81,6 +81,8 @@ pub struct Guest {
     pub least_mem: u64,
     /// What Ctrl-C means to it.
     pub control_c: ControlC,
+    /// One of ours: what it asks of the hypervisor it may ask.
+    pub is_ours: bool,
 }
 
 impl Wanted {
@@ -113,7 +115,7 @@ impl Wanted {
         if bare && matches!(&self, Self::Ours(name) if name == DEFAULT_GUEST) {
             modules.clear();
         }
-        Ok(Guest { modules, least_mem, control_c })
+        Ok(Guest { modules, least_mem, control_c, is_ours: matches!(self, Self::Ours(_)) })
     }
 }
 

@@ -2,6 +2,27 @@
 //!
 //! Made by `HVC #0` with the identifier in `w0` and arguments from `x1` on, as SMCCC (Arm DEN 0028)
 //! says. A VM can only ask about itself. An unknown identifier returns [`NOT_SUPPORTED`].
+//!
+//! # Who may call
+//!
+//! [`VENDOR_UID`], [`VERDICT`] and [`STAT`] everybody. All the others change the caller's memory, or how it is kept, and
+//! are for guests that are allowed to: the device tree node of the guest's image has the property `stage2,manage`, or the
+//! hypervisor's command line the word `manage`. Everybody else is told [`NOT_SUPPORTED`].
+//!
+//! # Calls on a range
+//!
+//! [`PROTECT`], [`POPULATE`], [`RELEASE`], [`AGE`], [`DIRTY_START`] and [`DIRTY_HARVEST`] take a range of the caller's RAM:
+//! `x1` is the first address, `x2` the bytes; whole pages, at least one, at most [`RANGE_MAX`]. A call does a bounded part of
+//! it. It returns [`SUCCESS`] in `x0`, in `x1` the bytes from the first address on that are done, in `x2` a count that it
+//! states. Who wants the rest calls again with it. Or it returns in `x0` [`INVALID_PARAMETER`] for a range that is not RAM,
+//! unaligned, empty or too large, or another argument that is wrong, [`BUSY`] while another CPU changes the VM's memory,
+//! [`NO_MEMORY`]. Nothing was changed then, and `x1` and `x2` are as they were.
+
+mod stat;
+
+pub use stat::Stat;
+
+use crate::measure::MEASURE;
 
 /// General service query: the UID of the hypervisor, in `w0`..`w3` ([`UID`]).
 pub const VENDOR_UID: u32 = 0x8600_FF01;
@@ -77,11 +98,106 @@ pub const SCAN: u32 = 0xC600_0009;
 /// The most tables that one [`SCAN`] looks at.
 pub const SCAN_MAX: u64 = 64;
 
+/// Limits what the guest may do with a range of its RAM: `x3` is the sum of [`PROT_READ`], [`PROT_WRITE`], [`PROT_EXEC_EL1`]
+/// and [`PROT_EXEC_EL0`]. Everything is what RAM has at first, and grants it again.
+///
+/// It holds for what is mapped now and for what will be: pages that are touched later, moved, copied, released or populated
+/// keep it, until another `PROTECT` of theirs or the VM's end. The guest's other CPUs run on. When the call returns, no CPU
+/// goes by what was allowed before in the part that is done.
+///
+/// An access that is not allowed is a *synchronous external abort* at the guest's EL1, with the address in `FAR_EL1`. That
+/// includes the walks of its own stage 1, and whatever EL2 does for it by address.
+///
+/// A [call on a range](self#calls-on-a-range). `x2` counts blocks that were split, because the part that is done begins or
+/// ends within them. [`INVALID_PARAMETER`] also for other bits in `x3`, and for execution at one exception level alone on
+/// a machine without FEAT_XNX; [`NO_MEMORY`] also if RAM would have more than [`PROTECT_MAX`] ranges of which the permissions
+/// are limited.
+pub const PROTECT: u32 = 0xC600_000A;
+
+/// Of [`PROTECT`]: loads.
+pub const PROT_READ: u64 = 1 << 0;
+/// Of [`PROTECT`]: stores.
+pub const PROT_WRITE: u64 = 1 << 1;
+/// Of [`PROTECT`]: instruction fetch at EL1.
+pub const PROT_EXEC_EL1: u64 = 1 << 2;
+/// Of [`PROTECT`]: instruction fetch at EL0.
+pub const PROT_EXEC_EL0: u64 = 1 << 3;
+
+/// The most ranges with limited permissions that a VM has; neighbours alike are one.
+pub const PROTECT_MAX: usize = 64;
+
+/// Has a range of RAM mapped now, instead of when it is touched: what is there stays, the rest is as its first touch would
+/// find it. A [call on a range](self#calls-on-a-range). `x2` counts pages, and blocks, that were mapped. Of a range that lies in the
+/// middle of a block all of it may be mapped.
+pub const POPULATE: u32 = 0xC600_000B;
+
+/// Gives a range of RAM back: what it held is gone, its next touch finds what the first one found. Permissions of
+/// [`PROTECT`] stay. A [call on a range](self#calls-on-a-range). `x2` counts the pages that there were.
+///
+/// It does not ask who uses the range: a guest that releases its own code or stack finds that out.
+pub const RELEASE: u32 = 0xC600_000C;
+
+/// Asks which pages of a range were accessed since the last call, and forgets it. `x3` is the address of a bitmap in RAM, 8
+/// bytes aligned, or 0 for none: bit *n* of the words that begin there, little endian, is set if page *n* of the part that
+/// was done is mapped and was *not* accessed. A [call on a range](self#calls-on-a-range). The part that is done is a multiple of 64
+/// pages, or all; whole words are written for it. `x2` counts the pages that were accessed.
+///
+/// A block counts with all of its pages, and so does a contiguous run. It is a hint: CPUs access speculatively, and
+/// what a TLB holds from before the flush of this call is noted late.
+pub const AGE: u32 = 0xC600_000D;
+
+/// Begins to log writes to a range of RAM, one range a VM. `x3` bit 0: blocks are split, as they are met by harvests, so that
+/// writes are told by the page. A [call on a range](self#calls-on-a-range), done at once: all that is mapped counts as written at
+/// first.
+pub const DIRTY_START: u32 = 0xC600_000E;
+
+/// Harvests the log: `x3` is the address of a bitmap in RAM, 8 bytes aligned. Bit *n* of the words that begin there is set
+/// if page *n* of the part that was done was written since its last harvest, by the guest or for it. A [call on a
+/// range](self#calls-on-a-range) within that of [`DIRTY_START`]. The part that is done is a multiple of 64 pages, or all; `x2`
+/// counts the pages that were written. [`INVALID_PARAMETER`] also without [`DIRTY_START`].
+pub const DIRTY_HARVEST: u32 = 0xC600_000F;
+
+/// Ends the log, and makes blocks again of what it has split. No arguments. Returns as a call on a range, in `x2` the blocks
+/// that were made; [`INVALID_PARAMETER`] without [`DIRTY_START`].
+pub const DIRTY_STOP: u32 = 0xC600_0010;
+
+/// Keeps a second copy of a range of RAM, by what harvests report: migration in small. See the hypervisor's `vm/shadow.rs`.
+pub const SHADOW: u32 = 0xC600_0011;
+
+/// The most that a [call on a range](self#calls-on-a-range) takes at once, in bytes.
+pub const RANGE_MAX: u64 = 1 << 30;
+
 /// Size of a block, in bytes.
 pub const BLOCK: u64 = 2 << 20;
 
 /// The most that [`SPLIT`] and the calls like it take at once, in bytes.
 pub const RESIZE_MAX: u64 = 1 << 30;
+
+/// The calls that change memory, or how it is kept: for guests that are [allowed to](self#who-may-call).
+pub const MANAGING: [u32; 16] = [
+    MOVE,
+    SPLIT,
+    COLLAPSE,
+    COPY,
+    CONTIGUOUS,
+    DISSOLVE,
+    SCAN,
+    PROTECT,
+    POPULATE,
+    RELEASE,
+    AGE,
+    DIRTY_START,
+    DIRTY_HARVEST,
+    DIRTY_STOP,
+    SHADOW,
+    MEASURE,
+];
+
+/// Whether a call is one of [`MANAGING`].
+#[must_use]
+pub const fn manages(function: u32) -> bool {
+    MOVE <= function && function <= MEASURE
+}
 
 /// What [`VENDOR_UID`] answers: `w0`..`w3`.
 pub const UID: [u32; 4] = [0x5f7a_93c1, 0x4e8b_62d4, 0xb1d0_9a1e, 0x27c6_e03f];
@@ -101,157 +217,22 @@ pub const BUSY: i64 = -4;
 /// Not enough free memory. Nothing was changed.
 pub const NO_MEMORY: i64 = -5;
 
-/// The selector of [`STAT`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u64)]
-pub enum Stat {
-    /// Stage-2 faults taken, of any kind.
-    Faults = 0,
-    /// Pages, or blocks, that a fault installed.
-    Installed = 1,
-    /// Installs that lost to another virtual CPU that was faster.
-    LostRaces = 2,
-    /// Translation tables installed below the root.
-    Tables = 3,
-    /// Tables that lost to another virtual CPU's and were given back.
-    LostTables = 4,
-    /// Faults that returned to the guest to try again (an empty frame cache, a slot in transition).
-    Retries = 5,
-    /// Faults that found a translation in place that permits the access.
-    Spurious = 6,
-    /// Emulated device accesses.
-    Mmio = 7,
-    /// HVC and SMC calls.
-    Hypercalls = 8,
-    /// Faults that met a slot whose translation was just being taken away.
-    Drained = 9,
-    /// Translation tables given back.
-    TablesFreed = 10,
-    /// Pages moved to another frame.
-    Moved = 11,
-    /// Of what faults installed, the blocks.
-    Blocks = 12,
-    /// Blocks that were split into pages.
-    Split = 13,
-    /// Blocks that were made of pages.
-    Collapsed = 14,
-    /// TLB invalidations for the VM in this life of it; one of a range form is one.
-    Tlbis = 15,
-    /// Flushes in this life of the VM: each waits for the invalidations of a batch, however many those are.
-    Flushes = 16,
-    /// Blocks that were made by copying pages together.
-    Copied = 17,
-    /// Pages that were missing in those blocks, and were populated.
-    Filled = 18,
-    /// Scans that came to the end of RAM.
-    ScanPasses = 19,
-    /// Spans of 2 MiB that scans have looked at.
-    Scanned = 20,
-    /// Of these, those that looked worth a block and have to do so again.
-    ScanWaits = 21,
-    /// Spans that scans left alone because they were split, or could not become a block.
-    ScanRests = 22,
-    /// Blocks that scans have made, in either way.
-    ScanMade = 23,
-    /// Spans that scans could not make a block of.
-    ScanFailed = 24,
-    /// Contiguous runs that were made.
-    Runs = 25,
-    /// Contiguous runs that were dissolved.
-    Dissolved = 26,
-}
-
-impl Stat {
-    /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 27] = [
-        Self::Faults,
-        Self::Installed,
-        Self::LostRaces,
-        Self::Tables,
-        Self::LostTables,
-        Self::Retries,
-        Self::Spurious,
-        Self::Mmio,
-        Self::Hypercalls,
-        Self::Drained,
-        Self::TablesFreed,
-        Self::Moved,
-        Self::Blocks,
-        Self::Split,
-        Self::Collapsed,
-        Self::Tlbis,
-        Self::Flushes,
-        Self::Copied,
-        Self::Filled,
-        Self::ScanPasses,
-        Self::Scanned,
-        Self::ScanWaits,
-        Self::ScanRests,
-        Self::ScanMade,
-        Self::ScanFailed,
-        Self::Runs,
-        Self::Dissolved,
-    ];
-
-    /// The selector with this number, if there is one.
-    #[must_use]
-    pub const fn from_u64(number: u64) -> Option<Self> {
-        Some(match number {
-            0 => Self::Faults,
-            1 => Self::Installed,
-            2 => Self::LostRaces,
-            3 => Self::Tables,
-            4 => Self::LostTables,
-            5 => Self::Retries,
-            6 => Self::Spurious,
-            7 => Self::Mmio,
-            8 => Self::Hypercalls,
-            9 => Self::Drained,
-            10 => Self::TablesFreed,
-            11 => Self::Moved,
-            12 => Self::Blocks,
-            13 => Self::Split,
-            14 => Self::Collapsed,
-            15 => Self::Tlbis,
-            16 => Self::Flushes,
-            17 => Self::Copied,
-            18 => Self::Filled,
-            19 => Self::ScanPasses,
-            20 => Self::Scanned,
-            21 => Self::ScanWaits,
-            22 => Self::ScanRests,
-            23 => Self::ScanMade,
-            24 => Self::ScanFailed,
-            25 => Self::Runs,
-            26 => Self::Dissolved,
-            _ => return None,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_selector_comes_back_from_its_number() {
-        for (number, stat) in Stat::ALL.into_iter().enumerate() {
-            assert_eq!(stat as u64, number as u64);
-            assert_eq!(Stat::from_u64(number as u64), Some(stat));
+    fn a_call_that_changes_memory_is_there_once() {
+        for (number, id) in (MOVE..).zip(MANAGING) {
+            assert_eq!(id, number, "in order, without gaps");
+            assert!(manages(id));
         }
-    }
-
-    #[test]
-    fn unknown_numbers_are_no_selector() {
-        assert_eq!(Stat::from_u64(Stat::ALL.len() as u64), None);
-        assert_eq!(Stat::from_u64(u64::MAX), None);
+        assert!([VENDOR_UID, VERDICT, STAT, MEASURE + 1].into_iter().all(|id| !manages(id)));
     }
 
     #[test]
     fn identifiers_are_fast_calls_of_the_vendor_hypervisor_service() {
-        for id in
-            [VENDOR_UID, VERDICT, STAT, MOVE, SPLIT, COLLAPSE, COPY, CONTIGUOUS, DISSOLVE, SCAN]
-        {
+        for id in [VENDOR_UID, VERDICT, STAT].iter().chain(&MANAGING) {
             assert_eq!(id >> 31, 1, "fast call");
             assert_eq!((id >> 24) & 0x3f, 6, "owning entity: vendor specific hypervisor service");
         }

@@ -10,6 +10,7 @@
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
 //! | `blocks` | populate RAM by blocks of 2 MiB where that is possible | off: by pages |
 //! | `scan` | CPUs without a vCPU to run look for pages that are worth a block of 2 MiB, and make it | off: only when the guest asks, and only with `blocks` |
+//! | `manage` | the guest may make the calls that change its memory (crate `hyp-abi`, `call.rs`) | off: only if the node of its image has the property `stage2,manage` |
 //! | `bbm=LEVEL` | change the size of mappings as on a machine whose FEAT_BBM has at most this level: 0, 1 or 2 | 2: what the machine has |
 //! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
 //! | `trace=ORDER` | record every step of table maintenance in memory, in the order `total` or `per-pe` (needs a build with the feature `trace`, and `report=`) | off |
@@ -49,7 +50,7 @@ pub enum ConfigError {
     /// A word that is not one of ours.
     #[error(
         "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE \
-         blocks scan bbm=LEVEL measure trace=ORDER trace-max=N"
+         blocks scan manage bbm=LEVEL measure trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -171,6 +172,8 @@ pub struct Request {
     pub blocks: bool,
     /// `scan`
     pub scan: bool,
+    /// `manage`
+    pub manage: bool,
     /// `bbm=LEVEL`
     pub bbm: Option<u8>,
     /// `measure`
@@ -211,6 +214,8 @@ pub struct Config {
     pub blocks: bool,
     /// Whether CPUs that are idle make blocks of pages.
     pub scan: bool,
+    /// Whether the guest may make the calls that change its memory, whatever its node says.
+    pub manage: bool,
     /// The level of FEAT_BBM that may be made use of, at the most: 0 to 2; `None` is the machine's.
     pub bbm: Option<u8>,
     /// Whether populate faults are timed.
@@ -254,6 +259,8 @@ impl Request {
                 ("blocks", None) => request.blocks = true,
                 ("scan", None) if request.scan => return Err(ConfigError::Twice("scan")),
                 ("scan", None) => request.scan = true,
+                ("manage", None) if request.manage => return Err(ConfigError::Twice("manage")),
+                ("manage", None) => request.manage = true,
                 ("bbm", Some(value)) => once(&mut request.bbm, "bbm", bbm(value)?)?,
                 ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
                 ("measure", None) => request.measure = true,
@@ -289,9 +296,9 @@ impl Request {
             _ => {}
         }
         let mem = self.memory(machine)?;
-        let Self { restarts, blocks, scan, bbm, measure, .. } = self;
+        let Self { restarts, blocks, scan, manage, bbm, measure, .. } = self;
         let report = self.report;
-        Ok(Config { vcpus, mem, restarts, report, blocks, scan, bbm, measure, trace })
+        Ok(Config { vcpus, mem, restarts, report, blocks, scan, manage, bbm, measure, trace })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {

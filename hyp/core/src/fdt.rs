@@ -130,6 +130,8 @@ pub struct Module {
     pub range: PaRange,
     /// Its `bootargs`; empty when there are none.
     pub bootargs: String,
+    /// It has the property `stage2,manage`: the guest may make the calls that change its memory.
+    pub manage: bool,
 }
 
 /// Reads a device tree. `blob` may be longer than the tree.

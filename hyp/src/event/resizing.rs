@@ -13,7 +13,7 @@ use hyp_core::report::{Resizing, Work};
 
 use crate::sysreg;
 use crate::vm::Vm;
-use crate::vm::blocks::Resized;
+use crate::vm::outcome::Part;
 
 /// The sums of one kind of calls.
 struct Sums([AtomicU64; 5]);
@@ -40,8 +40,8 @@ impl Sums {
 pub(crate) fn noted<E>(
     vm: &Vm,
     call: u32,
-    work: impl FnOnce() -> Result<Resized, E>,
-) -> Result<Resized, E> {
+    work: impl FnOnce() -> Result<Part, E>,
+) -> Result<Part, E> {
     let flushed = || {
         let account = vm.space.account();
         [account.tlbis(), account.flushes + account.whole_flushes]
@@ -57,7 +57,7 @@ pub(crate) fn noted<E>(
         COPY => &COPIES,
         _ => return Ok(done),
     };
-    sums.add([1, done.blocks, instructions, tlbis_after - tlbis, flushes_after - flushes]);
+    sums.add([1, done.count, instructions, tlbis_after - tlbis, flushes_after - flushes]);
     Ok(done)
 }
 

@@ -1,31 +1,26 @@
-//! Calls of the guest: PSCI by HVC or SMC, and our own in the vendor range (crate `hyp-abi`).
+//! Calls of the guest: PSCI by HVC or SMC, and our own in the vendor range (crate `hyp-abi`), of which those that change
+//! memory are in `memory`.
 //!
 //! Every argument comes from the guest. A VM can only ask about itself; a bad argument gets
 //! INVALID_PARAMETER and changes nothing; an unknown function NOT_SUPPORTED. Only immediate 0 is SMCCC:
 //! with any other the call is unknown. x4-x17 keep their values, as SMCCC 1.1 allows.
 
+mod memory;
+
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
 use hyp_abi::call::{self, Stat};
-use hyp_abi::map;
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::psci::Action;
 
 use crate::cpu;
 use crate::event::counters;
-#[cfg(feature = "measure")]
-use crate::event::resizing;
 use crate::platform::gic;
-use crate::vm::blocks::{self, Resized};
-#[cfg(feature = "measure")]
-use crate::vm::measuring;
-use crate::vm::moving::{self, Refused};
 use crate::vm::run::{Env, Step};
-use crate::vm::scan::{self, Scanned};
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::{Entry, Vcpu};
-use crate::vm::{NUMBER, Vm, copying, runs};
+use crate::vm::{NUMBER, Vm};
 
 /// Answers a call; `immediate` is that of the instruction, `esr` its syndrome.
 pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> Step {
@@ -50,46 +45,7 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             }
             None => answer(vcpu, call::INVALID_PARAMETER as u64),
         },
-        call::SPLIT | call::COLLAPSE | call::COPY | call::CONTIGUOUS | call::DISSOLVE => {
-            let [start, bytes, more] = arguments;
-            let work = || match function {
-                call::SPLIT => blocks::split(env, start, bytes),
-                call::COLLAPSE => blocks::collapse(env, start, bytes),
-                call::CONTIGUOUS => runs::make(env, start, bytes),
-                call::DISSOLVE => runs::dissolve(env, start, bytes),
-                _ => copying::copy(env, start, bytes, more),
-            };
-            #[cfg(feature = "measure")]
-            let work = || resizing::noted(env.vm, function, work);
-            resized(vcpu, esr, start, work())
-        }
-        call::SCAN => match scan::by_call(env, arguments[0]) {
-            Ok(Scanned { made, ended, .. }) => {
-                vcpu.context.set_x(1, made);
-                vcpu.context.set_x(2, u64::from(ended));
-                answer(vcpu, call::SUCCESS as u64)
-            }
-            // Where in RAM it went wrong the reason says.
-            Err(why) => refused(vcpu, esr, map::RAM_BASE, why),
-        },
-        #[cfg(feature = "measure")]
-        hyp_abi::measure::MEASURE => {
-            let [start, bytes, way] = arguments;
-            match measuring::measure(env, start, bytes, way) {
-                Ok(ticks) => {
-                    vcpu.context.set_x(1, ticks);
-                    answer(vcpu, call::SUCCESS as u64)
-                }
-                Err(why) => refused(vcpu, esr, start, why),
-            }
-        }
-        call::MOVE => match moving::move_memory(env, arguments[0], arguments[1]) {
-            Ok(pages) => {
-                vcpu.context.set_x(1, pages);
-                answer(vcpu, call::SUCCESS as u64)
-            }
-            Err(why) => refused(vcpu, esr, arguments[0], why),
-        },
+        managing if call::manages(managing) => memory::call(env, vcpu, managing, arguments, esr),
         _ => psci(env.vm, vcpu, function, arguments, esr),
     }
 }
@@ -104,35 +60,6 @@ fn value(vm: &Vm, stat: Stat) -> u64 {
         }
         counted => counters::sum(counted),
     }
-}
-
-/// The answer to a call that changes the size of mappings from `start` on.
-fn resized(vcpu: &mut Vcpu, esr: u64, start: u64, result: Result<Resized, Refused>) -> Step {
-    match result {
-        Ok(Resized { bytes, blocks }) => {
-            vcpu.context.set_x(1, bytes);
-            vcpu.context.set_x(2, blocks);
-            answer(vcpu, call::SUCCESS as u64)
-        }
-        Err(why) => refused(vcpu, esr, start, why),
-    }
-}
-
-/// The answer to a call at `ipa` that did nothing, or the end of the VM if it did half.
-fn refused(vcpu: &mut Vcpu, esr: u64, ipa: u64, why: Refused) -> Step {
-    let code = match why {
-        Refused::Unsupported => call::NOT_SUPPORTED,
-        Refused::Invalid => call::INVALID_PARAMETER,
-        Refused::Busy => call::BUSY,
-        Refused::NoMemory => call::NO_MEMORY,
-        Refused::Broken(why) => {
-            let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, esr)
-                .with_ipa(ipa)
-                .with_hint(why);
-            return Step::Stop(Reason::Diagnosis(Box::new(diagnosis)));
-        }
-    };
-    answer(vcpu, code as u64)
 }
 
 fn answer(vcpu: &mut Vcpu, value: u64) -> Step {

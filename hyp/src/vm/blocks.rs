@@ -21,7 +21,7 @@ use stage2::{
 };
 
 use super::fault::{Populate, ended};
-use super::moving::Refused;
+use super::outcome::{Part, Refused};
 use super::payload::Source;
 use super::run::Env;
 use super::{Policy, scan};
@@ -102,15 +102,6 @@ pub(super) fn fault(
     ended(env, result, &tally)
 }
 
-/// What a part of a SPLIT, COLLAPSE or COPY has done.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Resized {
-    /// Bytes from the first address on that are done.
-    pub(crate) bytes: u64,
-    /// Blocks that were split or made.
-    pub(crate) blocks: u64,
-}
-
 /// Checks the arguments of a call.
 pub(super) fn wanted(env: Env<'_>, start: u64, bytes: u64) -> Result<IpaRange, Refused> {
     let guard = env.guards.enter();
@@ -121,7 +112,7 @@ pub(super) fn wanted(env: Env<'_>, start: u64, bytes: u64) -> Result<IpaRange, R
 }
 
 /// Splits the first blocks of a range into pages. Called at a safe point.
-pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Refused> {
+pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Part, Refused> {
     let range = wanted(env, start, bytes)?;
     let Env { vm, cpu, guards } = env;
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
@@ -137,7 +128,7 @@ pub(crate) fn split(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Ref
         scan::split(env, range);
     }
     match progress {
-        Ok(progress) => Ok(Resized { bytes: done(range, progress), blocks }),
+        Ok(progress) => Ok(Part::of(range, progress, blocks)),
         Err(SplitError::OutOfTables { .. }) => Err(Refused::NoMemory),
         Err(error) => Err(Refused::Broken(format!("cannot split: {error}"))),
     }
@@ -156,13 +147,13 @@ pub(super) fn count_splits(env: Env<'_>, before: &Account) -> u64 {
 }
 
 /// Makes blocks of the pages of the first part of a range. Called at a safe point.
-pub(crate) fn collapse(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Refused> {
+pub(crate) fn collapse(env: Env<'_>, start: u64, bytes: u64) -> Result<Part, Refused> {
     let range = wanted(env, start, bytes)?;
     let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
     let mut blocks = 0;
     let mut heard = |_, outcome| blocks += u64::from(outcome == Collapse::Made);
     let progress = collapse_spans(env, range, &mut heard)?;
-    Ok(Resized { bytes: done(range, progress), blocks })
+    Ok(Part::of(range, progress, blocks))
 }
 
 /// The same for a range of whole blocks of RAM; `heard` is told what became of each table that was looked at. The
@@ -184,12 +175,4 @@ pub(super) fn collapse_spans(
     cpu.counters.add(Stat::Collapsed, made);
     cpu.counters.add(Stat::TablesFreed, made);
     progress.map_err(|error| Refused::Broken(format!("cannot collapse: {error}")))
-}
-
-/// Bytes of a range that are done.
-pub(super) fn done(range: IpaRange, progress: Progress) -> u64 {
-    match progress {
-        Progress::Done => range.bytes(),
-        Progress::Until(next) => next.get() - range.start().get(),
-    }
 }

@@ -23,8 +23,8 @@ use hyp_core::PaRange;
 use stage2::space::{Batch, Blocks, CopyCollapse, CopyObstacle, Progress, Release};
 use stage2::{Flushed, Former, Ipa, IpaRange, Pa};
 
-use super::blocks::{Resized, done, wanted};
-use super::moving::Refused;
+use super::blocks::wanted;
+use super::outcome::{Part, Refused};
 use super::payload::Payload;
 use super::run::Env;
 use crate::event::trace;
@@ -44,7 +44,7 @@ struct Copier<'a, H> {
 /// Moves the pages of the first blocks of a range, and gives as many bytes as that were. Called at a safe point.
 ///
 /// `holes` pages of a block may be missing, at the most.
-pub(crate) fn copy(env: Env<'_>, start: u64, bytes: u64, holes: u64) -> Result<Resized, Refused> {
+pub(crate) fn copy(env: Env<'_>, start: u64, bytes: u64, holes: u64) -> Result<Part, Refused> {
     let range = wanted(env, start, bytes)?;
     let holes = usize::try_from(holes).map_err(|_| Refused::Invalid)?;
     if holes >= BLOCK_FRAMES {
@@ -60,7 +60,7 @@ pub(crate) fn copy(env: Env<'_>, start: u64, bytes: u64, holes: u64) -> Result<R
     if blocks == 0 && short {
         return Err(Refused::NoMemory);
     }
-    Ok(Resized { bytes: done(range, progress), blocks })
+    Ok(Part::of(range, progress, blocks))
 }
 
 /// The same for a range of whole blocks of RAM; `heard` is told what became of each table that was looked at. The

@@ -50,6 +50,8 @@ struct Guest {
     image: &'static [u8],
     ramdisk: Option<&'static [u8]>,
     bootargs: alloc::string::String,
+    /// Its node allows it to change its memory.
+    manage: bool,
 }
 
 /// What stays the same in all lives of the VM.
@@ -63,6 +65,8 @@ pub(crate) struct Plan {
     pub(crate) restarts: Option<u32>,
     /// Whether RAM is populated by blocks where that is possible.
     pub(crate) blocks: bool,
+    /// Whether the guest may make the calls that change its memory.
+    pub(crate) manage: bool,
     /// Whether CPUs that are idle look for pages that are worth a block.
     pub(crate) scan: bool,
     /// CPUs that serve the VM: those of its vCPUs, and the others too if there is work for idle ones.
@@ -137,6 +141,7 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         restarts: config.restarts,
         blocks: config.blocks,
         scan: config.scan,
+        manage: config.manage || guest.manage,
         cpus: if config.scan { cpus } else { config.vcpus },
         #[cfg(feature = "measure")]
         measure: config.measure,
@@ -176,7 +181,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
 /// The loader's modules, or what was built in.
 fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
     let ramdisk = platform.module(ModuleKind::Ramdisk)?.map(|module| bytes(module.range));
-    let Some(Module { range, bootargs, .. }) = platform.module(ModuleKind::Kernel)? else {
+    let Some(Module { range, bootargs, manage, .. }) = platform.module(ModuleKind::Kernel)? else {
         if EMBEDDED.is_empty() {
             return Err(Refusal(
                 "no guest: none is built into this image, and the device tree names no kernel module \
@@ -184,9 +189,10 @@ fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
                     .into(),
             ));
         }
-        return Ok(Guest { image: EMBEDDED, ramdisk, bootargs: Default::default() });
+        return Ok(Guest { image: EMBEDDED, ramdisk, bootargs: Default::default(), manage: false });
     };
-    Ok(Guest { image: bytes(*range), ramdisk, bootargs: bootargs.clone() })
+    let (image, bootargs) = (bytes(*range), bootargs.clone());
+    Ok(Guest { image, ramdisk, bootargs, manage: *manage })
 }
 
 /// A module's bytes.

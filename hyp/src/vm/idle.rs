@@ -17,7 +17,7 @@ use alloc::boxed::Box;
 use aarch64_cpu::asm;
 use hyp_core::diagnosis::Diagnosis;
 
-use super::moving::Refused;
+use super::outcome::Refused;
 use super::run::Env;
 use super::stop::Reason;
 use super::vcpu::Mailbox;

@@ -23,7 +23,7 @@ use stage2::account::TLBI_KINDS;
 use stage2::space::{Batch, Engine as Pinned, Progress, ProtError, Relax};
 use stage2::{Account, Claim, Ipa, IpaRange, Pinned as Form, Prot};
 
-use super::moving::Refused;
+use super::outcome::Refused;
 use super::run::Env;
 use crate::event::counters::{self, Own};
 use crate::lock::Lock;

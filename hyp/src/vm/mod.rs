@@ -47,6 +47,7 @@ mod life;
 #[cfg(feature = "measure")]
 pub(crate) mod measuring;
 pub(crate) mod moving;
+pub(crate) mod outcome;
 pub(crate) mod payload;
 mod pe;
 pub(crate) mod run;

@@ -21,7 +21,6 @@
 
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
@@ -34,6 +33,7 @@ use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Level,
 
 use super::blocks::count_splits;
 use super::copying::{copy_page, retire_page};
+use super::outcome::Refused;
 use super::payload::Source;
 use super::run::Env;
 use super::{Policy, Stage2, runs};
@@ -62,21 +62,6 @@ pub(crate) struct Moving {
 struct Page {
     ipa: Ipa,
     frame: Pa,
-}
-
-/// Why nothing was moved.
-#[derive(Debug)]
-pub(crate) enum Refused {
-    /// RAM is populated by pages only.
-    Unsupported,
-    /// The range is not RAM, is all of it, is unaligned or too large.
-    Invalid,
-    /// Another CPU moves something.
-    Busy,
-    /// Not enough free frames.
-    NoMemory,
-    /// It went wrong half way: the VM cannot go on.
-    Broken(String),
 }
 
 /// The page that is on its way, for an install.

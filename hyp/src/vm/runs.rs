@@ -16,13 +16,13 @@ use stage2::Level;
 use stage2::claim::Claim;
 use stage2::space::{Batch, Contiguous, Progress};
 
-use super::blocks::{BATCH, Resized, done, wanted};
-use super::moving::Refused;
+use super::blocks::{BATCH, wanted};
+use super::outcome::{Part, Refused};
 use super::run::Env;
 use crate::mem::cache::BLOCK_FRAMES;
 
 /// Makes runs in the first part of a range, where 16 pages form one. Called at a safe point.
-pub(crate) fn make(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Refused> {
+pub(crate) fn make(env: Env<'_>, start: u64, bytes: u64) -> Result<Part, Refused> {
     let range = wanted(env, start, bytes)?;
     let Env { vm, cpu, guards } = env;
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
@@ -34,17 +34,17 @@ pub(crate) fn make(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Refu
     cpu.counters.add(Stat::Runs, made);
     let progress =
         progress.map_err(|error| Refused::Broken(format!("cannot make runs: {error}")))?;
-    Ok(Resized { bytes: done(range, progress), blocks: made })
+    Ok(Part::of(range, progress, made))
 }
 
 /// Dissolves the runs in the first part of a range. Called at a safe point.
-pub(crate) fn dissolve(env: Env<'_>, start: u64, bytes: u64) -> Result<Resized, Refused> {
+pub(crate) fn dissolve(env: Env<'_>, start: u64, bytes: u64) -> Result<Part, Refused> {
     let range = wanted(env, start, bytes)?;
     let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
     let mut claim = env.vm.space.claim(range).map_err(|_| Refused::Busy)?;
     let batch = Batch { from: range.start(), slots: BATCH * BLOCK_FRAMES };
     let (progress, blocks) = dissolve_batch(env, &mut claim, batch)?;
-    Ok(Resized { bytes: done(range, progress), blocks })
+    Ok(Part::of(range, progress, blocks))
 }
 
 /// Dissolves all runs in the claimed range, which are to lie in it as a whole. The caller has the turn

@@ -22,7 +22,7 @@ use stage2::scan::{Budget, Limits, Look, Span, Step, Way};
 use stage2::space::{Collapse, CopyCollapse};
 use stage2::{IpaRange, Scan};
 
-use super::moving::Refused;
+use super::outcome::Refused;
 use super::run::Env;
 use super::{blocks, copying};
 use crate::mem::cache::{BLOCK, BLOCK_FRAMES};

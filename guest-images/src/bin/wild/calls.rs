@@ -49,6 +49,19 @@ pub(crate) fn stat_bad(_: &Machine, _: Args) {
     check_eq!(uid, vendor::UID, "the hypervisor's UID");
 }
 
+/// Whatever the arguments, and before any of them is looked at.
+pub(crate) fn not_allowed(machine: &Machine, _: Args) {
+    let ram = machine.ram.start as u64;
+    for function in vendor::MANAGING {
+        for args in [[ram, vendor::BLOCK, 0], [ram, 0x1000, 1], [1, 0, 0], [0; 3]] {
+            let [status, values @ ..] = call::raw::<Hvc>(function, args);
+            check_eq!(status as i64, vendor::NOT_SUPPORTED, "{function:#x} of {args:#x?}");
+            check_eq!(values, args, "{function:#x}: x1-x3");
+        }
+    }
+    say!("wild: {} calls refused", vendor::MANAGING.len());
+}
+
 pub(crate) fn psci_wrong(machine: &Machine, _: Args) {
     let (me, entry) = (machine.vcpus()[0], start::secondary_entry_ipa());
     let nobody = 0xff_00ff_ff00;

@@ -61,6 +61,7 @@ static CASES: &[Case] = &[
     case("smc-unknown", "makes SMC calls, one known", End::Pass, calls::smc_unknown),
     case("hvc-unknown", "makes HVC calls that nobody knows", End::Pass, calls::hvc_unknown),
     case("stat-bad", "asks for a counter that is not there", End::Pass, calls::stat_bad),
+    case("not-allowed", "makes every call that changes memory, not allowed to", End::Pass, calls::not_allowed),
     case("psci", "makes PSCI calls with wrong arguments", End::Pass, calls::psci_wrong),
     case("off", "calls PSCI SYSTEM_OFF", End::Named("power-off"), calls::off),
     case("reset", "calls PSCI SYSTEM_RESET", End::Named("reset"), calls::reset),

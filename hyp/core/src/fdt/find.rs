@@ -201,7 +201,8 @@ pub(super) fn modules(chosen: Node<'_, '_>) -> Result<Vec<Module>, FdtError> {
             return Err(FdtError::ModuleKind(range));
         };
         let bootargs = node.string("bootargs")?.unwrap_or_default().into();
-        push(&mut found, Module { kind, range, bootargs }, "modules")?;
+        let manage = node.value("stage2,manage").is_some();
+        push(&mut found, Module { kind, range, bootargs, manage }, "modules")?;
     }
     Ok(found)
 }

@@ -50,6 +50,18 @@ fn modules_are_two_cells_each_and_their_strings_a_set() {
 }
 
 #[test]
+fn a_guest_manages_its_memory_if_its_own_node_says_so() {
+    let kinds = ["multiboot,module", "multiboot,kernel"];
+    let plain = trees::module(0x5000_0000, 0x1000, &kinds, None);
+    for manage in [false, true] {
+        let mut kernel = plain.clone();
+        kernel.manage = manage;
+        let platform = parse(&Tree { modules: [kernel].into(), ..virt() }.build()).unwrap();
+        assert_eq!(platform.module(ModuleKind::Kernel).unwrap().unwrap().manage, manage);
+    }
+}
+
+#[test]
 fn two_kernels_are_refused_by_name() {
     let kernel = |at| trees::module(at, 0x1000, &["multiboot,module", "multiboot,kernel"], None);
     let tree = Tree { modules: [kernel(0x5000_0000), kernel(0x6000_0000)].into(), ..virt() };

@@ -28,7 +28,12 @@ fn machine() -> Platform {
 }
 
 fn kernel(start: u64, end: u64) -> Module {
-    Module { kind: ModuleKind::Kernel, range: range(start, end), bootargs: String::new() }
+    Module {
+        kind: ModuleKind::Kernel,
+        range: range(start, end),
+        bootargs: String::new(),
+        manage: false,
+    }
 }
 
 const IMAGE: PaRange = PaRange { start: 0x4020_0000, end: 0x4040_0000 };

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `guests` | our guests pass, on every CPU model and with 1, 2 and 4 vCPUs |
 //! | `scan` | RAM that lies in pages anywhere becomes blocks, when the guest asks and on idle CPUs |
+//! | `calls` | calls that change memory: who may make them, and what they promise |
 //! | `wild` | what a guest does wrong ends in a diagnosis, or is emulated; nothing else |
 //! | `uboot` | an unmodified program runs, and answers |
 //! | `usage` | mistakes at the prompt are sentences, and QEMU is not started |
@@ -18,6 +19,7 @@
 //! | `cost` | what EL2's work costs, in instructions and flushes: a populate fault, splitting and collapsing 1 GiB |
 
 mod caches;
+mod calls;
 mod code;
 mod cost;
 mod crashes;

@@ -26,6 +26,7 @@ pub(super) struct Module {
     len: u64,
     compatible: Vec<String>,
     bootargs: Option<&'static str>,
+    pub(super) manage: bool,
 }
 
 pub(super) fn module(
@@ -35,7 +36,7 @@ pub(super) fn module(
     bootargs: Option<&'static str>,
 ) -> Module {
     let compatible = compatible.iter().map(ToString::to_string).collect();
-    Module { start, len, compatible, bootargs }
+    Module { start, len, compatible, bootargs, manage: false }
 }
 
 /// `-M virt,virtualization=on,gic-version=3 -smp 2 -m 512`.
@@ -176,6 +177,9 @@ impl Tree {
             let node = fdt.begin_node(&std::format!("module@0x{:x}", module.start))?;
             if let Some(bootargs) = module.bootargs {
                 fdt.property_string("bootargs", bootargs)?;
+            }
+            if module.manage {
+                fdt.property_null("stage2,manage")?;
             }
             fdt.property_string_list("compatible", module.compatible.clone())?;
             fdt.property_array_u64("reg", &[module.start, module.len])?;

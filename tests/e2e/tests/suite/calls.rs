@@ -1,0 +1,25 @@
+//! Calls that change a guest's memory: who may make them, and what they promise.
+
+use e2e::{Scenario, images};
+
+fn wild(path: &str) -> Scenario {
+    Scenario::of(path).append("case=not-allowed").vcpus(1)
+}
+
+/// An image that `hypctl` does not know for one of ours: by its path.
+fn foreign() -> String {
+    images().guest_bin("wild").display().to_string()
+}
+
+#[test]
+fn a_guest_that_is_not_allowed_is_told_that_there_are_no_such_calls() {
+    wild("wild").flag("--no-manage").passes().shows("calls refused");
+    wild(&foreign()).passes().shows("calls refused");
+}
+
+#[test]
+fn a_guest_that_is_allowed_is_served() {
+    for allowed in [wild("wild"), wild(&foreign()).flag("--manage")] {
+        allowed.run().exits(1).shows("FAIL: 0xc6000003 of").shows("is 0x0, should be");
+    }
+}
