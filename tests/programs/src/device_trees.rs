@@ -234,7 +234,8 @@ fn guest(platform: &Platform, layout: &Layout, choices: &Choices) -> Reached {
         Ok(config) => config,
         Err(error) => return sentence(&error, Reached::Layout),
     };
-    let Config { vcpus, mem, restarts, ref report, blocks, scan, bbm, measure, trace } = config;
+    let Config { vcpus, mem, restarts, ref report, blocks, scan, manage, bbm, .. } = config;
+    let Config { measure, trace, .. } = config;
     assert!((1..=MAX_VCPUS.min(bounds.cpus)).contains(&vcpus));
     assert!(
         mem >= MIN_MEM && mem % PAGE == 0 && mem <= bounds.free.saturating_sub(bounds.overhead)
@@ -242,7 +243,7 @@ fn guest(platform: &Platform, layout: &Layout, choices: &Choices) -> Reached {
     assert!(measure <= bounds.can_measure && trace.is_some() <= bounds.can_trace);
     assert!(restarts.is_none() || line.contains("restarts="));
     let given = |wanted| line.split_ascii_whitespace().any(|word| word == wanted);
-    assert_eq!((blocks, scan), (given("blocks"), given("scan")));
+    assert_eq!((blocks, scan, manage), (given("blocks"), given("scan"), given("manage")));
     let asked = |level| line.split_ascii_whitespace().any(|word| word == format!("bbm={level}"));
     assert_eq!(bbm, (0..=2).find(|level| asked(*level)));
     assert_eq!(*report, Nonce::find(line), "a good line's nonce is found in it");
