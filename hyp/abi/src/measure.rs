@@ -27,6 +27,9 @@ pub enum Work {
     WriteProtect,
     /// Everything is allowed again.
     Unprotect,
+    /// The dirty state of all is taken, as a harvest does: each is writable-clean then. Afterwards, not counted, it is
+    /// writable again.
+    Harvest,
 }
 
 /// How leaves are changed; the names are those of crate `stage2`.
@@ -106,7 +109,7 @@ impl Method {
 
 impl Work {
     /// All of them, by number.
-    pub const ALL: [Self; 2] = [Self::WriteProtect, Self::Unprotect];
+    pub const ALL: [Self; 3] = [Self::WriteProtect, Self::Unprotect, Self::Harvest];
 }
 
 impl Engine {

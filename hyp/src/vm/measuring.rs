@@ -15,15 +15,17 @@
 
 use alloc::format;
 use alloc::vec::Vec;
+use core::hint::black_box;
 
 use hyp_abi::call::Stat;
 use hyp_abi::measure::{Engine, Flush, MEASURE_MAX, SAMPLES, Way, Work};
 use hyp_core::report::ProtSample;
 use stage2::account::TLBI_KINDS;
-use stage2::space::{Batch, Engine as Pinned, Progress, ProtError, Relax};
-use stage2::{Account, Claim, Ipa, IpaRange, Pinned as Form, Prot};
+use stage2::space::{Batch, Engine as Pinned, Progress, ProtError, Relax, Taken, Transaction};
+use stage2::{Account, Change, Claim, Ipa, IpaRange, Pinned as Form, Prot};
 
 use super::outcome::Refused;
+use super::pe::{Pages, Pe};
 use super::run::Env;
 use crate::event::counters::{self, Own};
 use crate::lock::Lock;
@@ -75,9 +77,12 @@ pub(crate) fn measure(env: Env<'_>, start: u64, bytes: u64, word: u64) -> Result
     }
     let before = Counts::now(&env.vm.space.account());
     let timed = pinned(env, way, || timed(env, &mut claim, range, way));
-    let (ticks, window) =
-        timed.map_err(|error| Refused::Broken(format!("cannot change protections: {error}")))?;
+    let broken = |error| Refused::Broken(format!("cannot change protections: {error}"));
+    let (ticks, window) = timed.map_err(broken)?;
     let counts = Counts::now(&env.vm.space.account()).since(&before);
+    if way.work == Work::Harvest {
+        writable(env, &mut claim, range).map_err(broken)?;
+    }
     let Samples { count, all } = &mut *noted;
     if let Some(place) = all.get_mut(*count) {
         *place = Sample { way: word, pages: range.pages(), ticks, window, counts };
@@ -147,7 +152,38 @@ fn batch(
     match work {
         Work::WriteProtect => space.write_protect(guards, claim, batch),
         Work::Unprotect => space.protect(guards, claim, batch, Prot::RWX, Relax::Everywhere),
+        Work::Harvest => change(env, claim, batch, |transaction| {
+            transaction.take(Taken::Dirty, |_, _, slots| {
+                black_box(slots);
+            })
+        }),
     }
+}
+
+/// Does something to a batch, and flushes.
+#[inline]
+fn change<'e>(
+    env: Env<'e>,
+    claim: &mut Claim<'_>,
+    batch: Batch,
+    work: impl FnOnce(&mut Transaction<'_, Pages, Pe>) -> Result<(), ProtError>,
+) -> Result<Progress, ProtError> {
+    let guard = env.guards.enter();
+    let mut transaction = env.vm.space.modify_prot(&guard, claim, batch, Relax::Everywhere)?;
+    work(&mut transaction)?;
+    Ok(transaction.finish().progress)
+}
+
+/// Has all of a range that was harvested be writable without more ado.
+fn writable(env: Env<'_>, claim: &mut Claim<'_>, range: IpaRange) -> Result<(), ProtError> {
+    let mut batch = Batch { from: range.start(), slots: usize::MAX };
+    let all = |transaction: &mut Transaction<'_, Pages, Pe>| {
+        transaction.each(|_, _| Some(Change::UNMANAGED))
+    };
+    while let Progress::Until(next) = change(env, claim, batch, all)? {
+        batch.from = next;
+    }
+    Ok(())
 }
 
 #[inline]

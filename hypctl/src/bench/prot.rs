@@ -75,6 +75,7 @@ const fn name(work: Work) -> &'static str {
     match work {
         Work::WriteProtect => "write-protect",
         Work::Unprotect => "un-protect",
+        Work::Harvest => "harvest",
     }
 }
 
