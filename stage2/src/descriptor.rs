@@ -29,10 +29,12 @@ use crate::attr::{AttributeError, Attributes, Encoding};
 
 mod change;
 mod former;
+mod grant;
 mod resize;
 mod settled;
 pub use change::Change;
 pub use former::Former;
+pub(crate) use grant::Grant;
 pub(crate) use resize::{RUN, State};
 
 const VALID: u64 = 1 << 0;

@@ -3,6 +3,7 @@
 //! | file | what | takes |
 //! | --- | --- | --- |
 //! | `space/install.rs` | populate one slot, from a fault handler | a guard |
+//! | `space/relax.rs` | give a leaf what an access needs, from a fault handler | a guard |
 //! | `space/lookup.rs` | find a table; from there to one that may be written | a guard, then the table's lock |
 //! | `space/map.rs` | map a range | a claim |
 //! | `space/unmap.rs` | take a range away, and give its tables back | a claim |
@@ -47,6 +48,7 @@ mod lookup;
 mod map;
 mod pins;
 mod prot;
+mod relax;
 mod split;
 mod unmap;
 mod visit;
@@ -61,6 +63,7 @@ pub use error::{InstallError, MapError, MappingError, NewSpaceError, NotClaimed,
 pub use install::{Frames, Install, Tally};
 pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
 pub use prot::{Engine, Modified, ProtError, Relax, Started, Taken, Transaction};
+pub use relax::{RelaxError, Relaxed};
 pub use split::SplitError;
 pub use unmap::{Notes, Release};
 pub use visit::{Census, Visit};

@@ -12,6 +12,7 @@
 //! | `scan` | CPUs without a vCPU to run look for pages that are worth a block of 2 MiB, and make it | off: only when the guest asks, and only with `blocks` |
 //! | `manage` | the guest may make the calls that change its memory (crate `hyp-abi`, `call.rs`) | off: only if the node of its image has the property `stage2,manage` |
 //! | `bbm=LEVEL` | change the size of mappings as on a machine whose FEAT_BBM has at most this level: 0, 1 or 2 | 2: what the machine has |
+//! | `mask=NAME,…` | do without parts of the architecture that the machine has ([`Mask`]): `vmid16`, `hw-access`, `hw-dirty`, `tlbi-range`, `lse`, `ttl`, `fwb`, `xnx`, `idc`, `dic` | everything is used |
 //! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
 //! | `trace=ORDER` | record every step of table maintenance in memory, in the order `total` or `per-pe` (needs a build with the feature `trace`, and `report=`) | off |
 //! | `trace-max=N` | record at most so many | as the buffer holds |
@@ -28,6 +29,7 @@ use core::fmt;
 
 use hyp_abi::MAX_VCPUS;
 
+use crate::mask::Mask;
 use crate::range::{Bytes, PAGE_SIZE, align_down};
 use crate::trace::Order;
 
@@ -50,7 +52,7 @@ pub enum ConfigError {
     /// A word that is not one of ours.
     #[error(
         "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE \
-         blocks scan manage bbm=LEVEL measure trace=ORDER trace-max=N"
+         blocks scan manage bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -176,6 +178,8 @@ pub struct Request {
     pub manage: bool,
     /// `bbm=LEVEL`
     pub bbm: Option<u8>,
+    /// `mask=NAME,…`
+    pub mask: Option<Mask>,
     /// `measure`
     pub measure: bool,
     /// `trace=ORDER`
@@ -218,6 +222,8 @@ pub struct Config {
     pub manage: bool,
     /// The level of FEAT_BBM that may be made use of, at the most: 0 to 2; `None` is the machine's.
     pub bbm: Option<u8>,
+    /// What is not made use of, though the machine has it.
+    pub mask: Mask,
     /// Whether populate faults are timed.
     pub measure: bool,
     /// How steps are recorded, if they are.
@@ -262,6 +268,7 @@ impl Request {
                 ("manage", None) if request.manage => return Err(ConfigError::Twice("manage")),
                 ("manage", None) => request.manage = true,
                 ("bbm", Some(value)) => once(&mut request.bbm, "bbm", bbm(value)?)?,
+                ("mask", Some(value)) => once(&mut request.mask, "mask", mask(value)?)?,
                 ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
                 ("measure", None) => request.measure = true,
                 ("trace", Some(value)) => once(&mut request.trace, "trace", order(value)?)?,
@@ -297,8 +304,8 @@ impl Request {
         }
         let mem = self.memory(machine)?;
         let Self { restarts, blocks, scan, manage, bbm, measure, .. } = self;
-        let report = self.report;
-        Ok(Config { vcpus, mem, restarts, report, blocks, scan, manage, bbm, measure, trace })
+        let (report, mask) = (self.report, self.mask.unwrap_or_default());
+        Ok(Config { vcpus, mem, restarts, report, blocks, scan, manage, bbm, mask, measure, trace })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {
@@ -360,6 +367,14 @@ fn bbm(value: &str) -> Result<u8, ConfigError> {
         "2" => Ok(2),
         _ => Err(ConfigError::Value { word: "bbm", value: shown(value), wanted: "0, 1 or 2" }),
     }
+}
+
+fn mask(value: &str) -> Result<Mask, ConfigError> {
+    Mask::parse(value).ok_or_else(|| ConfigError::Value {
+        word: "mask",
+        value: shown(value),
+        wanted: "names with commas between them, of vmid16 hw-access hw-dirty tlbi-range lse ttl fwb xnx idc dic",
+    })
 }
 
 fn nonce(value: &str) -> Result<Nonce, ConfigError> {

@@ -37,6 +37,7 @@ pub mod guest_dtb;
 pub mod idreg;
 pub mod image;
 pub mod layout;
+pub mod mask;
 pub mod mmio;
 pub mod pl011;
 pub mod psci;

@@ -187,6 +187,7 @@ mod map;
 mod neighbours;
 mod prot;
 mod random;
+mod relax;
 mod resize;
 mod scan;
 mod take;

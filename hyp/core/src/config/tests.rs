@@ -33,6 +33,7 @@ fn an_empty_line_means_every_cpu_and_half_of_memory() {
         scan: false,
         manage: false,
         bbm: None,
+        mask: Mask::empty(),
         measure: false,
         trace: None,
     };
@@ -44,8 +45,7 @@ fn an_empty_line_means_every_cpu_and_half_of_memory() {
 
 #[test]
 fn every_word_is_understood() {
-    let line =
-        " mem=64M\tvcpus=2  report=0123456789abcdef blocks scan manage bbm=1 measure restarts=3\n";
+    let line = " mem=64M\tvcpus=2  report=0123456789abcdef blocks scan manage bbm=1 mask=lse,ttl measure restarts=3\n";
     let config = resolve(line, &Bounds { can_measure: true, ..MACHINE }).unwrap();
     assert_eq!(
         (config.vcpus, config.mem, config.blocks, config.measure),
@@ -53,6 +53,7 @@ fn every_word_is_understood() {
     );
     assert_eq!((config.restarts, config.scan, config.bbm), (Some(3), true, Some(1)));
     assert!(config.manage);
+    assert_eq!(config.mask, Mask::LSE | Mask::TTL);
     assert_eq!(config.report.unwrap().as_str(), "0123456789abcdef");
 }
 
@@ -109,6 +110,7 @@ fn a_refusal_has_the_numbers_in_it() {
     assert_eq!(refusal("manage manage"), "manage is given twice");
     assert_eq!(refusal("bbm=0 bbm=0"), "bbm is given twice");
     assert_eq!(refusal("bbm=3"), "bbm=\"3\" is not 0, 1 or 2");
+    assert_eq!(refusal("mask=lse mask=ttl"), "mask is given twice");
     assert_eq!(refusal("measure measure"), "measure is given twice");
 }
 
@@ -116,7 +118,7 @@ fn a_refusal_has_the_numbers_in_it() {
 fn unknown_words_are_refused_and_shown_harmlessly() {
     assert_eq!(
         refusal("vcpu=2"),
-        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks scan manage bbm=LEVEL measure trace=ORDER trace-max=N"
+        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks scan manage bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
     );
     assert!(matches!(Request::parse("measure=1"), Err(ConfigError::UnknownWord(_))));
     assert!(matches!(Request::parse("vcpus"), Err(ConfigError::UnknownWord(_))));
@@ -138,6 +140,8 @@ fn bad_values_are_refused() {
         "mem=64",
         "bbm=",
         "bbm=-1",
+        "mask=",
+        "mask=granule-4k",
         "report=",
         "report=xyz",
         "trace-max=-1",
