@@ -23,7 +23,7 @@ use crate::tlbi::LeafLevel;
 /// Ranges that are kept apart.
 const RANGES: usize = 8;
 /// Places for ranges: one more, for a moment, before two grow together.
-const PLACES: usize = RANGES + 1;
+pub(crate) const PLACES: usize = RANGES + 1;
 
 /// What is known of the leaves of a gather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,11 @@ impl<'s, A: Arch> Owed<'s, A> {
     /// The size of a live translation changed with no break in between: whatever of it is cached goes.
     pub(crate) fn conflict(&mut self) {
         self.leaves = Leaves::Conflicting;
+    }
+
+    /// What is owed, and perhaps what lies between.
+    pub(crate) const fn ranges(&self) -> [Option<IpaRange>; PLACES] {
+        self.ranges
     }
 
     fn cover(&mut self, ipa: Ipa, bytes: u64) {

@@ -12,6 +12,7 @@
 //! | `space/copy.rs` | pages that lie anywhere move into a block | a claim |
 //! | `space/contiguous.rs` | runs of 16 alike leaves that a TLB may hold as one | a claim |
 //! | `space/prot.rs` | what leaves allow and have recorded changes, under one flush | a guard and a claim |
+//! | `space/dirty.rs` | which pages were written since somebody asked last | a claim; EL2's own writes a guard |
 //! | `space/annotate.rs` | notes in slots where nothing is mapped | a claim |
 //! | `space/visit.rs` | see all that is there | a guard |
 //! | `space/destroy.rs` | the end | everything |
@@ -42,6 +43,7 @@ mod content;
 mod contiguous;
 mod copy;
 mod destroy;
+mod dirty;
 mod error;
 mod install;
 mod lookup;
@@ -59,6 +61,7 @@ pub use content::Extent;
 pub use contiguous::{Contiguous, ContiguousError};
 pub use copy::{Blocks, CopyCollapse, CopyError, CopyObstacle};
 pub use destroy::{DestroyError, Leak};
+pub use dirty::{Bitmaps, DirtyError, Harvested, LogBlocks, Stopped, WriteError};
 pub use error::{InstallError, MapError, MappingError, NewSpaceError, NotClaimed, UnmapError};
 pub use install::{Frames, Install, Tally};
 pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
@@ -83,6 +86,7 @@ pub struct Space<'e, M, A> {
     ledger: Ledger,
     memory: M,
     arch: A,
+    log: dirty::Log,
 }
 
 /// What to map at an address, checked and encoded: see [`Space::mapping`].
@@ -138,6 +142,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
             ledger: Ledger::default(),
             memory,
             arch,
+            log: dirty::Log::new(),
         })
     }
 

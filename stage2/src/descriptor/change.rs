@@ -97,6 +97,20 @@ impl Leaf {
         self.bits & WRITABLE != 0
     }
 
+    /// Whether a guest may write by it, or may be let to by who records it: writable, writable-clean or writable-dirty.
+    #[inline]
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        self.bits & (WRITABLE | DIRTY_MODIFIER) != 0
+    }
+
+    /// The leaf after a write that hardware does not see: writable-clean becomes writable-dirty and accessed, in which
+    /// hardware has nothing to update.
+    pub(crate) const fn written(&self) -> Self {
+        let set = if self.may_be_written() { 0 } else { WRITABLE | ACCESSED };
+        Self { bits: self.bits | set, level: self.level }
+    }
+
     /// The leaf after a change.
     #[inline(always)]
     pub(crate) const fn changed(&self, change: &Change) -> Self {

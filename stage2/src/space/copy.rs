@@ -364,6 +364,12 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         // or a page; (2) a block that `Blocks` promises to be the VM's, and complete.
         unsafe { arch.store(slot, live.bits()) };
         arch.dsb(Dsb::IshSt);
+        if holes > 0
+            && let Ok(filled) = IpaRange::new(ipa, Level::L2.slot_bytes())
+        {
+            // The block may be clean, and what was filled in is new.
+            self.space.mark_logged(filled);
+        }
         ledger.collapsed(Level::L2, (SLOTS - holes) as u64);
         self.release(table, ipa, blocks, flushed);
         // SAFETY: (1) taken out of the tree; (2) flushed, and the grace period is over; (3) every slot is Empty.

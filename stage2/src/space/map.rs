@@ -65,6 +65,12 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let Prepare { at, made, .. } = prepare;
         self.finish(batch.from, at, result.is_ok());
         result?;
+        if C::LEAVES
+            && let Ok(filled) = IpaRange::new(batch.from, at.get() - batch.from.get())
+        {
+            // What cannot be written is dirty nowhere else.
+            self.mark_logged(filled);
+        }
         self.ledger.mapped(if C::LEAVES { made.slots } else { [0; 4] }, made.tables);
         Ok(if at < range.end() { Progress::Until(at) } else { Progress::Done })
     }

@@ -54,6 +54,7 @@
 
 mod commit;
 mod error;
+mod logged;
 mod pending;
 mod protect;
 mod take;
@@ -62,6 +63,7 @@ mod walk;
 use core::marker::PhantomData;
 
 pub use error::ProtError;
+use logged::Logged;
 pub(super) use pending::Pending;
 use pending::Place;
 pub use take::Taken;
@@ -137,6 +139,7 @@ pub struct Transaction<'t, M: Memory, A: Arch> {
     /// What was granted for a flush of this PE.
     here: Here,
     pending: Option<Place<'t>>,
+    log: Logged,
     /// A claim has one user at a time.
     claim: PhantomData<&'t mut ()>,
 }
@@ -216,6 +219,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             owed: Owed::new(self.tlb()),
             here: Here::Nothing,
             pending: Some(pending),
+            log: Logged::new(self.logs(range)),
             claim: PhantomData,
         })
     }
@@ -262,7 +266,8 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
                 Level::L3 => self.sweep(node, Level::L3, index, &mut decide)?,
                 level => self.sweep(node, level, index, &mut decide)?,
             };
-            if odd {
+            let leads_down = || node.table.slot(next).load(&self.space.arch).as_table(node.level);
+            if odd && leads_down().is_none() {
                 if let Some(leaf) = self.look(node, next)? {
                     self.commit(node, next, leaf, &mut decide)?;
                 }

@@ -182,6 +182,7 @@ fn linked_tables<A: Arch>(space: &Space<'_, &Pages, A>) -> usize {
 
 mod contiguous;
 mod copy;
+mod dirty;
 mod live;
 mod map;
 mod neighbours;

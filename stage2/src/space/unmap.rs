@@ -37,6 +37,7 @@
 //! stay allocated for that claim, also outside a guard.
 
 use super::contiguous::{members_of, run_bytes};
+use super::dirty::Session;
 use super::lookup::{LockedTable, Node};
 use super::{Batch, Progress, Space, UnmapError};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
@@ -108,8 +109,15 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if let Some(flushed) = owed.settle() {
             // Nothing is held here, so this cannot fail; if it did, nothing would be released.
             cpu.wait(relax).map_err(|_| UnmapError::NotQuiescent)?;
-            let mut releaser =
-                Releaser { space: self, flushed: &flushed, release, leaves: [0; 4], tables: 0 };
+            let log = self.log.covering(range);
+            let mut releaser = Releaser {
+                space: self,
+                flushed: &flushed,
+                release,
+                log,
+                leaves: [0; 4],
+                tables: 0,
+            };
             releaser.roots(batch.from.get(), high);
             self.ledger.unmapped(releaser.leaves, releaser.tables);
         }
@@ -383,6 +391,8 @@ struct Releaser<'w, 'e, M, A, R> {
     space: &'w Space<'e, M, A>,
     flushed: &'w Flushed,
     release: &'w mut R,
+    /// The dirty session that covers a part of it.
+    log: Option<Session>,
     /// Leaves that ended, by level, and tables.
     leaves: [u64; 4],
     tables: u64,
@@ -457,6 +467,10 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
             }
             None => {
                 self.leaves[former.level() as usize] += 1;
+                if let Some(log) = &self.log {
+                    // Whatever its record says: what was there is gone.
+                    log.mark_leaf(ipa, former.level());
+                }
                 if former.owner() == Owner::Vm {
                     self.release.frame(ipa, former, self.flushed);
                 }

@@ -102,6 +102,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
                 // SAFETY: (1) a member of a run that was broken here, and Busy until the flush; (2) the same
                 // translation.
                 unsafe { arch.store(slot, busy.bits()) };
+                self.log.changed(&leaf, &now);
                 self.changed += 1;
             }
             return Ok(());
@@ -164,8 +165,10 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
             // SAFETY: (1) the table's lock is held, and the claim covers the leaf: it may become Busy, or another
             // leaf of the same translation.
             match unsafe { self.space.arch.compare_exchange(slot, was.bits(), new) } {
-                Some(Ok(_)) if broken => return Ok(Step::Broken),
-                Some(Ok(_)) => return Ok(Step::InPlace(was, now)),
+                Some(Ok(_)) => {
+                    self.log.changed(&was, &now);
+                    return Ok(if broken { Step::Broken } else { Step::InPlace(was, now) });
+                }
                 // Hardware or a fault handler has changed it: at the most as often as it has such bits.
                 Some(Err(seen)) => {
                     let seen = Descriptor::from_bits(seen);
@@ -208,9 +211,13 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
         let space = self.space;
         self.table = None;
         let owed = core::mem::replace(&mut self.owed, Owed::new(space.tlb()));
+        let lost = self.log.lost(&owed);
         if owed.settle().is_some() && self.broken > 0 {
             self.revive(self.at.max(Ipa::new(self.run_end)));
             space.arch.dsb(Dsb::IshSt);
+        }
+        for range in lost.into_iter().flatten().flatten() {
+            space.mark_logged(range);
         }
         match core::mem::replace(&mut self.here, Here::Nothing) {
             Here::Nothing => {}

@@ -134,6 +134,21 @@ fn every_leaf_of_a_range_is_changed_and_nothing_else() {
     }
 }
 
+/// Tables and blocks in turn: no table behind a block is taken for something to be passed over.
+#[test]
+fn a_table_between_blocks_is_gone_through() {
+    for engine in ENGINES {
+        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+        let vm = vm_with(HwUpdate::AccessAndDirty, &pages, &epochs);
+        vm.space.pin_engine(Some(engine));
+        let level = |span| if [1, 4, 5].contains(&span) { Level::L3 } else { Level::L2 };
+        (0..8).for_each(|span| vm.lay(range(GIB + span * MIB2, MIB2), level(span)));
+        let modified = vm.change(range(GIB, 8 * MIB2), Change::WRITE_PROTECT);
+        assert_eq!(modified.changed, 3 * 512 + 5, "{engine:?}");
+        assert!((0..4096).all(|n| vm.held(page(n)) & DIRTY == 0), "{engine:?}");
+    }
+}
+
 #[test]
 fn the_engine_is_what_the_hardware_updates_ask_for() {
     let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());

@@ -1,0 +1,315 @@
+//! The session of a VM: what it covers, its bitmaps, and who finds it.
+
+use super::DirtyError;
+use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE};
+use crate::sync::{AtomicBool, AtomicU64, Lock, Ordering};
+
+/// Bytes of what a bit of the bitmap of spans stands for.
+pub(super) const SPAN: u64 = Level::L2.slot_bytes();
+const BITS: u64 = u64::BITS as u64;
+
+/// Where a session keeps what it finds. The caller takes bits of pages out; the others are the session's.
+#[derive(Clone, Copy, Debug)]
+pub struct Bitmaps<'b> {
+    /// A bit for each page of 4 KiB of the range, the lowest first: its content may have changed since the bit was taken
+    /// out last. Taken by [`swap`](AtomicU64::swap) with acquire order, *before* the page is read.
+    pub pages: &'b [AtomicU64],
+    /// Two bits for each 2 MiB, aligned, that the range has a part of; all zero in the beginning. First all bits that say
+    /// where logging has split blocks, then, from a new word on, all that say where a harvest has been.
+    pub spans: &'b [AtomicU64],
+}
+
+impl Bitmaps<'_> {
+    /// How many words the bitmaps of a range have: of pages, and of spans.
+    #[must_use]
+    pub const fn words(range: IpaRange) -> [usize; 2] {
+        let spans = spans(&range).div_ceil(BITS);
+        [range.pages().div_ceil(BITS) as usize, 2 * spans as usize]
+    }
+}
+
+/// Spans that a range has a part of.
+const fn spans(range: &IpaRange) -> u64 {
+    range.end().get().div_ceil(SPAN) - range.start().get() / SPAN
+}
+
+/// What a session does about blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogBlocks {
+    /// A harvest splits those that it comes to into pages, as long as there are tables; stop collapses them again.
+    Split,
+    /// They stay: all of a block is dirty together.
+    Keep,
+}
+
+/// The session of a VM, as an operation finds it.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::space) struct Session {
+    pub(super) range: IpaRange,
+    pages: &'static [AtomicU64],
+    split: &'static [AtomicU64],
+    seen: &'static [AtomicU64],
+    pub(super) blocks: LogBlocks,
+    /// Everything before this was harvested once.
+    harvested: Ipa,
+    /// Where a stop has come to.
+    pub(super) stopped: Option<Ipa>,
+}
+
+/// One session, or none.
+#[derive(Debug)]
+pub(in crate::space) struct Log {
+    /// Whether there is one: looked at before the lock is taken. Set and cleared under the claim on all that the session
+    /// covers, so who has a claim there sees it as it is; others have a guard.
+    on: AtomicBool,
+    session: Lock<Option<Session>>,
+}
+
+impl Session {
+    /// # Safety
+    /// 1. The bitmaps outlive the session.
+    pub(super) unsafe fn new(
+        range: IpaRange,
+        bitmaps: &Bitmaps<'_>,
+        blocks: LogBlocks,
+    ) -> Result<Self, DirtyError> {
+        let [pages, spans] = Bitmaps::words(range);
+        let Bitmaps { pages: of_pages, spans: of_spans } = *bitmaps;
+        if of_pages.len() != pages {
+            return Err(DirtyError::PageWords { words: of_pages.len(), wanted: pages });
+        }
+        if of_spans.len() != spans {
+            return Err(DirtyError::SpanWords { words: of_spans.len(), wanted: spans });
+        }
+        // SAFETY: (1) the caller's clause: for as long as anybody looks at them they are there.
+        let lasting = |words: &[AtomicU64]| unsafe {
+            core::slice::from_raw_parts(words.as_ptr(), words.len())
+        };
+        let (split, seen) = of_spans.split_at(spans / 2);
+        let (pages, split, seen) = (lasting(of_pages), lasting(split), lasting(seen));
+        Ok(Self { range, pages, split, seen, blocks, harvested: range.start(), stopped: None })
+    }
+
+    /// Sets the bits of the pages of a range, as far as the session covers it.
+    pub(in crate::space) fn mark(&self, range: IpaRange) {
+        let start = self.range.start().get();
+        let from = range.start().get().max(start) - start;
+        let end = range.end().min(self.range.end()).get().saturating_sub(start);
+        set(self.pages, from / PAGE_SIZE, end / PAGE_SIZE);
+    }
+
+    /// Sets the bits of the pages of a leaf.
+    pub(in crate::space) fn mark_leaf(&self, ipa: Ipa, level: Level) {
+        if let Ok(leaf) = IpaRange::new(ipa, level.slot_bytes()) {
+            self.mark(leaf);
+        }
+    }
+
+    /// Sets the bits of the pages of leaves: bit n of `slots` is the leaf n slots of `level` behind `first`.
+    pub(super) fn mark_slots(&self, first: Ipa, level: Level, slots: u64) {
+        if level == Level::L3 {
+            return self.mark_pages(first, slots);
+        }
+        let bytes = level.slot_bytes();
+        for slot in (0..BITS).filter(|slot| slots >> slot & 1 != 0) {
+            self.mark_leaf(Ipa::new(first.get() + slot * bytes), level);
+        }
+    }
+
+    /// At most two words, wherever the session begins. All of the pages lie in its range.
+    fn mark_pages(&self, first: Ipa, slots: u64) {
+        let (first, start) = (first.get() / PAGE_SIZE, self.range.start().get() / PAGE_SIZE);
+        let Some(page) = first.checked_sub(start) else {
+            return or(self.pages, 0, slots.checked_shr((start - first) as u32).unwrap_or(0));
+        };
+        let shift = page % BITS;
+        or(self.pages, page / BITS, slots << shift);
+        if shift != 0 {
+            or(self.pages, page / BITS + 1, slots >> (BITS - shift));
+        }
+    }
+
+    /// Logging has split the blocks of a span.
+    pub(super) fn note_split(&self, ipa: Ipa) {
+        let span = self.span(ipa);
+        set(self.split, span, span + 1);
+    }
+
+    /// Whether it had; from now on it has not.
+    pub(super) fn take_split(&self, ipa: Ipa) -> bool {
+        let (word, bit) = (self.span(ipa) / BITS, 1 << (self.span(ipa) % BITS));
+        // The session's own, under the claim: nothing is published by it.
+        self.split
+            .get(word as usize)
+            .is_some_and(|word| word.fetch_and(!bit, Ordering::Relaxed) & bit != 0)
+    }
+
+    /// A harvest has been through all of a span.
+    pub(super) fn note_seen(&self, ipa: Ipa) {
+        let span = self.span(ipa);
+        set(self.seen, span, span + 1);
+    }
+
+    /// Whether one has.
+    pub(super) fn is_seen(&self, ipa: Ipa) -> bool {
+        let (word, bit) = (self.span(ipa) / BITS, 1 << (self.span(ipa) % BITS));
+        self.seen.get(word as usize).is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// The number of the span in which an address of the range is.
+    const fn span(&self, ipa: Ipa) -> u64 {
+        (ipa.get() / SPAN).saturating_sub(self.range.start().get() / SPAN)
+    }
+}
+
+/// Sets bits of a word. What happened before is seen by who takes them out.
+fn or(words: &[AtomicU64], index: u64, bits: u64) {
+    if bits != 0
+        && let Some(word) = words.get(index as usize)
+    {
+        word.fetch_or(bits, Ordering::Release);
+    }
+}
+
+/// Sets the bits from one to before another.
+fn set(words: &[AtomicU64], from: u64, end: u64) {
+    let mut at = from;
+    while at < end {
+        let next = (at / BITS + 1) * BITS;
+        let count = next.min(end) - at;
+        or(words, at / BITS, u64::MAX >> (BITS - count) << (at % BITS));
+        at += count;
+    }
+}
+
+impl Log {
+    pub(in crate::space) fn new() -> Self {
+        Self { on: AtomicBool::new(false), session: Lock::new(None) }
+    }
+
+    /// From now on there is this session.
+    pub(super) fn publish(&self, session: Session) -> Result<(), DirtyError> {
+        let mut held = self.session.lock();
+        if let Some(other) = *held {
+            return Err(match other.stopped {
+                None => DirtyError::Running { range: other.range },
+                Some(_) => DirtyError::Stopping { range: other.range },
+            });
+        }
+        *held = Some(session);
+        self.on.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The session, running or being stopped.
+    pub(super) fn any(&self) -> Option<Session> {
+        if self.on.load(Ordering::Acquire) { *self.session.lock() } else { None }
+    }
+
+    /// The session, if it is to be harvested.
+    pub(super) fn running(&self) -> Result<Session, DirtyError> {
+        let session = self.any().ok_or(DirtyError::NoSession)?;
+        match session.stopped {
+            None => Ok(session),
+            Some(_) => Err(DirtyError::Stopping { range: session.range }),
+        }
+    }
+
+    /// The session that covers a part of a range, running or being stopped.
+    pub(in crate::space) fn covering(&self, range: IpaRange) -> Option<Session> {
+        self.any().filter(|session| session.range.overlaps(&range))
+    }
+
+    /// A harvest has come from one address to another. Returns before which address everything had been harvested already.
+    pub(super) fn harvested(&self, from: Ipa, until: Ipa) -> Ipa {
+        let mut held = self.session.lock();
+        let Some(session) = held.as_mut() else { return until };
+        let before = session.harvested;
+        if from <= before {
+            session.harvested = before.max(until);
+        }
+        before
+    }
+
+    /// A stop has come so far.
+    pub(super) fn stopped_until(&self, ipa: Ipa) {
+        if let Some(session) = self.session.lock().as_mut() {
+            session.stopped = Some(ipa);
+        }
+    }
+
+    /// There is none any more.
+    pub(super) fn end(&self) {
+        self.on.store(false, Ordering::Release);
+        *self.session.lock() = None;
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    fn range(page: u64, pages: u64) -> IpaRange {
+        IpaRange::new(Ipa::new(page * PAGE_SIZE), pages * PAGE_SIZE).unwrap()
+    }
+
+    fn words(count: usize) -> Vec<AtomicU64> {
+        (0..count).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    /// The pages whose bits are set.
+    fn taken(words: &[AtomicU64], start: u64) -> Vec<u64> {
+        let bits = |(index, word): (usize, &AtomicU64)| {
+            let word = word.swap(0, Ordering::Acquire);
+            (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| index as u64 * 64 + bit)
+        };
+        words.iter().enumerate().flat_map(bits).map(|page| start + page).collect()
+    }
+
+    #[test]
+    fn the_pages_of_a_range_or_group_get_their_bits_wherever_the_session_begins() {
+        for start in [0_u64, 64, 1, 63, 100, 512 * 7 + 5] {
+            let all = range(start, 300);
+            let [pages, spans] = Bitmaps::words(all);
+            let (pages, spans) = (words(pages), words(spans));
+            let bitmaps = Bitmaps { pages: &pages, spans: &spans };
+            // SAFETY: (1) they are dropped after it.
+            let session = unsafe { Session::new(all, &bitmaps, LogBlocks::Keep) }.unwrap();
+            for (first, count) in [(0, 1), (0, 300), (63, 2), (7, 130), (299, 1)] {
+                session.mark(range(start + first, count));
+                let wanted: Vec<_> = (start + first..start + first + count).collect();
+                assert_eq!(taken(&pages, start), wanted, "{start}: {first}, {count}");
+            }
+            // Beyond its edges there is nothing.
+            session.mark(range(0, 1 << 20));
+            assert_eq!(taken(&pages, start).len(), 300);
+            session.mark(range(start + 300, 5));
+            assert_eq!(taken(&pages, start), []);
+            for page in start..start + 300 {
+                let group = page / 64 * 64;
+                session.mark_slots(Ipa::new(group * PAGE_SIZE), Level::L3, 1 << (page - group));
+                assert_eq!(taken(&pages, start), [page], "from {start}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_dirty_block_is_all_of_its_pages() {
+        let all = range(512 * 3 + 256, 2048);
+        let [pages, spans] = Bitmaps::words(all);
+        assert_eq!((pages, spans), (32, 2));
+        let (pages, spans) = (words(pages), words(spans));
+        let bitmaps = Bitmaps { pages: &pages, spans: &spans };
+        // SAFETY: (1) they are dropped after it.
+        let session = unsafe { Session::new(all, &bitmaps, LogBlocks::Keep) }.unwrap();
+        session.mark_slots(Ipa::new(0), Level::L2, 1 << 5);
+        let wanted: Vec<_> = (512 * 5..512 * 6).collect();
+        assert_eq!(taken(&pages, 512 * 3 + 256), wanted);
+        let at = |span: u64| Ipa::new(span * SPAN);
+        session.note_split(at(4));
+        session.note_seen(at(7));
+        assert!(!session.take_split(at(7)) && session.take_split(at(4)));
+        assert!(!session.take_split(at(4)), "once");
+        assert!(session.is_seen(at(7)) && !session.is_seen(at(4)));
+    }
+}

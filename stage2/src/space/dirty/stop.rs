@@ -1,0 +1,118 @@
+//! The end of a session: leaves are as if it had never been.
+
+use super::found::SLOTS;
+use super::session::SPAN;
+use super::{DirtyError, Session, Stopped};
+use crate::addr::{Ipa, Level};
+use crate::arch::Arch;
+use crate::claim::Claim;
+use crate::descriptor::Change;
+use crate::epoch::Cpu;
+use crate::memory::{ARITY, Memory};
+use crate::space::{Batch, Collapse, Progress, Relax, Space};
+
+impl<M: Memory, A: Arch> Space<'_, M, A> {
+    /// Stops the session, whose range is claimed, batch by batch: so many slots a call, 4096 at the most, from where the
+    /// last call came to. From the first call on nothing is harvested any more; what no harvest has reported is
+    /// lost. When it says [`Progress::Done`] there is no session, and the bitmaps are the caller's alone.
+    ///
+    /// Leaves whose dirty state is managed become writable: no write faults any more. What logging has split becomes
+    /// blocks again, of 2 MiB, where it still can. `relax` runs while others' guards are waited for.
+    ///
+    /// # Errors
+    /// [`DirtyError`]: nothing has changed in this call.
+    pub fn dirty_stop(
+        &self,
+        cpu: &Cpu<'_>,
+        claim: &mut Claim<'_>,
+        slots: usize,
+        mut relax: impl FnMut(),
+    ) -> Result<Stopped, DirtyError> {
+        let range = claim.range();
+        self.claimed(claim, range.start()).map_err(DirtyError::Claim)?;
+        let session = self.log.any().ok_or(DirtyError::NoSession)?;
+        if session.range != range {
+            return Err(DirtyError::NotAll { claimed: range, session: session.range });
+        }
+        if !cpu.is_quiescent() {
+            return Err(DirtyError::NotQuiescent);
+        }
+        let from = session.stopped.unwrap_or(range.start());
+        let until = self.unmanage(cpu, claim, Batch { from, slots: slots.min(SLOTS) })?;
+        self.log.stopped_until(until);
+        let (collapsed, stay) =
+            self.collapse_back(cpu, claim, &session, (from, until), &mut relax)?;
+        if until < range.end() {
+            return Ok(Stopped { progress: Progress::Until(until), collapsed, stay });
+        }
+        self.log.end();
+        // Whoever found the session under a guard has set his bits.
+        cpu.wait(relax).map_err(|_| DirtyError::NotQuiescent)?;
+        Ok(Stopped { progress: Progress::Done, collapsed, stay })
+    }
+
+    /// Has the leaves of a batch be writable, if their dirty state is managed. Returns where it has come to.
+    fn unmanage(
+        &self,
+        cpu: &Cpu<'_>,
+        claim: &mut Claim<'_>,
+        batch: Batch,
+    ) -> Result<Ipa, DirtyError> {
+        let end = claim.range().end();
+        if batch.from >= end {
+            return Ok(end);
+        }
+        let guard = cpu.enter();
+        let mut transaction =
+            self.modify_prot(&guard, claim, batch, Relax::Everywhere).map_err(DirtyError::Prot)?;
+        let outcome = transaction.each(|_, _| Some(Change::UNMANAGED));
+        match (transaction.finish().progress, outcome) {
+            (Progress::Until(next), Err(error)) if next == batch.from => {
+                Err(DirtyError::Prot(error))
+            }
+            (Progress::Until(next), _) => Ok(next),
+            (Progress::Done, _) => Ok(end),
+        }
+    }
+
+    /// Collapses what logging has split, in the spans that end in a batch. Returns how many tables became blocks, and how
+    /// many stay.
+    fn collapse_back(
+        &self,
+        cpu: &Cpu<'_>,
+        claim: &mut Claim<'_>,
+        session: &Session,
+        (from, until): (Ipa, Ipa),
+        relax: &mut impl FnMut(),
+    ) -> Result<(u64, u64), DirtyError> {
+        let (mut collapsed, mut stay) = (0, 0);
+        let mut heard = |_, what| match what {
+            Collapse::Made => collapsed += 1,
+            Collapse::Stays(_) => stay += 1,
+        };
+        let mut at = from.align_down(SPAN).get();
+        while at + SPAN <= until.get() {
+            let start = at;
+            while at + SPAN <= until.get()
+                && Ipa::new(at) >= session.range.start()
+                && session.take_split(Ipa::new(at))
+            {
+                at += SPAN;
+            }
+            let mut next = Ipa::new(start);
+            while next.get() < at {
+                let slots = ((at - next.get()) / SPAN) as usize * ARITY;
+                let batch = Batch { from: next, slots };
+                let progress = self
+                    .collapse(cpu, claim, batch, Level::L2, &mut *relax, &mut heard)
+                    .map_err(DirtyError::Collapse)?;
+                next = match progress {
+                    Progress::Done => Ipa::new(at),
+                    Progress::Until(next) => next,
+                };
+            }
+            at = at.max(start + SPAN);
+        }
+        Ok((collapsed, stay))
+    }
+}
