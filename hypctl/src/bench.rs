@@ -38,6 +38,8 @@ const TIMEOUT: Duration = Duration::from_secs(180);
 enum BenchError {
     #[error(transparent)]
     Before(#[from] Error),
+    #[error("the parameters of the projection: {0}")]
+    Parameters(String),
     #[error("QEMU: {0}")]
     Start(io::Error),
     #[error("{why}; the console's end:\n{console}")]
@@ -85,7 +87,7 @@ fn told(result: Result<Exit, BenchError>) -> Exit {
     result.unwrap_or_else(|error| {
         say(&error.to_string());
         match error {
-            BenchError::Before(_) => Exit::USAGE,
+            BenchError::Before(_) | BenchError::Parameters(_) => Exit::USAGE,
             BenchError::Start(_) => Exit::NO_REPORT,
             BenchError::Run { exit, .. } => exit,
         }

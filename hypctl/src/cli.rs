@@ -209,12 +209,22 @@ pub enum Bench {
     Resize(BenchArgs),
     /// What it takes EL2 to change the protections of a range, in each of the ways that there are
     ///
-    /// Instructions a page, TLB invalidations, barriers and times of the guest `bench-prot`. What is counted
-    /// is counted twice under deterministic icount, and the two have to agree.
-    Prot(BenchArgs),
+    /// For ranges of 1 to 65536 pages, 1, 2 and 4 CPUs, RAM in pages and in blocks: the guest `bench-prot` is run twice under
+    /// deterministic icount, where both have to agree, and then at full speed, with the other vCPUs writing into the range.
+    Prot(ProtArgs),
 }
 
-/// `hypctl bench fault`, `hypctl bench resize` and `hypctl bench prot`.
+/// `hypctl bench prot`.
+#[derive(Args, Debug)]
+pub struct ProtArgs {
+    #[command(flatten)]
+    pub bench: BenchArgs,
+    /// Draw the numbers here, as SVG
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+}
+
+/// `hypctl bench fault` and `hypctl bench resize`.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// Less memory

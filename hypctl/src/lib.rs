@@ -27,6 +27,7 @@ pub mod flatten;
 pub mod guest;
 pub mod machine;
 pub mod process;
+pub mod progress;
 pub mod qemu;
 pub mod run;
 pub mod script;

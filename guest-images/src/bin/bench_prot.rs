@@ -1,10 +1,11 @@
 //! Has the protections of its RAM changed in every way that MEASURE knows, for counting what that takes.
 //!
 //! Arguments: `pages=` (4096), the largest range, in pages of 4 KiB; `rounds=` (1), times that all is done; `block=` 1 if RAM
-//! is populated by blocks (`--blocks`): then ranges begin at 512 pages. The other vCPUs are started and sit still, in WFI.
+//! is populated by blocks (`--blocks`): then ranges begin at 512 pages; `write=` 1 has the other vCPUs write into the range all the
+//! time. Else they are started and sit still, in WFI.
 //!
 //! Each round goes through the sizes, and for each size through the ways, one after the other: so those that are
-//! compared are close in time. A range is write-protected, and then everything is allowed again.
+//! compared are close in time. A range is write-protected, then everything is allowed again, then its dirty state is harvested.
 
 #![no_std]
 #![no_main]
@@ -22,18 +23,18 @@ guest_rt::guest!("bench-prot", bench);
 
 /// Other vCPUs that are there.
 static HERE: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of the range that is measured.
+static BYTES: AtomicUsize = AtomicUsize::new(PAGE);
 
 fn bench(machine: &Machine) {
-    let args = machine.args(&["pages", "rounds", "block"]);
+    let args = machine.args(&["pages", "rounds", "block", "write"]);
     let (pages, rounds) = (args.number("pages", 4096), args.number("rounds", 1));
     let leaf = if args.number("block", 0) == 0 { PAGE } else { MIB2 };
+    let write = args.number("write", 0) != 0;
     let bytes = pages * PAGE;
     check!(pages > 0 && bytes.is_multiple_of(leaf), "pages={pages}: not a number of leaves");
     let start = machine.arena().take(bytes.next_multiple_of(MIB2), MIB2);
-    for at in (start..start + bytes).step_by(leaf) {
-        // SAFETY: 1. the arena gave this to nobody else; 2. mapped read-write by the identity map.
-        unsafe { (at as *mut usize).write_volatile(at) };
-    }
+    (start..start + bytes).step_by(leaf).for_each(touch);
     let sizes = SIZES.iter().map(|&pages| pages as usize * PAGE);
     let sizes = sizes.filter(|&size| size <= bytes && size.is_multiple_of(leaf));
     let count = machine.vcpus().len();
@@ -42,18 +43,36 @@ fn bench(machine: &Machine) {
             HERE.fetch_add(1, Ordering::Release);
             // For good: the verdict ends the VM.
             loop {
-                wfi();
+                if write { write_all(start, me.index) } else { wfi() }
             }
         }
         while HERE.load(Ordering::Acquire) != count - 1 {
             smp::relax();
         }
         for _ in 0..rounds {
-            sizes.clone().for_each(|size| all_ways(start, size));
+            for size in sizes.clone() {
+                BYTES.store(size, Ordering::Relaxed);
+                all_ways(start, size);
+            }
         }
         say!("bench-prot: {rounds} rounds up to {pages} pages, {count} vCPUs");
         call::pass();
     });
+}
+
+/// Writes into each page of the range; the vCPUs that do so begin in different places.
+fn write_all(start: usize, index: usize) {
+    let pages = BYTES.load(Ordering::Relaxed) / PAGE;
+    for page in 0..pages {
+        touch(start + (page + index * pages / 4) % pages * PAGE);
+    }
+}
+
+/// One store.
+fn touch(at: usize) {
+    // SAFETY: 1. the arena gave this to nobody else; 2. mapped read-write by the identity map; 3. other vCPUs only write
+    // the same value.
+    unsafe { (at as *mut usize).write_volatile(at) };
 }
 
 /// All that is done to one range.

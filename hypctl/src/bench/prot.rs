@@ -1,17 +1,32 @@
 //! `hypctl bench prot`: what it takes EL2 to change the protections of a range, in each of the ways that there are.
+//!
+//! | run | other vCPUs | what is taken from it |
+//! | --- | --- | --- |
+//! | counted, twice | sit still, for QEMU counts the instructions of all CPUs | instructions, descriptor writes, TLBIs, barriers |
+//! | at full speed, many rounds | write into the range all the time | times, as ratios within a round; faults met in the window; the longest window |
+//!
+//! For 1, 2 and 4 CPUs, and RAM in pages and in blocks. Ranges of blocks begin at 512 pages: smaller ones are less than
+//! a leaf. What was counted is then put on a cost model of real cores ([`cores`]).
 
-use std::fmt::Write;
-
-use hyp_abi::measure::{METHODS, Method, SIZES, Way, Work};
-use hyp_core::report::ProtSample;
+use cells::{Counted, Timed};
+use cores::{Cores, Projected};
 use serde::Serialize;
 
 use super::{Bench, BenchError, Cpus, Memory, publish, told};
-use crate::cli::BenchArgs;
+use crate::cli::ProtArgs;
 use crate::exit::Exit;
+use crate::progress::Progress;
+use crate::run::say;
+
+mod cells;
+mod cores;
+mod plot;
+mod table;
 
 /// The guest that is measured.
 const GUEST: &str = "bench-prot";
+/// vCPUs, each on a CPU of its own.
+const CPUS: [u32; 3] = [1, 2, 4];
 
 #[derive(Debug, Serialize)]
 struct Numbers<'a> {
@@ -19,85 +34,152 @@ struct Numbers<'a> {
     what: &'a str,
     cpu: &'a str,
     qemu: String,
-    command: String,
-    cells: Vec<Cell>,
+    settings: Vec<Measured>,
+    cores: Cores,
     identical: bool,
 }
 
-/// A way to change a range of one size, and what it took.
+/// What was measured on so many CPUs, with RAM in leaves of one size.
 #[derive(Debug, Serialize)]
-struct Cell {
-    method: &'static str,
-    work: &'static str,
-    #[serde(flatten)]
-    took: ProtSample,
+struct Measured {
+    cpus: u32,
+    leaf: Leaf,
+    /// How to repeat what was counted.
+    command: String,
+    counted: Vec<Counted>,
+    /// How to repeat what was timed.
+    timed_command: String,
+    timed: Vec<Timed>,
+    projected: Vec<Projected>,
+}
+
+/// What RAM is populated by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum Leaf {
+    #[serde(rename = "4 KiB")]
+    Page,
+    #[serde(rename = "2 MiB")]
+    Block,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    /// Pages of the largest range.
+    pages: u64,
+    /// Times that everything is timed.
+    rounds: u32,
 }
 
 /// Runs `hypctl bench prot`.
-pub fn prot(arguments: &BenchArgs) -> Exit {
+pub fn prot(arguments: &ProtArgs) -> Exit {
     told(measure(arguments))
 }
 
-fn measure(arguments: &BenchArgs) -> Result<Exit, BenchError> {
+fn measure(ProtArgs { bench: arguments, plot }: &ProtArgs) -> Result<Exit, BenchError> {
+    let cores = Cores::published().map_err(|why| BenchError::Parameters(why.to_string()))?;
     let bench = Bench::prepare(arguments)?;
-    let pages: u64 = if arguments.quick { 4096 } else { 65536 };
-    let range = pages << 12;
-    let memory = Memory {
-        machine: (range + (256 << 20)).next_multiple_of(2 << 20),
-        guest: range + (32 << 20),
+    let extent = match arguments.quick {
+        true => Extent { pages: 4096, rounds: 5 },
+        false => Extent { pages: 65536, rounds: 9 },
     };
-    let cpus = Cpus { count: 1, icount: true };
-    let setting = bench.setting_on(cpus, GUEST, format!("pages={pages}"), "", memory)?;
-    let (ran, identical) = setting.run_twice()?;
-    let cells: Vec<_> = ran.report.prot.iter().filter_map(Cell::of).collect();
-    let text = table(&arguments.cpu, &cells);
+    let progress = Progress::new(CPUS.len() as u64 * 2 * 3, arguments.quiet);
+    let (mut settings, mut identical) = (Vec::new(), true);
+    for leaf in [Leaf::Page, Leaf::Block] {
+        for cpus in CPUS {
+            let (mut measured, same) = setting(&bench, cpus, leaf, extent, &progress)?;
+            measured.projected = cores.all(&measured.counted);
+            settings.push(measured);
+            identical &= same;
+        }
+    }
+    drop(progress);
+    let text = table::text(&arguments.cpu, &settings, &cores);
+    if let Some(path) = plot
+        && let Err(why) = plot::draw(path, &arguments.cpu, &settings)
+    {
+        say(&format!("{}: {why}", path.display()));
+        return Ok(Exit::NO_REPORT);
+    }
     let numbers = Numbers {
         schema: 1,
         what: "EL2's work to change protections",
         cpu: &arguments.cpu,
         qemu: bench.qemu.version().to_string(),
-        command: setting.command(),
-        cells,
+        settings,
+        cores,
         identical,
     };
     Ok(publish(arguments.json.as_deref(), &numbers, &text, identical))
 }
 
-impl Cell {
-    fn of(took: &ProtSample) -> Option<Self> {
-        let way = Way::from_word(took.way)?;
-        let method = METHODS.iter().find(|method| method.way(way.work) == way)?;
-        Some(Self { method: method.name, work: name(way.work), took: took.clone() })
+/// Measures on so many CPUs; says whether what was counted came to the same twice.
+fn setting(
+    bench: &Bench,
+    cpus: u32,
+    leaf: Leaf,
+    extent: Extent,
+    progress: &Progress,
+) -> Result<(Measured, bool), BenchError> {
+    let range = extent.pages << 12;
+    let memory = Memory { machine: range + (320 << 20), guest: range + (32 << 20) };
+    let (block, words) = match leaf {
+        Leaf::Page => (0, ""),
+        Leaf::Block => (1, "blocks "),
+    };
+    let of = |icount: bool, more: &str| {
+        let bootargs = format!("pages={} block={block}{more}", extent.pages);
+        bench.setting_on(Cpus { count: cpus, icount }, GUEST, bootargs, words, memory)
+    };
+    let step =
+        |what: &str| progress.begin(format!("{cpus} CPUs, leaves of {}: {what}", leaf.name()));
+
+    let counted = of(true, "")?;
+    step("counting");
+    let first = counted.run()?;
+    progress.done();
+    step("counting again");
+    let same = counted.run()? == first;
+    progress.done();
+
+    let write = if cpus > 1 { " write=1" } else { "" };
+    let timed = of(false, &format!(" rounds={}{write}", extent.rounds))?;
+    step("timing");
+    let ran = timed.run()?;
+    progress.done();
+    let measured = Measured {
+        cpus,
+        leaf,
+        command: counted.command(),
+        counted: Counted::all(&first.report.prot),
+        timed_command: timed.command(),
+        timed: Timed::all(&ran.report.prot),
+        projected: Vec::new(),
+    };
+    Ok((measured, same))
+}
+
+impl Leaf {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Page => "4 KiB",
+            Self::Block => "2 MiB",
+        }
     }
 }
 
-const fn name(work: Work) -> &'static str {
-    match work {
-        Work::WriteProtect => "write-protect",
-        Work::Unprotect => "un-protect",
-        Work::Harvest => "harvest",
+impl Measured {
+    fn counted(&self, work: &str, method: &str, pages: u64) -> Option<&Counted> {
+        let is = |cell: &&Counted| {
+            (cell.key.work, cell.key.method, cell.key.pages) == (work, method, pages)
+        };
+        self.counted.iter().find(is)
     }
-}
 
-/// Instructions a page of each method, by the size of the range.
-fn table(cpu: &str, cells: &[Cell]) -> String {
-    let mut text = String::new();
-    for work in Work::ALL.map(name) {
-        let _ = write!(text, "{work}, cpu {cpu}: EL2 instructions a page\n{:26}", "pages");
-        for pages in SIZES {
-            let _ = write!(text, "{pages:>9}");
-        }
-        for Method { name, .. } in METHODS {
-            let _ = write!(text, "\n{name:26}");
-            for pages in SIZES {
-                let of =
-                    |cell: &&Cell| (cell.method, cell.work, cell.took.pages) == (name, work, pages);
-                if let Some(cell) = cells.iter().find(of) {
-                    let _ = write!(text, "{:>9.1}", cell.took.ticks as f64 / pages as f64);
-                }
-            }
-        }
-        text.push('\n');
+    fn timed(&self, work: &str, method: &str, pages: u64) -> Option<&Timed> {
+        let is = |cell: &&Timed| {
+            (cell.key.work, cell.key.method, cell.key.pages) == (work, method, pages)
+        };
+        self.timed.iter().find(is)
     }
-    text
 }
