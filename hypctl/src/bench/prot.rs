@@ -142,7 +142,7 @@ fn setting(
     let same = counted.run()? == first;
     progress.done();
 
-    let write = if cpus > 1 { " write=1" } else { "" };
+    let write = "";
     let timed = of(false, &format!(" rounds={}{write}", extent.rounds))?;
     step("timing");
     let ran = timed.run()?;
