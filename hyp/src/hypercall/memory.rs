@@ -9,6 +9,7 @@
 //! | COPY | `vm/copying.rs` |
 //! | CONTIGUOUS, DISSOLVE | `vm/runs.rs` |
 //! | SCAN | `vm/scan.rs` |
+//! | DIRTY_START, DIRTY_HARVEST, DIRTY_STOP | `vm/logging.rs` |
 //! | MEASURE, in builds with the feature `measure` | `vm/measuring.rs` |
 
 use alloc::boxed::Box;
@@ -28,7 +29,7 @@ use crate::vm::run::{Env, Step};
 use crate::vm::scan::Scanned;
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::Vcpu;
-use crate::vm::{NUMBER, blocks, copying, moving, runs, scan};
+use crate::vm::{NUMBER, blocks, copying, logging, moving, runs, scan};
 
 /// Answers one of [`call::MANAGING`]; `esr` is the syndrome of the instruction.
 #[inline(never)]
@@ -62,6 +63,9 @@ fn asked(env: Env<'_>, function: u32, arguments: [u64; 3]) -> Result<[u64; 2], R
         call::COPY => copying::copy(env, start, bytes, more),
         call::CONTIGUOUS => runs::make(env, start, bytes),
         call::DISSOLVE => runs::dissolve(env, start, bytes),
+        call::DIRTY_START => logging::start(env, start, bytes, more),
+        call::DIRTY_HARVEST => logging::harvest(env, start, bytes, more),
+        call::DIRTY_STOP => logging::stop(env),
         _ => Err(Refused::Unsupported),
     };
     #[cfg(feature = "measure")]

@@ -172,6 +172,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         policy: AtomicPtr::new(Box::into_raw(Box::new(policy))),
         moving: Lock::new(()),
         scan: Lock::new(scan),
+        logging: Lock::new(None),
         psci: Psci::new(plan.vcpus, plan.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
         devices: Lock::new(Devices::new()),

@@ -40,10 +40,12 @@ mod control;
 pub(crate) mod copying;
 mod create;
 mod fault;
+pub(crate) mod guest_memory;
 mod idle;
 pub(crate) mod idregs;
 mod inject;
 mod life;
+pub(crate) mod logging;
 #[cfg(feature = "measure")]
 pub(crate) mod measuring;
 pub(crate) mod moving;
@@ -102,6 +104,8 @@ pub(crate) struct Vm {
     moving: Lock<()>,
     /// Where the scan is; `None` where RAM stays in pages. Locked by who has the turn, `moving`, and nobody else.
     scan: Lock<Option<scan::Scanner>>,
+    /// The dirty session, if there is one. Locked by who has the turn, and nobody else.
+    logging: Lock<Option<logging::Logging>>,
     /// Power states.
     pub(crate) psci: Psci,
     /// Start requests.

@@ -76,7 +76,7 @@ pub(super) unsafe fn take_down(
     guards: &stage2::epoch::Cpu<'static>,
     reason: &Reason,
 ) -> Takedown {
-    let Vm { space, policy, since, scan, .. } = vm;
+    let Vm { space, policy, since, scan, logging, .. } = vm;
     // On the heap, which is counted below.
     drop(scan);
     // SAFETY: (1) from a box; (2) no CPU has the VM, so none has its policy.
@@ -103,6 +103,10 @@ pub(super) unsafe fn take_down(
             }
         }
         Err(error) => down.wrong = Some(error.why.to_string()),
+    }
+    if let Some(logging) = logging.into_inner() {
+        // SAFETY: (1) the space is gone, or nobody will do anything with it any more.
+        unsafe { logging.free() };
     }
     // Tables went to this CPU's stock.
     cpu::current().stock.empty();

@@ -1,0 +1,111 @@
+//! EL2 writes to the guest's memory: what a call answers in a buffer.
+//!
+//! Page by page, each under a guard that spans the look into the tables, the bytes, and the record that they were written
+//! ([`Space::write_through`](stage2::Space::write_through)): so neither a move of the page nor a dirty log misses them. A page
+//! that is not there is populated as by a fault. Where the guest may not write, EL2 does not either.
+//!
+//! Addresses come from the guest. Everything that can be wrong with them is an answer; EL2 never faults here, because it
+//! goes by where stage 2 says that the page is, and reaches that by its own map of all frames.
+
+use alloc::format;
+
+use hyp_core::PaRange;
+use stage2::space::WriteError;
+use stage2::{InstallError, Ipa, IpaRange, Tally};
+
+use super::fault::{Populate, ended};
+use super::outcome::Refused;
+use super::payload::Source;
+use super::run::Env;
+use crate::lock::relax;
+use crate::mem::{PAGE, clean};
+
+/// Times that a page is tried again: its slot is in transition, or the stock was empty.
+const TRIES: usize = 64;
+
+/// Whether so many bytes are the guest's RAM.
+///
+/// # Errors
+/// [`Refused::Invalid`] if not.
+pub(crate) fn check(env: Env<'_>, ipa: u64, bytes: u64) -> Result<(), Refused> {
+    let end = ipa.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(PAGE));
+    let (start, end) = (ipa & !(PAGE - 1), end.ok_or(Refused::Invalid)?);
+    let range = IpaRange::new(Ipa::new(start), end - start).map_err(|_| Refused::Invalid)?;
+    let guard = env.guards.enter();
+    let policy = env.vm.policy(&guard);
+    let ram = policy.blocks.map_or(policy.ram, |blocks| blocks.ram);
+    if ram.covers(&range) { Ok(()) } else { Err(Refused::Invalid) }
+}
+
+/// Writes bytes to the guest's memory from `ipa` on. Called with no guard open.
+///
+/// # Errors
+/// [`Refused::Invalid`]: it is no RAM, or the guest may not write there. [`Refused::Busy`]: a page is being changed for
+/// long. [`Refused::NoMemory`]: a page could not be populated. What comes before it is written.
+pub(crate) fn write(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused> {
+    check(env, ipa, bytes.len() as u64)?;
+    let (mut at, mut rest) = (ipa, bytes);
+    while !rest.is_empty() {
+        let room = (PAGE - at % PAGE) as usize;
+        let (now, later) = rest.split_at(room.min(rest.len()));
+        write_in_page(env, at, now)?;
+        at += now.len() as u64;
+        rest = later;
+    }
+    Ok(())
+}
+
+/// Writes bytes that lie in one page.
+fn write_in_page(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused> {
+    let at = Ipa::new(ipa);
+    let mut short = false;
+    for _try in 0..TRIES {
+        let guard = env.guards.enter();
+        let written = env.vm.space.write_through(&guard, at, |pa| {
+            let range = PaRange { start: pa.get(), end: pa.get() + bytes.len() as u64 };
+            // A guest that looks past the caches, or has written so, shares lines with what is written here.
+            clean::from_guest(range);
+            let target = core::ptr::with_exposed_provenance_mut::<u8>(pa.get() as usize);
+            // SAFETY: (1) a page of the VM's while the guard lives, which EL2 maps; the bytes do not leave it; (2) what the
+            // guest does there meanwhile is between it and the caller: nobody has a reference.
+            unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+            clean::for_guest(range);
+        });
+        drop(guard);
+        match written {
+            Ok(()) => return Ok(()),
+            Err(WriteError::Again { .. }) => relax(),
+            Err(WriteError::NotMapped { .. }) => short = populate(env, ipa & !(PAGE - 1))?,
+            Err(WriteError::ReadOnly { .. } | WriteError::NotOwned { .. }) => {
+                return Err(Refused::Invalid);
+            }
+            Err(error @ (WriteError::ForeignGuard | WriteError::Unsupported)) => {
+                return Err(Refused::Broken(format!("EL2 cannot write guest memory: {error}")));
+            }
+        }
+    }
+    Err(if short { Refused::NoMemory } else { Refused::Busy })
+}
+
+/// Maps a page of RAM as a fault does; returns whether there was no memory for it.
+fn populate(env: Env<'_>, page: u64) -> Result<bool, Refused> {
+    let Env { vm, cpu, guards } = env;
+    if cpu.stock.is_low() {
+        cpu.stock.refill();
+    }
+    let guard = guards.enter();
+    let policy = vm.policy(&guard);
+    if policy.moving.is_some() {
+        return Ok(false);
+    }
+    let mut source = Source::new(&cpu.stock, &vm.plan.payload, page);
+    let mut tally = Tally::default();
+    let result =
+        vm.space.install(&guard, Ipa::new(page), &policy.ram_page, &mut source, &mut tally);
+    let short = matches!(result, Err(InstallError::OutOfFrames | InstallError::OutOfTables));
+    match ended(env, result, &tally) {
+        Populate::Done | Populate::Present { .. } | Populate::Again => Ok(short),
+        Populate::Elsewhere => Err(Refused::Invalid),
+        Populate::Failed(error) => Err(Refused::Broken(format!("cannot populate: {error}"))),
+    }
+}
