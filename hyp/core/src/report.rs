@@ -136,6 +136,8 @@ pub struct Stats {
     pub retries: u64,
     /// Faults that found a translation that permits the access.
     pub spurious: u64,
+    /// Faults that gave a leaf which was there what the access needed.
+    pub relaxed: u64,
     /// Emulated device accesses.
     pub mmio: u64,
     /// HVC and SMC calls.
@@ -178,7 +180,7 @@ pub struct Stats {
     pub dsb: u64,
 }
 
-/// How long populate faults took, from the vector to the return; zeroing and cleaning not counted.
+/// How long faults of one kind took, from the vector to the return; zeroing and cleaning not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measure {
     /// How many were timed.
@@ -287,6 +289,9 @@ pub struct Report {
     /// Times of populate faults, when they were measured.
     #[serde(default)]
     pub measure: Option<Measure>,
+    /// Times of faults that gave a leaf what a write needed, likewise.
+    #[serde(default)]
+    pub relaxing: Option<Measure>,
     /// Work on the size of mappings, when it was measured.
     #[serde(default)]
     pub resizing: Option<Resizing>,
@@ -405,9 +410,11 @@ impl fmt::Display for Report {
                 row(f, "tables back in all", *tables)?;
             }
         }
-        if let Some(measure) = &self.measure {
-            let Measure { samples, min, median, max } = measure;
-            row(f, "populate fault", *median)?;
+        for (measure, label) in
+            [(&self.measure, "populate fault"), (&self.relaxing, "fault on a leaf")]
+        {
+            let Some(Measure { samples, min, median, max }) = measure else { continue };
+            row(f, label, *median)?;
             write!(f, " instructions (median of {samples}, {min} to {max})")?;
         }
         if let Some(Resizing { split, collapse, copy }) = &self.resizing {

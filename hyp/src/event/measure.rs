@@ -1,4 +1,5 @@
-//! How many instructions EL2 spends on a populate fault, from the vector to the return to the guest.
+//! How many instructions EL2 spends on a populate fault, and on one that gives a leaf what a write needs, from the vector to
+//! the return to the guest.
 //!
 //! The vectors read PMCCNTR_EL0 as early and as late as they can (`exception/vectors.rs`), in builds with the
 //! feature `measure` only. On QEMU with `-icount shift=0` the counter advances by one an instruction, and
@@ -37,16 +38,25 @@ const CYCLES: u64 = 1 << 31;
 /// One CPU's samples.
 #[derive(Debug)]
 pub(crate) struct Timing {
-    /// The exit being handled is a sample so far.
-    armed: Cell<bool>,
+    /// The exit being handled is a sample of this kind so far: a [`Kind`], or 0.
+    armed: Cell<u8>,
     /// The counter at the exit being handled.
     entered: Cell<u64>,
-    histogram: Once<Box<[AtomicU32]>>,
+    /// Populate faults first, then the others.
+    histograms: Once<Box<[AtomicU32]>>,
+}
+
+/// What is timed.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+enum Kind {
+    Populate = 1,
+    Relax = 2,
 }
 
 impl Timing {
     pub(crate) const fn new() -> Self {
-        Self { armed: Cell::new(false), entered: Cell::new(0), histogram: Once::new() }
+        Self { armed: Cell::new(0), entered: Cell::new(0), histograms: Once::new() }
     }
 
     /// Starts the counter of this CPU, and makes room for samples.
@@ -54,18 +64,24 @@ impl Timing {
         sysreg::write!("pmccfiltr_el0", COUNT_AT_EL2);
         sysreg::write!("pmcntenset_el0", CYCLES);
         sysreg::write!("pmcr_el0", sysreg::read!("pmcr_el0") | START);
-        self.histogram.call_once(|| (0..BUCKETS).map(|_| AtomicU32::new(0)).collect());
+        self.histograms.call_once(|| (0..2 * BUCKETS).map(|_| AtomicU32::new(0)).collect());
     }
 
     /// A fault installed a page; `filled` says whether the payload's bytes were copied into it.
     #[inline]
     pub(crate) fn populated(&self, filled: bool) {
-        self.armed.set(!filled);
+        self.armed.set(u8::from(!filled));
+    }
+
+    /// A fault gave a leaf what the access needed.
+    #[inline]
+    pub(crate) fn relaxed(&self) {
+        self.armed.set(Kind::Relax as u8);
     }
 
     /// Something else took time: no sample.
     pub(crate) fn disturbed(&self) {
-        self.armed.set(false);
+        self.armed.set(0);
     }
 
     /// Before the return to the guest.
@@ -77,18 +93,20 @@ impl Timing {
     /// After the next exit: the return has left its time in the context.
     #[inline]
     pub(crate) fn entered_again(&self, context: &mut Context) {
-        if self.armed.take() {
+        let kind = self.armed.take();
+        if kind != 0 {
             let start = sysreg::read!("pmccntr_el0");
-            self.record(context.left.wrapping_sub(self.entered.get()).wrapping_add(OUTSIDE));
+            self.record(kind, context.left.wrapping_sub(self.entered.get()).wrapping_add(OUTSIDE));
             let spent = sysreg::read!("pmccntr_el0").wrapping_sub(start);
             context.entered = context.entered.wrapping_add(spent);
         }
     }
 
     #[inline(never)]
-    fn record(&self, took: u64) {
+    fn record(&self, kind: u8, took: u64) {
         let bucket = usize::try_from(took).unwrap_or(BUCKETS).min(BUCKETS - 1);
-        if let Some(count) = self.histogram.get().and_then(|all| all.get(bucket)) {
+        let bucket = if kind == Kind::Relax as u8 { BUCKETS + bucket } else { bucket };
+        if let Some(count) = self.histograms.get().and_then(|all| all.get(first + bucket)) {
             count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         }
     }
@@ -102,10 +120,15 @@ pub(crate) fn check() -> Result<(), Refusal> {
     }
 }
 
-/// What all CPUs measured; `None` without a sample.
-pub(crate) fn result() -> Option<Measure> {
+/// What all CPUs measured of populate faults, and of faults on leaves; `None` without a sample.
+pub(crate) fn result() -> [Option<Measure>; 2] {
+    [Kind::Populate, Kind::Relax].map(of)
+}
+
+fn of(kind: Kind) -> Option<Measure> {
+    let first = (kind as usize - 1) * BUCKETS;
     let sum = |bucket: usize| -> u64 {
-        let histograms = cpu::all().iter().filter_map(|cpu| cpu.timing.histogram.get());
+        let histograms = cpu::all().iter().filter_map(|cpu| cpu.timing.histograms.get());
         let counts = histograms.filter_map(|all| all.get(bucket));
         counts.map(|count| u64::from(count.load(Ordering::Relaxed))).sum()
     };

@@ -11,6 +11,7 @@ use hyp_abi::{MAX_VCPUS, map};
 use hyp_core::config::Bounds;
 use hyp_core::fdt::{Module, ModuleKind, Platform};
 use hyp_core::guest_dtb::{self, GuestTree};
+use hyp_core::mask::Mask;
 use hyp_core::mmio::{Devices, Window};
 use hyp_core::psci::Psci;
 use hyp_core::range::{Bytes, Count};
@@ -18,7 +19,7 @@ use hyp_core::{PaRange, image};
 use stage2::geometry::{Geometry, HwUpdate};
 use stage2::vmid::Vmids;
 use stage2::{
-    Attributes, Backing, Bbm, Coherency, Encoding, Features, Ipa, IpaRange, Level, MemType, Owner,
+    Attributes, Backing, Bbm, Caps, Coherency, Encoding, Features, Ipa, IpaRange, Level, MemType, Owner,
     Prot, Region, RegionMap, Space,
 };
 
@@ -38,6 +39,9 @@ pub(crate) const REGIONS: usize = 1 + Window::ALL.len();
 
 /// IPA sizes to choose from: those that PARange can tell the guest.
 const IPA_BITS: [u32; 6] = [32, 36, 40, 42, 44, 48];
+
+/// What a guest may do to its RAM.
+pub(super) const RAM: Prot = Prot::RWX;
 
 /// Memory kept for roots of tables and what else comes up, in bytes; also the unit of the account.
 const SLACK: u64 = 1 << 20;
@@ -123,13 +127,13 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
     );
 
     let most = config.bbm.map_or(Bbm::Level2, bbm);
-    let features = features(cpus)?.with_bbm_at_most(most);
+    let features = features(cpus)?.with_bbm_at_most(most).without(hidden(config.mask));
     let end = placed.ram.end;
     let ipa_bits = IPA_BITS
         .into_iter()
         .find(|bits| end <= 1 << bits)
         .ok_or_else(|| alloc::format!("guest RAM up to {end:#x} is beyond 48 bits"))?;
-    let geometry = Geometry::new(ipa_bits, &features, HwUpdate::Off)?;
+    let geometry = Geometry::new(ipa_bits, &features, hw_update(&features))?;
     #[cfg(feature = "trace")]
     if let (Some(wanted), Some(nonce)) = (config.trace, &config.report) {
         crate::event::trace::start(wanted, nonce, cpus, &geometry);
@@ -223,6 +227,37 @@ const fn bbm(level: u8) -> Bbm {
     }
 }
 
+/// What is hidden from stage 2.
+const fn hidden(mask: Mask) -> Caps {
+    // The bits are the same: see below.
+    Caps::from_bits_truncate(mask.bits())
+}
+
+const _: () = {
+    assert!(Mask::all().bits() | Caps::GRANULE_4K.bits() == Caps::all().bits());
+    assert!(Mask::VMID16.bits() == Caps::VMID16.bits());
+    assert!(Mask::HW_ACCESS.bits() == Caps::HW_ACCESS.bits());
+    assert!(Mask::HW_DIRTY.bits() == Caps::HW_DIRTY.bits());
+    assert!(Mask::TLBI_RANGE.bits() == Caps::TLBI_RANGE.bits());
+    assert!(Mask::LSE.bits() == Caps::LSE.bits());
+    assert!(Mask::TTL.bits() == Caps::TTL.bits());
+    assert!(Mask::FWB.bits() == Caps::FWB.bits());
+    assert!(Mask::XNX.bits() == Caps::XNX.bits());
+    assert!(Mask::IDC.bits() == Caps::IDC.bits());
+    assert!(Mask::DIC.bits() == Caps::DIC.bits());
+};
+
+/// What hardware updates in leaves: all that every CPU can.
+const fn hw_update(features: &Features) -> HwUpdate {
+    if features.has(Caps::HW_ACCESS.union(Caps::HW_DIRTY)) {
+        HwUpdate::AccessAndDirty
+    } else if features.has(Caps::HW_ACCESS) {
+        HwUpdate::Access
+    } else {
+        HwUpdate::Off
+    }
+}
+
 /// What every CPU has.
 fn features(cpus: usize) -> Result<Features, Refusal> {
     let all = cpu::all().iter().take(cpus).filter_map(|cpu| cpu.features.get().copied());
@@ -230,7 +265,6 @@ fn features(cpus: usize) -> Result<Features, Refusal> {
 }
 
 fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
-    const PROT: Prot = Prot::RWX;
     const MEM: MemType = MemType::Normal;
     let range = |range: hyp_core::IpaRange| IpaRange::new(Ipa::new(range.start), range.len());
     let device = |index: usize| -> Result<Region, Refusal> {
@@ -239,9 +273,9 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
         Ok(Region { range: range(window.range())?, backing, name: window.name() })
     };
     let ram = range(plan.ram)?;
-    let main = Region { range: ram, backing: Backing::Ram { prot: PROT, mem: MEM }, name: "RAM" };
+    let main = Region { range: ram, backing: Backing::Ram { prot: RAM, mem: MEM }, name: "RAM" };
     let regions = RegionMap::new([main, device(0)?, device(1)?])?;
-    let mapping = |level| space.mapping(level, &Attributes::new(PROT, MEM), Owner::Vm);
+    let mapping = |level| space.mapping(level, &Attributes::new(RAM, MEM), Owner::Vm);
     let ram_page = mapping(Level::L3)?;
     let first = Blocks::split_off(ram).filter(|_| plan.blocks || plan.scan);
     let (ram, blocks) = match first {

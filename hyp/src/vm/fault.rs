@@ -7,12 +7,13 @@
 //! | translation | emulated, cache maintenance | nothing: a device has no cached data |
 //! | translation | emulated, not decoded, fetch, or table walk | the VM stops |
 //! | translation | none | the VM stops |
+//! | access flag, permission | not asked here | the leaf is given what the access needs: `relaxing` |
 //! | TLB conflict | not asked | what this CPU's TLBs hold of the VM goes: [`conflict`] |
-//! | anything else | any | the VM stops: leaves in RAM permit everything and have AF set |
+//! | anything else | any | the VM stops |
 //!
 //! HPFAR_EL2 is valid for translation, access-flag and address-size faults and for faults on a stage-1
-//! walk. Of the faults that are acted upon only translation faults have an address that is asked for, so it is
-//! always valid here.
+//! walk. Of the faults that are acted upon here only translation faults have an address that is asked for, so it is
+//! always valid.
 //!
 //! The populate path takes no lock and allocates nothing: frames and tables come from the CPU's stock. One
 //! guard spans the look into the region map and the install. When the stock is empty the fault is
@@ -231,7 +232,7 @@ fn ipa(page: u64, abort: Abort) -> u64 {
 /// Lets the guest try again, within reason: a fault must not come back for ever. While memory is moved or resized it is not
 /// counted: how long that takes is up to the CPU that does it, which may have 8 MiB to copy and to clean.
 #[cold]
-fn repeat(env: Env<'_>, vcpu: &mut Vcpu, page: u64) -> Step {
+pub(super) fn repeat(env: Env<'_>, vcpu: &mut Vcpu, page: u64) -> Step {
     if env.vm.moving.is_locked() || vcpu.may_repeat(page) {
         relax();
         return Step::Resume;
@@ -271,7 +272,7 @@ fn emulate(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, ipa: u64) -> Step {
 
 /// Stops the VM for an abort.
 #[cold]
-fn diagnose(env: Env<'_>, vcpu: &Vcpu, ipa: Option<u64>, hint: Option<String>) -> Step {
+pub(super) fn diagnose(env: Env<'_>, vcpu: &Vcpu, ipa: Option<u64>, hint: Option<String>) -> Step {
     let mut diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, ESR_EL2.get())
         .with_va(FAR_EL2.get());
     if let Some(ipa) = ipa {

@@ -52,6 +52,7 @@ pub(crate) mod moving;
 pub(crate) mod outcome;
 pub(crate) mod payload;
 mod pe;
+mod relaxing;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod scan;
@@ -71,7 +72,7 @@ use hyp_abi::MAX_VCPUS;
 use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
 use pe::{Pages, Pe};
-use stage2::{Epochs, Guard, IpaRange, Mapping, Region, RegionMap, Space, Tally};
+use stage2::{Backing, Epochs, Guard, Ipa, IpaRange, Mapping, Prot, Region, RegionMap, Space, Tally};
 use vcpu::Mailbox;
 
 use crate::boot::{Machine, Refusal};
@@ -141,6 +142,20 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
+    /// What the guest may do to the RAM at `ipa`; `None` where there is none.
+    #[inline]
+    pub(crate) fn allows(&self, ipa: Ipa) -> Option<Prot> {
+        if self.ram.contains(ipa) { Some(create::RAM) } else { self.allows_elsewhere(ipa) }
+    }
+
+    #[cold]
+    fn allows_elsewhere(&self, ipa: Ipa) -> Option<Prot> {
+        match self.regions.find(ipa)?.backing {
+            Backing::Ram { prot, .. } => Some(prot),
+            Backing::Emulated(_) => None,
+        }
+    }
+
     /// All regions as names and ranges, for a diagnosis.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&str, hyp_core::IpaRange)> {
         self.regions.all().iter().map(|region| {

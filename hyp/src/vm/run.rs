@@ -15,7 +15,7 @@ use stage2::vmid::{self, EntryError};
 use super::payload::Payload;
 use super::stop::Reason;
 use super::vcpu::{Entry, Vcpu};
-use super::{NUMBER, Vm, caches, control, fault, idle, life, trap};
+use super::{NUMBER, Vm, caches, control, fault, idle, life, relaxing, trap};
 use crate::cpu::PerCpu;
 use crate::event::trace;
 use crate::exception::vectors::{Exit, guest_enter};
@@ -191,6 +191,9 @@ fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     let esr = crate::selftest::as_conflict(esr);
     if fault::is_translation(esr) {
         return fault::translation(env, vcpu, esr);
+    }
+    if relaxing::is_refault(esr) {
+        return relaxing::fault(env, vcpu, esr);
     }
     decoded(env, vcpu, Syndrome(esr))
 }

@@ -44,7 +44,8 @@ pub(super) fn report(plan: &Plan, reason: Reason, lives: u32, down: Option<Taked
     }
     #[cfg(feature = "measure")]
     if plan.measure {
-        report.measure = crate::event::measure::result();
+        let [populate, relax] = crate::event::measure::result();
+        (report.measure, report.relaxing) = (populate, relax);
         report.resizing = crate::event::resizing::result();
         report.prot = super::measuring::result();
     }
@@ -60,6 +61,7 @@ fn stats() -> Stats {
         lost_tables: counters::sum(Stat::LostTables),
         retries: counters::sum(Stat::Retries),
         spurious: counters::sum(Stat::Spurious),
+        relaxed: counters::sum(Stat::Relaxed),
         mmio: counters::sum(Stat::Mmio),
         hypercalls: counters::sum(Stat::Hypercalls),
         drained: counters::sum(Stat::Drained),

@@ -100,6 +100,12 @@ impl Vcpu {
         self.context.set_x(0, entry.argument);
     }
 
+    /// Whether the last fault about which nothing was done was this one.
+    #[cold]
+    pub(crate) fn has_come_back(&self, page: u64) -> bool {
+        (self.repeat.pc, self.repeat.page) == (self.context.pc, page) && self.repeat.count > 0
+    }
+
     /// Notes a fault about which nothing was done; `false` when it has happened too often.
     #[cold]
     pub(crate) fn may_repeat(&mut self, page: u64) -> bool {

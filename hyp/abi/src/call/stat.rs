@@ -58,11 +58,13 @@ pub enum Stat {
     Runs = 25,
     /// Contiguous runs that were dissolved.
     Dissolved = 26,
+    /// Faults that gave a leaf which was there the access flag, a permission, or the record that it was written.
+    Relaxed = 27,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -90,6 +92,7 @@ impl Stat {
         Self::ScanFailed,
         Self::Runs,
         Self::Dissolved,
+        Self::Relaxed,
     ];
 
     /// The selector with this number, if there is one.
@@ -123,6 +126,7 @@ impl Stat {
             24 => Self::ScanFailed,
             25 => Self::Runs,
             26 => Self::Dissolved,
+            27 => Self::Relaxed,
             _ => return None,
         })
     }
