@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use hyp_core::mask::Mask;
 
 /// Builds an EL2 hypervisor and its guests, runs them under QEMU, and tells how it went.
 #[derive(Debug, Parser)]
@@ -126,6 +127,11 @@ pub struct RunArgs {
     /// Refuse the guest the calls that change its memory [default: for all other guests]
     #[arg(long, conflicts_with = "manage")]
     pub no_manage: bool,
+    /// Do without parts of the architecture that the CPU has: names with commas between them
+    ///
+    /// Of vmid16, hw-access, hw-dirty, tlbi-range, lse, ttl, fwb, xnx, idc, dic. Without hw-access there is no hw-dirty.
+    #[arg(long, value_name = "NAMES", value_parser = mask)]
+    pub mask: Option<Mask>,
     /// End the run after this time, with exit code 124
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<std::time::Duration>,
@@ -263,6 +269,10 @@ pub struct CargoArgs {
 fn size(text: &str) -> Result<u64, String> {
     let size = hyp_core::config::parse_size(text).filter(|&size| size != 0);
     size.ok_or_else(|| "a size is a number and K, M or G, such as 512M".to_owned())
+}
+
+fn mask(names: &str) -> Result<Mask, String> {
+    Mask::parse(names).ok_or_else(|| format!("known: {}", Mask::all()))
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {

@@ -128,6 +128,7 @@ fn plan(
     words.extend(restarts.map(|restarts| format!("restarts={restarts}")));
     words.extend(arguments.blocks.then(|| "blocks".to_owned()));
     words.extend(arguments.scan.then(|| "scan".to_owned()));
+    words.extend(arguments.mask.map(|mask| format!("mask={mask}")));
     let manage = arguments.manage || guest.is_ours && !arguments.no_manage;
     words.extend(manage.then(|| "manage".to_owned()));
     let mut machine = Machine {

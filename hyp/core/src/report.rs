@@ -329,6 +329,7 @@ impl Report {
             diagnosis: None,
             takedown: None,
             measure: None,
+            relaxing: None,
             resizing: None,
             prot: Vec::new(),
         }
@@ -458,6 +459,9 @@ impl Stats {
         row(f, "table races lost", self.lost_tables)?;
         row(f, "faults retried", self.retries)?;
         row(f, "spurious faults", self.spurious)?;
+        if self.relaxed != 0 {
+            row(f, "leaves relaxed", self.relaxed)?;
+        }
         row(f, "device accesses", self.mmio)?;
         row(f, "hypercalls", self.hypercalls)?;
         row(f, "register traps", self.sysregs)?;

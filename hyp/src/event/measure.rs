@@ -106,7 +106,7 @@ impl Timing {
     fn record(&self, kind: u8, took: u64) {
         let bucket = usize::try_from(took).unwrap_or(BUCKETS).min(BUCKETS - 1);
         let bucket = if kind == Kind::Relax as u8 { BUCKETS + bucket } else { bucket };
-        if let Some(count) = self.histograms.get().and_then(|all| all.get(first + bucket)) {
+        if let Some(count) = self.histograms.get().and_then(|all| all.get(bucket)) {
             count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         }
     }
@@ -129,7 +129,7 @@ fn of(kind: Kind) -> Option<Measure> {
     let first = (kind as usize - 1) * BUCKETS;
     let sum = |bucket: usize| -> u64 {
         let histograms = cpu::all().iter().filter_map(|cpu| cpu.timing.histograms.get());
-        let counts = histograms.filter_map(|all| all.get(bucket));
+        let counts = histograms.filter_map(|all| all.get(first + bucket));
         counts.map(|count| u64::from(count.load(Ordering::Relaxed))).sum()
     };
     let samples: u64 = (0..BUCKETS).map(sum).sum();

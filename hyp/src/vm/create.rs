@@ -19,8 +19,8 @@ use hyp_core::{PaRange, image};
 use stage2::geometry::{Geometry, HwUpdate};
 use stage2::vmid::Vmids;
 use stage2::{
-    Attributes, Backing, Bbm, Caps, Coherency, Encoding, Features, Ipa, IpaRange, Level, MemType, Owner,
-    Prot, Region, RegionMap, Space,
+    Attributes, Backing, Bbm, Caps, Coherency, Encoding, Features, Ipa, IpaRange, Level, MemType,
+    Owner, Prot, Region, RegionMap, Space,
 };
 
 use super::blocks::Blocks;

@@ -72,7 +72,9 @@ use hyp_abi::MAX_VCPUS;
 use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
 use pe::{Pages, Pe};
-use stage2::{Backing, Epochs, Guard, Ipa, IpaRange, Mapping, Prot, Region, RegionMap, Space, Tally};
+use stage2::{
+    Backing, Epochs, Guard, Ipa, IpaRange, Mapping, Prot, Region, RegionMap, Space, Tally,
+};
 use vcpu::Mailbox;
 
 use crate::boot::{Machine, Refusal};

@@ -149,7 +149,9 @@ fn unresolved(
             env.cpu.counters.bump(Stat::Spurious);
             repeat(env, vcpu, page)
         }
-        Err(RelaxError::Retry { .. } | RelaxError::Nothing { .. } | RelaxError::Unsettled { .. }) => {
+        Err(
+            RelaxError::Retry { .. } | RelaxError::Nothing { .. } | RelaxError::Unsettled { .. },
+        ) => {
             env.cpu.counters.bump(Stat::Retries);
             repeat(env, vcpu, page)
         }
