@@ -161,8 +161,35 @@ pub const DIRTY_HARVEST: u32 = 0xC600_000F;
 /// that were made; [`INVALID_PARAMETER`] without [`DIRTY_START`].
 pub const DIRTY_STOP: u32 = 0xC600_0010;
 
-/// Keeps a second copy of a range of RAM, by what harvests report: migration in small. See the hypervisor's `vm/shadow.rs`.
+/// Keeps a second copy of a range of RAM, the *shadow*, by what harvests of the log report and nothing else: migration in
+/// small, which tests the log. `x1` is the operation, `x2` the first address of a range, `x3` its bytes, both multiples of
+/// [`SHADOW_UNIT`].
+///
+/// | `x1` | range | what happens | `x1` | `x2` |
+/// | --- | --- | --- | --- | --- |
+/// | [`SHADOW_BEGIN`] | within that of [`DIRTY_START`], at most [`SHADOW_MAX`] | a shadow is made of what first touches would find | bytes of it | 0 |
+/// | [`SHADOW_ROUND`] | within the shadow's | a harvest of the first part; what it reports is copied, while the guest's other CPUs run on | bytes that are done | pages copied |
+/// | [`SHADOW_END`] | any | the guest's other CPUs stand still; the rest is harvested and copied, all is compared, and the shadow given up | pages copied | address of the first page that differs, 0 if none does |
+/// | [`SHADOW_DROP`] | any | the shadow is given up | 0 | 0 |
+///
+/// The log has to be fresh: what [`DIRTY_HARVEST`] has reported the shadow does not hear of. Or, in `x0`,
+/// [`INVALID_PARAMETER`] for another operation or range, or if there is no shadow, or one already; [`BUSY`] while another CPU
+/// changes memory, or stops the VM; [`NO_MEMORY`] when there are not enough free frames. Nothing was changed then.
 pub const SHADOW: u32 = 0xC600_0011;
+
+/// Of [`SHADOW`]: makes one.
+pub const SHADOW_BEGIN: u64 = 0;
+/// Of [`SHADOW`]: harvests and copies.
+pub const SHADOW_ROUND: u64 = 1;
+/// Of [`SHADOW`]: stops the guest, copies the rest, compares.
+pub const SHADOW_END: u64 = 2;
+/// Of [`SHADOW`]: gives it up.
+pub const SHADOW_DROP: u64 = 3;
+
+/// What the range of a [`SHADOW`] is a multiple of, in bytes.
+pub const SHADOW_UNIT: u64 = 256 << 10;
+/// The most that a shadow has, in bytes.
+pub const SHADOW_MAX: u64 = 16 << 20;
 
 /// The most that a [call on a range](self#calls-on-a-range) takes at once, in bytes.
 pub const RANGE_MAX: u64 = 1 << 30;

@@ -10,6 +10,7 @@
 //! | CONTIGUOUS, DISSOLVE | `vm/runs.rs` |
 //! | SCAN | `vm/scan.rs` |
 //! | DIRTY_START, DIRTY_HARVEST, DIRTY_STOP | `vm/logging.rs` |
+//! | SHADOW | `vm/shadow.rs` |
 //! | MEASURE, in builds with the feature `measure` | `vm/measuring.rs` |
 
 use alloc::boxed::Box;
@@ -29,7 +30,7 @@ use crate::vm::run::{Env, Step};
 use crate::vm::scan::Scanned;
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::Vcpu;
-use crate::vm::{NUMBER, blocks, copying, logging, moving, runs, scan};
+use crate::vm::{NUMBER, blocks, copying, logging, moving, runs, scan, shadow};
 
 /// Answers one of [`call::MANAGING`]; `esr` is the syndrome of the instruction.
 #[inline(never)]
@@ -76,6 +77,7 @@ fn asked(env: Env<'_>, function: u32, arguments: [u64; 3]) -> Result<[u64; 2], R
         call::SCAN => {
             scan::by_call(env, start).map(|Scanned { made, ended, .. }| [made, u64::from(ended)])
         }
+        call::SHADOW => shadow::call(env, start, bytes, more),
         #[cfg(feature = "measure")]
         MEASURE => measuring::measure(env, start, bytes, more).map(|ticks| [ticks, bytes]),
         _ => part().map(|Part { bytes, count }| [bytes, count]),

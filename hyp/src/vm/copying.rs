@@ -165,8 +165,9 @@ const LINE: u64 = 64;
 /// compiler's own copy goes word by word.
 ///
 /// # Safety
-/// 1. Both are whole frames that EL2 maps, the old one readable, the new one the caller's alone.
-unsafe fn copy_lines(old: u64, new: u64) {
+/// 1. Both are whole frames that EL2 maps, the old one readable, the new one the caller's alone. A guest may write the old
+///    one meanwhile: then there is no telling which of its bytes are copied.
+pub(super) unsafe fn copy_lines(old: u64, new: u64) {
     // SAFETY: (1) the loop reads `old..old + PAGE` and writes `new..new + PAGE`, in lines, which divide a page.
     unsafe {
         asm!(

@@ -177,6 +177,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         moving: Lock::new(()),
         scan: Lock::new(scan),
         logging: Lock::new(None),
+        shadow: Lock::new(None),
         psci: Psci::new(plan.vcpus, plan.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
         devices: Lock::new(Devices::new()),

@@ -35,7 +35,7 @@ pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
         return Ok(());
     }
     let mailbox = env.vm.mailboxes.get(env.cpu.number);
-    let has_work = || life::is_over() || mailbox.is_some_and(Mailbox::is_full);
+    let has_work = || life::is_asked() || mailbox.is_some_and(Mailbox::is_full);
     match scan::when_due(env, has_work) {
         Ok(None) => {}
         Ok(Some(_)) => env.cpu.counters.bump_own(Own::IdleScans),

@@ -2,19 +2,22 @@
 //!
 //! ```text
 //!  CPU that has a reason to end the VM          the other CPUs of the VM
-//!  claim: OVER <- true                          out of the guest, by SGI; or out of WFI
+//!  claim: asked <- END                          out of the guest, by SGI; or out of WFI
 //!  leave the VM                                 leave the VM: VTTBR_EL2 away, stock of frames given back
 //!  wait until all others have parked  ◀──────── parked + 1
 //!  take the VM down: nobody uses it             wait for the next life in WFI
 //!  make the next, publish it  ────────────────▶ run it
 //! ```
 //!
+//! One word, [`Lives::asked`], says what the VM's CPUs are asked for at their safe points: to leave it, or to stand still
+//! for a moment (`pause`). They look there each time before they enter the guest.
+//!
 //! The VM is a box that [`LIVES`] points to. A CPU borrows it from the moment that it sees the life begin
 //! until it parks; the one CPU that does not park, because it claimed the end, may free it then.
 
 use alloc::boxed::Box;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use aarch64_cpu::asm::{self, barrier};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
@@ -22,7 +25,7 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use super::create::{self, Plan};
 use super::run::{self, Env};
 use super::stop::Reason;
-use super::{EPOCHS, Vm, stop, takedown};
+use super::{EPOCHS, Vm, pause, stop, takedown};
 use crate::boot::Refusal;
 use crate::cpu::{self, PerCpu};
 use crate::lock::relax;
@@ -32,13 +35,18 @@ use crate::{end, say};
 /// Seconds to wait for the others: they are in EL2 for microseconds only.
 const PATIENCE: u64 = 10;
 
+/// Somebody has claimed the end of this life: leave the VM.
+const END: u32 = 1 << 0;
+/// Stand still until it is taken back.
+const PAUSE: u32 = 1 << 1;
+
 struct Lives {
     /// Of the life that goes on, or that is about to begin.
     vm: AtomicPtr<Vm>,
     /// Lives that have begun.
     begun: AtomicU32,
-    /// Somebody has claimed the end of this one.
-    over: AtomicBool,
+    /// What its CPUs are asked for: the sum of [`END`] and [`PAUSE`].
+    asked: AtomicU32,
     /// CPUs that have left it.
     parked: AtomicUsize,
 }
@@ -46,14 +54,67 @@ struct Lives {
 static LIVES: Lives = Lives {
     vm: AtomicPtr::new(ptr::null_mut()),
     begun: AtomicU32::new(0),
-    over: AtomicBool::new(false),
+    asked: AtomicU32::new(0),
     parked: AtomicUsize::new(0),
 };
 
-/// Whether the VM is being ended: park.
+/// Whether a CPU of the VM is asked for anything: it [obeys](obey) at its safe point.
 #[inline]
+pub(super) fn is_asked() -> bool {
+    LIVES.asked.load(Ordering::Acquire) != 0
+}
+
+/// Does what this CPU is asked for, at its safe point. Returns whether the VM is being ended: park.
+#[cold]
+pub(super) fn obey() -> bool {
+    if is_paused() {
+        pause::stand_still();
+    }
+    is_over()
+}
+
+/// Whether the VM is being ended.
 pub(super) fn is_over() -> bool {
-    LIVES.over.load(Ordering::Acquire)
+    LIVES.asked.load(Ordering::Acquire) & END != 0
+}
+
+/// Whether the VM's CPUs are to stand still. Once its end is claimed they are not.
+pub(super) fn is_paused() -> bool {
+    LIVES.asked.load(Ordering::Acquire) == PAUSE
+}
+
+/// Asks all CPUs of the VM but this to stand still; returns whether nobody else has asked for anything.
+pub(super) fn ask_for_pause(vm: &Vm, cpu: &PerCpu) -> bool {
+    let free = LIVES.asked.compare_exchange(0, PAUSE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    if free {
+        kick_others(vm, cpu);
+    }
+    free
+}
+
+/// Takes back what [`ask_for_pause`] has asked for. What this CPU has done is seen by those that go on.
+pub(super) fn take_back_pause() {
+    LIVES.asked.fetch_and(!PAUSE, Ordering::Release);
+}
+
+/// Has the VM's other CPUs come to their safe points.
+fn kick_others(vm: &Vm, cpu: &PerCpu) {
+    let all = cpu::all().iter().take(vm.plan.cpus);
+    for other in all.filter(|other| other.number != cpu.number) {
+        gic::kick(other.mpidr.load(Ordering::Relaxed));
+    }
+}
+
+/// Waits for the VM's CPUs; returns whether `done` has become true in time.
+pub(super) fn wait_for_cpus(done: impl Fn() -> bool) -> bool {
+    let deadline = CNTPCT_EL0.get().saturating_add(PATIENCE * CNTFRQ_EL0.get());
+    while !done() {
+        if CNTPCT_EL0.get() > deadline {
+            return false;
+        }
+        relax();
+    }
+    true
 }
 
 /// Makes the VM for its first life, on the boot CPU.
@@ -67,7 +128,7 @@ pub(super) fn first(plan: &'static Plan) -> Result<(), Refusal> {
 fn begin(vm: Vm) {
     LIVES.vm.store(Box::into_raw(Box::new(vm)), Ordering::Relaxed);
     LIVES.parked.store(0, Ordering::Relaxed);
-    LIVES.over.store(false, Ordering::Relaxed);
+    LIVES.asked.store(0, Ordering::Relaxed);
     LIVES.begun.fetch_add(1, Ordering::Release);
     // The others look after the event, which is not ordered after earlier stores by itself.
     barrier::dsb(barrier::ISHST);
@@ -96,12 +157,9 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
         let Some(mut place) = vm.plan.vmids.join(cpu.number) else { power::stay() };
         let mine = run::run(Env { vm, cpu, guards: &guards }, &mut place);
         // Whoever comes second has no reason that counts.
-        let mine = mine.filter(|_| !LIVES.over.swap(true, Ordering::AcqRel));
+        let mine = mine.filter(|_| LIVES.asked.fetch_or(END, Ordering::AcqRel) & END == 0);
         if mine.is_some() {
-            let all = cpu::all().iter().take(vm.plan.cpus);
-            for other in all.filter(|other| other.number != cpu.number) {
-                gic::kick(other.mpidr.load(Ordering::Relaxed));
-            }
+            kick_others(vm, cpu);
         }
         cpu.stock.empty();
         match mine {
@@ -142,12 +200,5 @@ fn lives() -> u32 {
 }
 
 fn all_parked(cpus: usize) -> bool {
-    let deadline = CNTPCT_EL0.get().saturating_add(PATIENCE * CNTFRQ_EL0.get());
-    while LIVES.parked.load(Ordering::Acquire) + 1 < cpus {
-        if CNTPCT_EL0.get() > deadline {
-            return false;
-        }
-        relax();
-    }
-    true
+    wait_for_cpus(|| LIVES.parked.load(Ordering::Acquire) + 1 >= cpus)
 }

@@ -188,7 +188,6 @@ pub(crate) fn harvest(env: Env<'_>, start: u64, bytes: u64, buffer: u64) -> Resu
 /// Harvests the first part of a range, and shows each page of it that was written since it was last shown or told: after the
 /// flush, so what the page holds now has all that was reported. `each` may open guards; it does not harvest. Called at a
 /// safe point.
-#[expect(dead_code, reason = "who keeps a copy of the guest's memory comes next")]
 pub(crate) fn harvest_with(
     env: Env<'_>,
     range: IpaRange,

@@ -50,12 +50,14 @@ pub(crate) mod logging;
 pub(crate) mod measuring;
 pub(crate) mod moving;
 pub(crate) mod outcome;
+mod pause;
 pub(crate) mod payload;
 mod pe;
 mod relaxing;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod scan;
+pub(crate) mod shadow;
 pub(crate) mod stop;
 mod takedown;
 #[cfg(feature = "trace")]
@@ -109,6 +111,8 @@ pub(crate) struct Vm {
     scan: Lock<Option<scan::Scanner>>,
     /// The dirty session, if there is one. Locked by who has the turn, and nobody else.
     logging: Lock<Option<logging::Logging>>,
+    /// The second copy of a range of RAM, if there is one. Others try it, and never wait.
+    shadow: Lock<Option<shadow::Shadow>>,
     /// Power states.
     pub(crate) psci: Psci,
     /// Start requests.

@@ -1,7 +1,7 @@
 //! The run loop of a vCPU: enter the guest, handle the exit, again.
 //!
 //! The top of the loop is the safe point: no lock, no guard, nothing of ours in transition. There the stock
-//! of frames is refilled, and a claimed stop is obeyed. A stop that is claimed later finds the CPU in the
+//! of frames is refilled, and the CPU stops or stands still if it is asked to. If it is asked later, it is in the
 //! guest, and the SGI takes it out: interrupts go to EL2 whatever the guest masks.
 
 use alloc::boxed::Box;
@@ -112,7 +112,7 @@ fn wait_for_start(env: Env<'_>) -> Wake {
     loop {
         outside_guards(env);
         gic::acknowledge();
-        if life::is_over() {
+        if life::is_asked() && life::obey() {
             return Wake::End(None);
         }
         let mailbox = env.vm.mailboxes.get(env.cpu.number);
@@ -153,7 +153,7 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
             #[cfg(feature = "measure")]
             cpu.timing.disturbed();
         }
-        if life::is_over() {
+        if life::is_asked() && life::obey() {
             return End::Vm(None);
         }
         #[cfg(feature = "measure")]

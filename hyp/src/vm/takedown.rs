@@ -76,9 +76,9 @@ pub(super) unsafe fn take_down(
     guards: &stage2::epoch::Cpu<'static>,
     reason: &Reason,
 ) -> Takedown {
-    let Vm { space, policy, since, scan, logging, .. } = vm;
-    // On the heap, which is counted below.
-    drop(scan);
+    let Vm { space, policy, since, scan, shadow, logging, .. } = vm;
+    // On the heap, which is counted below, and in frames.
+    drop((scan, shadow));
     // SAFETY: (1) from a box; (2) no CPU has the VM, so none has its policy.
     let policy = unsafe { *Box::from_raw(policy.into_inner()) };
     let mut pool = ToThePool(0);
