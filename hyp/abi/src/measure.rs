@@ -27,8 +27,11 @@ pub enum Work {
     WriteProtect,
     /// Everything is allowed again.
     Unprotect,
-    /// The dirty state of all is taken, as a harvest does: each is writable-clean then. Afterwards, not counted, it is
-    /// writable again.
+    /// A dirty session is started, not counted, and all of the range harvested for the first time: everything that is
+    /// mapped is reported.
+    FirstHarvest,
+    /// The range of the session is harvested once more, what was written since being dirty; then, not counted, the session
+    /// is stopped. INVALID_PARAMETER without one.
     Harvest,
 }
 
@@ -109,7 +112,8 @@ impl Method {
 
 impl Work {
     /// All of them, by number.
-    pub const ALL: [Self; 3] = [Self::WriteProtect, Self::Unprotect, Self::Harvest];
+    pub const ALL: [Self; 4] =
+        [Self::WriteProtect, Self::Unprotect, Self::FirstHarvest, Self::Harvest];
 }
 
 impl Engine {

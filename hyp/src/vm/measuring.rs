@@ -15,20 +15,20 @@
 
 use alloc::format;
 use alloc::vec::Vec;
-use core::hint::black_box;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_abi::call::Stat;
 use hyp_abi::measure::{Engine, Flush, MEASURE_MAX, SAMPLES, Way, Work};
 use hyp_core::report::ProtSample;
 use stage2::account::TLBI_KINDS;
-use stage2::space::{Batch, Engine as Pinned, Progress, ProtError, Relax, Taken, Transaction};
-use stage2::{Account, Change, Claim, Ipa, IpaRange, Pinned as Form, Prot};
+use stage2::space::{Batch, Bitmaps, DirtyError, Engine as Pinned, LogBlocks, Progress, Relax};
+use stage2::{Account, Claim, Ipa, IpaRange, PAGE_SIZE, Pinned as Form, Prot};
 
 use super::outcome::Refused;
-use super::pe::{Pages, Pe};
 use super::run::Env;
 use crate::event::counters::{self, Own};
-use crate::lock::Lock;
+use crate::lock::{Lock, relax};
 use crate::sysreg;
 
 /// What one call took.
@@ -52,6 +52,8 @@ struct Counts {
 
 /// What was measured, in order. Not on the heap, of which the VM's end leaves nothing taken.
 struct Samples {
+    /// What the dirty session covers that a first harvest has started.
+    session: Option<IpaRange>,
     count: usize,
     all: [Sample; SAMPLES],
 }
@@ -59,8 +61,13 @@ struct Samples {
 static NOTED: Lock<Samples> = {
     let counts = Counts { tlbi: [0; TLBI_KINDS.len()], dsb: 0, faults: 0, met: 0 };
     let none = Sample { way: 0, pages: 0, ticks: 0, window: 0, counts };
-    Lock::new(Samples { count: 0, all: [none; SAMPLES] })
+    Lock::new(Samples { session: None, count: 0, all: [none; SAMPLES] })
 };
+
+/// The bitmaps of the session.
+static PAGES: [AtomicU64; MEASURE_MAX as usize / PAGE_SIZE as usize / 64] =
+    [const { AtomicU64::new(0) }; _];
+static SPANS: [AtomicU64; 32] = [const { AtomicU64::new(0) }; _];
 
 /// Changes protections and notes what it took, which is returned. Called at a safe point.
 pub(crate) fn measure(env: Env<'_>, start: u64, bytes: u64, word: u64) -> Result<u64, Refused> {
@@ -75,15 +82,24 @@ pub(crate) fn measure(env: Env<'_>, start: u64, bytes: u64, word: u64) -> Result
     if noted.count == SAMPLES {
         return Err(Refused::NoMemory);
     }
+    match way.work {
+        Work::FirstHarvest if noted.session.is_some() => return Err(Refused::Invalid),
+        Work::FirstHarvest => {
+            SPANS.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            start_session(env, &mut claim)?;
+            noted.session = Some(range);
+        }
+        Work::Harvest if noted.session != Some(range) => return Err(Refused::Invalid),
+        _ => {}
+    }
     let before = Counts::now(&env.vm.space.account());
-    let timed = pinned(env, way, || timed(env, &mut claim, range, way));
-    let broken = |error| Refused::Broken(format!("cannot change protections: {error}"));
-    let (ticks, window) = timed.map_err(broken)?;
+    let (ticks, window) = pinned(env, way, || timed(env, &mut claim, range, way))?;
     let counts = Counts::now(&env.vm.space.account()).since(&before);
     if way.work == Work::Harvest {
-        writable(env, &mut claim, range).map_err(broken)?;
+        noted.session = None;
+        stop_session(env, &mut claim)?;
     }
-    let Samples { count, all } = &mut *noted;
+    let Samples { count, all, .. } = &mut *noted;
     if let Some(place) = all.get_mut(*count) {
         *place = Sample { way: word, pages: range.pages(), ticks, window, counts };
         *count += 1;
@@ -126,7 +142,7 @@ fn timed(
     claim: &mut Claim<'_>,
     range: IpaRange,
     way: Way,
-) -> Result<(u64, u64), ProtError> {
+) -> Result<(u64, u64), Refused> {
     let slots = if way.batch == 0 { usize::MAX } else { way.batch as usize };
     let (mut from, mut window) = (range.start(), 0);
     let start = now();
@@ -147,43 +163,49 @@ fn batch(
     claim: &mut Claim<'_>,
     batch: Batch,
     work: Work,
-) -> Result<Progress, ProtError> {
+) -> Result<Progress, Refused> {
     let (space, guards) = (&env.vm.space, env.guards);
     match work {
-        Work::WriteProtect => space.write_protect(guards, claim, batch),
-        Work::Unprotect => space.protect(guards, claim, batch, Prot::RWX, Relax::Everywhere),
-        Work::Harvest => change(env, claim, batch, |transaction| {
-            transaction.take(Taken::Dirty, |_, _, slots| {
-                black_box(slots);
-            })
-        }),
+        Work::WriteProtect => space.write_protect(guards, claim, batch).map_err(broken),
+        Work::Unprotect => {
+            space.protect(guards, claim, batch, Prot::RWX, Relax::Everywhere).map_err(broken)
+        }
+        Work::FirstHarvest | Work::Harvest => {
+            let harvested = space.dirty_harvest(guards, claim, batch).map_err(broken)?;
+            Ok(harvested.progress)
+        }
     }
 }
 
-/// Does something to a batch, and flushes.
-#[inline]
-fn change<'e>(
-    env: Env<'e>,
-    claim: &mut Claim<'_>,
-    batch: Batch,
-    work: impl FnOnce(&mut Transaction<'_, Pages, Pe>) -> Result<(), ProtError>,
-) -> Result<Progress, ProtError> {
-    let guard = env.guards.enter();
-    let mut transaction = env.vm.space.modify_prot(&guard, claim, batch, Relax::Everywhere)?;
-    work(&mut transaction)?;
-    Ok(transaction.finish().progress)
+/// Starts a dirty session for all of the claimed range.
+fn start_session(env: Env<'_>, claim: &mut Claim<'_>) -> Result<(), Refused> {
+    let [pages, spans] = Bitmaps::words(claim.range());
+    let bitmaps = Bitmaps {
+        pages: PAGES.get(..pages).unwrap_or_default(),
+        spans: SPANS.get(..spans).unwrap_or_default(),
+    };
+    let space = &env.vm.space;
+    // SAFETY: (1) they are static, and of this session only: there is one at a time, and the guest's own have others.
+    let started = unsafe { space.dirty_start(env.guards, claim, &bitmaps, LogBlocks::Keep, relax) };
+    match started {
+        // The guest's own.
+        Err(DirtyError::Running { .. } | DirtyError::Stopping { .. }) => Err(Refused::Invalid),
+        started => started.map_err(broken),
+    }
 }
 
-/// Has all of a range that was harvested be writable without more ado.
-fn writable(env: Env<'_>, claim: &mut Claim<'_>, range: IpaRange) -> Result<(), ProtError> {
-    let mut batch = Batch { from: range.start(), slots: usize::MAX };
-    let all = |transaction: &mut Transaction<'_, Pages, Pe>| {
-        transaction.each(|_, _| Some(Change::UNMANAGED))
-    };
-    while let Progress::Until(next) = change(env, claim, batch, all)? {
-        batch.from = next;
+/// Stops it: all is writable again without more ado.
+fn stop_session(env: Env<'_>, claim: &mut Claim<'_>) -> Result<(), Refused> {
+    let space = &env.vm.space;
+    let mut progress = Progress::Until(claim.range().start());
+    while progress != Progress::Done {
+        progress = space.dirty_stop(env.guards, claim, usize::MAX, relax).map_err(broken)?.progress;
     }
     Ok(())
+}
+
+fn broken(error: impl fmt::Display) -> Refused {
+    Refused::Broken(format!("cannot change protections: {error}"))
 }
 
 #[inline]

@@ -144,6 +144,7 @@ pub(super) const fn name(work: Work) -> &'static str {
     match work {
         Work::WriteProtect => "write-protect",
         Work::Unprotect => "un-protect",
+        Work::FirstHarvest => "first harvest",
         Work::Harvest => "harvest",
     }
 }
