@@ -228,6 +228,13 @@ pub struct ProtArgs {
     /// Draw the numbers here, as SVG
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
+    /// Numbers of CPUs to measure with
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [1, 2, 4],
+        value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
+    pub cpus: Vec<u32>,
+    /// Features of the CPU that stage 2 is to do without, such as hw-dirty or tlbi-range
+    #[arg(long, value_name = "NAME,...")]
+    pub mask: Option<String>,
 }
 
 /// `hypctl bench fault` and `hypctl bench resize`.

@@ -5,7 +5,7 @@
 //! | counted, twice | sit still, for QEMU counts the instructions of all CPUs | instructions, descriptor writes, TLBIs, barriers |
 //! | at full speed, many rounds | write into the range all the time | times, as ratios within a round; faults met in the window; the longest window |
 //!
-//! For 1, 2 and 4 CPUs, and RAM in pages and in blocks. Ranges of blocks begin at 512 pages: smaller ones are less than
+//! For several numbers of CPUs, and RAM in pages and in blocks. Ranges of blocks begin at 512 pages: smaller ones are less than
 //! a leaf. What was counted is then put on a cost model of real cores ([`cores`]).
 
 use cells::{Counted, Timed};
@@ -25,14 +25,13 @@ mod table;
 
 /// The guest that is measured.
 const GUEST: &str = "bench-prot";
-/// vCPUs, each on a CPU of its own.
-const CPUS: [u32; 3] = [1, 2, 4];
 
 #[derive(Debug, Serialize)]
 struct Numbers<'a> {
     schema: u32,
     what: &'a str,
     cpu: &'a str,
+    mask: Option<&'a str>,
     qemu: String,
     settings: Vec<Measured>,
     cores: Cores,
@@ -76,18 +75,21 @@ pub fn prot(arguments: &ProtArgs) -> Exit {
     told(measure(arguments))
 }
 
-fn measure(ProtArgs { bench: arguments, plot }: &ProtArgs) -> Result<Exit, BenchError> {
+fn measure(wanted: &ProtArgs) -> Result<Exit, BenchError> {
+    let ProtArgs { bench: arguments, plot, cpus, mask } = wanted;
     let cores = Cores::published().map_err(|why| BenchError::Parameters(why.to_string()))?;
     let bench = Bench::prepare(arguments)?;
     let extent = match arguments.quick {
         true => Extent { pages: 4096, rounds: 5 },
         false => Extent { pages: 65536, rounds: 9 },
     };
-    let progress = Progress::new(CPUS.len() as u64 * 2 * 3, arguments.quiet);
+    let progress = Progress::new(cpus.len() as u64 * 2 * 3, arguments.quiet);
+    let words = mask.as_ref().map_or(String::new(), |names| format!("mask={names} "));
     let (mut settings, mut identical) = (Vec::new(), true);
     for leaf in [Leaf::Page, Leaf::Block] {
-        for cpus in CPUS {
-            let (mut measured, same) = setting(&bench, cpus, leaf, extent, &progress)?;
+        for &cpus in cpus {
+            let machine = (cpus, leaf, words.as_str());
+            let (mut measured, same) = setting(&bench, machine, extent, &progress)?;
             measured.projected = cores.all(&measured.counted);
             settings.push(measured);
             identical &= same;
@@ -105,6 +107,7 @@ fn measure(ProtArgs { bench: arguments, plot }: &ProtArgs) -> Result<Exit, Bench
         schema: 1,
         what: "EL2's work to change protections",
         cpu: &arguments.cpu,
+        mask: mask.as_deref(),
         qemu: bench.qemu.version().to_string(),
         settings,
         cores,
@@ -116,20 +119,19 @@ fn measure(ProtArgs { bench: arguments, plot }: &ProtArgs) -> Result<Exit, Bench
 /// Measures on so many CPUs; says whether what was counted came to the same twice.
 fn setting(
     bench: &Bench,
-    cpus: u32,
-    leaf: Leaf,
+    (cpus, leaf, words): (u32, Leaf, &str),
     extent: Extent,
     progress: &Progress,
 ) -> Result<(Measured, bool), BenchError> {
     let range = extent.pages << 12;
     let memory = Memory { machine: range + (320 << 20), guest: range + (32 << 20) };
     let (block, words) = match leaf {
-        Leaf::Page => (0, ""),
-        Leaf::Block => (1, "blocks "),
+        Leaf::Page => (0, words.to_owned()),
+        Leaf::Block => (1, format!("blocks {words}")),
     };
     let of = |icount: bool, more: &str| {
         let bootargs = format!("pages={} block={block}{more}", extent.pages);
-        bench.setting_on(Cpus { count: cpus, icount }, GUEST, bootargs, words, memory)
+        bench.setting_on(Cpus { count: cpus, icount }, GUEST, bootargs, &words, memory)
     };
     let step =
         |what: &str| progress.begin(format!("{cpus} CPUs, leaves of {}: {what}", leaf.name()));
@@ -142,7 +144,7 @@ fn setting(
     let same = counted.run()? == first;
     progress.done();
 
-    let write = "";
+    let write = if cpus > 1 { " write=1" } else { "" };
     let timed = of(false, &format!(" rounds={}{write}", extent.rounds))?;
     step("timing");
     let ran = timed.run()?;
