@@ -43,8 +43,10 @@ pub(super) struct Timed {
     pub(super) time: Spread,
     /// Time, divided by what the first method took in the same round.
     pub(super) ratio: Spread,
-    /// Microseconds of the longest batch of all rounds.
-    pub(super) window: f64,
+    /// Microseconds of the longest batch of a round.
+    pub(super) window: Spread,
+    /// Microseconds of the longest batch of all.
+    pub(super) longest: f64,
     /// Stage-2 faults that met a leaf which was invalid until a flush was over, in all rounds.
     pub(super) met: u64,
     /// Stage-2 faults of any kind, in all rounds.
@@ -115,12 +117,13 @@ impl Timed {
             let first = times(Key { method: METHODS[0].name, ..key });
             let own = times(key);
             let ratios = own.iter().zip(&first).map(|(own, first)| own / first.max(1.0));
-            let window = its().map(|sample| sample.window).max().unwrap_or_default();
+            let windows: Vec<_> = its().map(|sample| sample.window as f64 / 1000.0).collect();
             Some(Self {
                 key,
                 time: Spread::of(own.iter().map(|time| time / 1000.0).collect())?,
                 ratio: Spread::of(ratios.collect())?,
-                window: window as f64 / 1000.0,
+                longest: windows.iter().copied().fold(0.0, f64::max),
+                window: Spread::of(windows)?,
                 met: its().map(|sample| sample.met).sum(),
                 faults: its().map(|sample| sample.faults).sum(),
                 rounds: own.len(),
@@ -167,7 +170,7 @@ mod tests {
         assert_eq!(timed.len(), 2);
         assert_eq!((timed[0].ratio.low, timed[0].ratio.high, timed[0].rounds), (1.0, 1.0, 3));
         assert_eq!((timed[1].ratio.low, timed[1].ratio.median, timed[1].rounds), (0.5, 0.5, 2));
-        assert_eq!((timed[1].window, timed[1].met), (2.5, 2));
+        assert_eq!((timed[1].longest, timed[1].met), (2.5, 2));
         assert_eq!(timed[0].time.median, 1.0);
     }
 
