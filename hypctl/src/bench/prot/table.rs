@@ -107,12 +107,17 @@ fn times(text: &mut String, work: &str, settings: &[&Measured]) {
 fn windows(text: &mut String, settings: &[&Measured], cores: &Cores) {
     for one in settings.iter().filter(|one| one.cpus > 1) {
         let range = one.leaf.range();
-        let column = |work| format!("{:>20}{:>12}", format!("{work}: window"), "faults met");
+        let column =
+            |work| format!("{:>20}{:>12}{:>12}", format!("{work}: us"), "longest", "faults met");
         let columns = TIMED.map(name).map(column);
+        let first = one.timed(name(TIMED[0]), METHODS[0].name, range);
+        let rounds = first.map_or(0, |cell| cell.rounds);
         rows(text, &format!("{}, {range} pages", cpus(one.cpus)), &columns, |method| {
             let cell = |work| one.timed(work, method.name, range);
-            let cells = TIMED.map(name).into_iter().filter_map(cell);
-            cells.map(|cell| format!("{:>17.1} us{:>12}", cell.window, cell.met)).collect()
+            let cells = TIMED.map(name).into_iter().filter_map(cell).map(|cell| {
+                format!("{:>20.1}{:>12.1}{:>12}", cell.window.median, cell.longest, cell.met)
+            });
+            cells.collect::<String>() + &format!("   window; faults in {rounds} rounds")
         });
     }
     let _ = writeln!(
