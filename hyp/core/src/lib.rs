@@ -3,7 +3,7 @@
 //! Everything here is a pure function or a small state machine over plain values, so it is tested on
 //! the host: what the machine looks like ([`fdt`]), what of its memory is free ([`layout`]), what the
 //! user asked for ([`config`]), where a guest goes ([`image`]) and what it is told ([`guest_dtb`]), how
-//! its exits read ([`syndrome`], [`mmio`]), what its calls and registers answer ([`psci`], [`idreg`],
+//! its exits read ([`syndrome`], [`mmio`]), what places of its memory have apart ([`patches`]), what its calls and registers answer ([`psci`], [`idreg`],
 //! [`pl011`]), how the run is told to a person and to a program ([`diagnosis`], [`report`]),
 //! and how its steps are recorded ([`trace`]).
 //!
@@ -39,6 +39,7 @@ pub mod image;
 pub mod layout;
 pub mod mask;
 pub mod mmio;
+pub mod patches;
 pub mod pl011;
 pub mod psci;
 pub mod range;
