@@ -9,6 +9,8 @@
 //! | COPY | `vm/copying.rs` |
 //! | CONTIGUOUS, DISSOLVE | `vm/runs.rs` |
 //! | SCAN | `vm/scan.rs` |
+//! | PROTECT | `vm/protecting.rs` |
+//! | POPULATE, RELEASE | `vm/populating.rs` |
 //! | DIRTY_START, DIRTY_HARVEST, DIRTY_STOP | `vm/logging.rs` |
 //! | SHADOW | `vm/shadow.rs` |
 //! | MEASURE, in builds with the feature `measure` | `vm/measuring.rs` |
@@ -30,7 +32,9 @@ use crate::vm::run::{Env, Step};
 use crate::vm::scan::Scanned;
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::Vcpu;
-use crate::vm::{NUMBER, blocks, copying, logging, moving, runs, scan, shadow};
+use crate::vm::{
+    NUMBER, blocks, copying, logging, moving, populating, protecting, runs, scan, shadow,
+};
 
 /// Answers one of [`call::MANAGING`]; `esr` is the syndrome of the instruction.
 #[inline(never)]
@@ -64,6 +68,9 @@ fn asked(env: Env<'_>, function: u32, arguments: [u64; 3]) -> Result<[u64; 2], R
         call::COPY => copying::copy(env, start, bytes, more),
         call::CONTIGUOUS => runs::make(env, start, bytes),
         call::DISSOLVE => runs::dissolve(env, start, bytes),
+        call::PROTECT => protecting::protect(env, start, bytes, more),
+        call::POPULATE => populating::populate(env, start, bytes),
+        call::RELEASE => populating::release(env, start, bytes),
         call::DIRTY_START => logging::start(env, start, bytes, more),
         call::DIRTY_HARVEST => logging::harvest(env, start, bytes, more),
         call::DIRTY_STOP => logging::stop(env),

@@ -23,6 +23,7 @@ use stage2::{
 use super::fault::{Populate, ended};
 use super::outcome::{Part, Refused};
 use super::payload::Source;
+use super::policy::plain;
 use super::run::Env;
 use super::{Policy, scan};
 use crate::event::counters::Own;
@@ -36,9 +37,7 @@ pub(super) const BATCH: usize = FULL;
 /// How RAM is populated by blocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Blocks {
-    /// All of RAM.
-    pub(crate) ram: IpaRange,
-    /// How a block is mapped.
+    /// How a block is mapped, where everything is allowed.
     pub(crate) mapping: Mapping,
 }
 
@@ -47,14 +46,6 @@ impl Blocks {
     pub(super) fn split_off(ram: IpaRange) -> Option<IpaRange> {
         let first = IpaRange::new(ram.start(), BLOCK).ok()?;
         ram.covers(&first).then_some(first)
-    }
-
-    /// Whether a block may be at the 2 MiB of a page.
-    fn suits(&self, env: Env<'_>, page: u64) -> bool {
-        let start = page & !(BLOCK - 1);
-        let range = hyp_core::IpaRange { start, end: start.saturating_add(BLOCK) };
-        IpaRange::new(Ipa::new(start), BLOCK).is_ok_and(|block| self.ram.covers(&block))
-            && env.vm.plan.payload.leaves_alone(&range)
     }
 }
 
@@ -74,19 +65,20 @@ unsafe impl Frames for Whole<'_> {
     }
 }
 
+/// How the block is mapped that a fault at a page may populate, if it may.
+fn suiting(env: Env<'_>, policy: &Policy, page: u64) -> Option<Mapping> {
+    let start = Ipa::new(page).align_down(BLOCK);
+    let span = IpaRange::new(start, BLOCK).ok().filter(|_| !policy.paged.contains(start))?;
+    policy.block(start).filter(|_| env.vm.plan.payload.leaves_alone(&plain(span)))
+}
+
 /// A fault at `page`, which is RAM outside [`Policy::ram`], under the guard that saw this.
 #[cold]
-pub(super) fn fault(
-    env: Env<'_>,
-    guard: &Guard<'_>,
-    policy: &Policy,
-    blocks: &Blocks,
-    page: u64,
-) -> Populate {
+pub(super) fn fault(env: Env<'_>, guard: &Guard<'_>, policy: &Policy, page: u64) -> Populate {
     let (space, stock, at) = (&env.vm.space, &env.cpu.stock, Ipa::new(page));
     let mut tally = Tally::default();
-    if blocks.suits(env, page) {
-        match space.install(guard, at, &blocks.mapping, &mut Whole(stock), &mut tally) {
+    if let Some(mapping) = suiting(env, policy, page) {
+        match space.install(guard, at, &mapping, &mut Whole(stock), &mut tally) {
             // A table is there, or no block at hand: a page.
             Err(InstallError::Occupied { level: Level::L2, .. } | InstallError::OutOfFrames) => {}
             result => {
@@ -98,17 +90,18 @@ pub(super) fn fault(
         }
     }
     let mut source = Source::new(stock, &env.vm.plan.payload, page);
-    let result = space.install(guard, at, &policy.ram_page, &mut source, &mut tally);
+    let result = space.install(guard, at, policy.page(at), &mut source, &mut tally);
     ended(env, result, &tally)
 }
 
 /// Checks the arguments of a call.
 pub(super) fn wanted(env: Env<'_>, start: u64, bytes: u64) -> Result<IpaRange, Refused> {
     let guard = env.guards.enter();
-    let blocks = env.vm.policy(&guard).blocks.as_ref().ok_or(Refused::Unsupported)?;
+    let policy = env.vm.policy(&guard);
+    policy.blocks.ok_or(Refused::Unsupported)?;
     let range = IpaRange::new(Ipa::new(start), bytes).map_err(|_| Refused::Invalid)?;
     let aligned = (start | bytes).is_multiple_of(BLOCK) && bytes <= RESIZE_MAX;
-    if aligned && blocks.ram.covers(&range) { Ok(range) } else { Err(Refused::Invalid) }
+    if aligned && policy.main.covers(&range) { Ok(range) } else { Err(Refused::Invalid) }
 }
 
 /// Splits the first blocks of a range into pages. Called at a safe point.

@@ -74,7 +74,18 @@ pub(super) fn copy_spans(
     heard: &mut impl FnMut(Ipa, CopyCollapse),
 ) -> Result<Progress, Refused> {
     let Env { vm, cpu, guards } = env;
-    let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
+    let whole = {
+        let guard = guards.enter();
+        vm.policy(&guard).whole_spans(range)
+    };
+    let Some(spans) = whole else {
+        // A page that is filled in would need other permissions than its neighbours.
+        let ipa = range.start();
+        heard(ipa, CopyCollapse::Stays(CopyObstacle::Unlike { ipa }));
+        let next = Ipa::new(ipa.get() + BLOCK);
+        return Ok(if next < range.end() { Progress::Until(next) } else { Progress::Done });
+    };
+    let mut claim = vm.space.claim(spans).map_err(|_| Refused::Busy)?;
     let (mut made, mut filled) = (0, 0);
     let mut copier = Copier {
         payload: &vm.plan.payload,
@@ -91,7 +102,11 @@ pub(super) fn copy_spans(
     cpu.counters.add(Stat::Copied, made);
     cpu.counters.add(Stat::Filled, filled);
     cpu.counters.add(Stat::TablesFreed, made);
-    progress.map_err(|error| Refused::Broken(format!("cannot copy: {error}")))
+    match progress {
+        Ok(Progress::Done) if spans != range => Ok(Progress::Until(spans.end())),
+        Ok(progress) => Ok(progress),
+        Err(error) => Err(Refused::Broken(format!("cannot copy: {error}"))),
+    }
 }
 
 // SAFETY: (1) a block from the pool is aligned RAM that is nobody else's, and comes back to the pool only against a

@@ -13,6 +13,7 @@ use hyp_core::fdt::{Module, ModuleKind, Platform};
 use hyp_core::guest_dtb::{self, GuestTree};
 use hyp_core::mask::Mask;
 use hyp_core::mmio::{Devices, Window};
+use hyp_core::patches::Patches;
 use hyp_core::psci::Psci;
 use hyp_core::range::{Bytes, Count};
 use hyp_core::{PaRange, image};
@@ -168,7 +169,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     cpu::current().stock.refill();
     let space = Space::new(plan.geometry, plan.vmids, EPOCHS.domain(), pages, arch)?;
     let policy = policy(&space, plan)?;
-    let scan = policy.blocks.as_ref().and_then(|blocks| scan::scanner(blocks.ram));
+    let scan = policy.blocks.and_then(|_| scan::scanner(policy.main));
     Ok(Vm {
         plan,
         since: takedown::tally(),
@@ -279,14 +280,15 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
     let mapping = |level| space.mapping(level, &Attributes::new(RAM, MEM), Owner::Vm);
     let ram_page = mapping(Level::L3)?;
     let first = Blocks::split_off(ram).filter(|_| plan.blocks || plan.scan);
-    let (ram, blocks) = match first {
+    let (paged, blocks) = match first {
         Some(first) => {
-            let blocks = Blocks { ram, mapping: mapping(Level::L2)? };
+            let blocks = Blocks { mapping: mapping(Level::L2)? };
             (if plan.blocks { first } else { ram }, Some(blocks))
         }
         None => (ram, None),
     };
-    Ok(Policy { ram, blocks, moving: None, ram_page, regions })
+    let limited = Patches::new();
+    Ok(Policy { ram: paged, ram_page, main: ram, paged, blocks, moving: None, limited, regions })
 }
 
 fn announce(plan: &Plan, guest: &Guest) {

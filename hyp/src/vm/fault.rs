@@ -119,13 +119,11 @@ fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate
                     }
                 };
             }
-            if let Some(blocks) = &policy.blocks
-                && blocks.ram.contains(Ipa::new(page))
-            {
-                let end = blocks::fault(env, &guard, policy, blocks, page);
+            if policy.main.contains(Ipa::new(page)) {
+                let end = blocks::fault(env, &guard, policy, page);
                 drop(guard);
                 return match end {
-                    Populate::Done => Step::Restock,
+                    Populate::Done if env.vm.plan.blocks => Step::Restock,
                     // Never `Elsewhere`.
                     other => unpopulated(env, vcpu, esr, page, other),
                 };

@@ -1,8 +1,9 @@
 //! Exceptions that the guest takes because EL2 says so.
 
 use aarch64_cpu::registers::{
-    ELR_EL1, ESR_EL1, Readable, SCTLR_EL1, SPSR_EL1, VBAR_EL1, Writeable,
+    ELR_EL1, ESR_EL1, FAR_EL1, Readable, SCTLR_EL1, SPSR_EL1, VBAR_EL1, Writeable,
 };
+use hyp_core::syndrome::Abort;
 
 use super::context::Context;
 use crate::sysreg;
@@ -21,13 +22,29 @@ const STACK: u64 = 1;
 /// Makes the guest take an Undefined Instruction exception at its current instruction
 /// \[AArch64.TakeException\].
 pub(super) fn undefined(context: &mut Context) {
+    take(context, UNDEFINED);
+}
+
+/// Makes the guest take a synchronous external abort instead of an abort of its current instruction: what it has
+/// accessed at `far` is not there for it. On a walk of its stage 1 `walk` is the level that the walk had come to.
+pub(super) fn external_abort(context: &mut Context, abort: Abort, far: u64, walk: Option<i8>) {
+    FAR_EL1.set(far);
+    take(context, abort.as_external(is_el0(context), walk));
+}
+
+const fn is_el0(context: &Context) -> bool {
+    context.pstate & LEVEL == 0
+}
+
+/// The exception itself, synchronous, to EL1.
+fn take(context: &mut Context, esr: u64) {
     let from = context.pstate;
     let offset = match (from & LEVEL, from & STACK) {
         (0, _) => 0x400,
         (_, 0) => 0x000,
         _ => 0x200,
     };
-    ESR_EL1.set(UNDEFINED);
+    ESR_EL1.set(esr);
     ELR_EL1.set(context.pc);
     SPSR_EL1.set(from);
     let sctlr = SCTLR_EL1.get();

@@ -111,7 +111,7 @@ pub(crate) fn measure(env: Env<'_>, start: u64, bytes: u64, word: u64) -> Result
 fn ram(env: Env<'_>) -> IpaRange {
     let guard = env.guards.enter();
     let policy = env.vm.policy(&guard);
-    policy.blocks.map_or(policy.ram, |blocks| blocks.ram)
+    policy.main
 }
 
 /// Does something with the space pinned to a way, as far as that says so.

@@ -39,6 +39,7 @@ pub(crate) mod context;
 mod control;
 pub(crate) mod copying;
 mod create;
+mod edges;
 mod fault;
 pub(crate) mod guest_memory;
 mod idle;
@@ -53,6 +54,9 @@ pub(crate) mod outcome;
 mod pause;
 pub(crate) mod payload;
 mod pe;
+mod policy;
+pub(crate) mod populating;
+pub(crate) mod protecting;
 mod relaxing;
 pub(crate) mod run;
 pub(crate) mod runs;
@@ -74,9 +78,8 @@ use hyp_abi::MAX_VCPUS;
 use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
 use pe::{Pages, Pe};
-use stage2::{
-    Backing, Epochs, Guard, Ipa, IpaRange, Mapping, Prot, Region, RegionMap, Space, Tally,
-};
+use policy::Policy;
+use stage2::{Epochs, Guard, Region, RegionMap, Space, Tally};
 use vcpu::Mailbox;
 
 use crate::boot::{Machine, Refusal};
@@ -128,46 +131,6 @@ impl Vm {
         // SAFETY: (1) the pointer came from a box; (2) whoever replaces the policy waits for the
         // guards that may have seen it before freeing it.
         unsafe { &*self.policy.load(Ordering::Acquire) }
-    }
-}
-
-/// What guest-physical addresses are: immutable, replaced as a whole.
-#[derive(Debug)]
-pub(crate) struct Policy {
-    /// RAM, which is what nearly every fault is about: looked at before the map. While memory is moved, a
-    /// part of RAM that is not concerned. If there are blocks, the part that never is one.
-    pub(crate) ram: IpaRange,
-    /// How RAM is mapped by blocks, if it may be: by faults elsewhere than in `ram`, or when pages become blocks.
-    pub(crate) blocks: Option<blocks::Blocks>,
-    /// Memory that is being moved.
-    pub(crate) moving: Option<moving::Moving>,
-    /// How a page of RAM is mapped.
-    pub(crate) ram_page: Mapping,
-    /// Everything.
-    pub(crate) regions: Regions,
-}
-
-impl Policy {
-    /// What the guest may do to the RAM at `ipa`; `None` where there is none.
-    #[inline]
-    pub(crate) fn allows(&self, ipa: Ipa) -> Option<Prot> {
-        if self.ram.contains(ipa) { Some(create::RAM) } else { self.allows_elsewhere(ipa) }
-    }
-
-    #[cold]
-    fn allows_elsewhere(&self, ipa: Ipa) -> Option<Prot> {
-        match self.regions.find(ipa)?.backing {
-            Backing::Ram { prot, .. } => Some(prot),
-            Backing::Emulated(_) => None,
-        }
-    }
-
-    /// All regions as names and ranges, for a diagnosis.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, hyp_core::IpaRange)> {
-        self.regions.all().iter().map(|region| {
-            let (start, end) = (region.range.start().get(), region.range.end().get());
-            (region.name, hyp_core::IpaRange { start, end })
-        })
     }
 }
 

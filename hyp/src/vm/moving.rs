@@ -19,26 +19,22 @@
 //!
 //! One CPU moves at a time; a second is told so and does not wait.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
 use hyp_abi::call::{MOVE_MAX, Stat};
 use hyp_core::PaRange;
-use stage2::claim::Claim;
 use stage2::epoch::Cpu;
-use stage2::space::{Batch, Notes, Progress, Release, SplitError};
-use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Level, Pa, Tally, View};
+use stage2::space::{Batch, Notes, Progress, Release};
+use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Pa, Tally, View};
 
-use super::blocks::count_splits;
 use super::copying::{copy_page, retire_page};
 use super::outcome::Refused;
 use super::payload::Source;
+use super::policy::{Room, publish};
 use super::run::Env;
-use super::{Policy, Stage2, runs};
+use super::{Stage2, edges};
 use crate::lock::relax;
-use crate::mem::cache::BLOCK;
 use crate::mem::{PAGE, clean, frames};
 
 /// Slots that are taken away under one flush.
@@ -49,12 +45,10 @@ const TRIES: usize = 4;
 /// Memory on its way.
 #[derive(Debug)]
 pub(crate) struct Moving {
-    /// All of RAM.
-    ram: IpaRange,
     /// What is moved.
     range: IpaRange,
     /// Where each page is now, sorted by address; none while they are away.
-    pages: Option<Box<[Page]>>,
+    pages: Option<Vec<Page>>,
 }
 
 /// A page on its way.
@@ -79,6 +73,16 @@ unsafe impl Frames for Its {
 }
 
 impl Moving {
+    /// A range of which nothing is mapped, and nothing is to be.
+    pub(super) const fn away(range: IpaRange) -> Self {
+        Self { range, pages: None }
+    }
+
+    /// What is moved.
+    pub(super) const fn range(&self) -> IpaRange {
+        self.range
+    }
+
     /// A fault at `page`, under the guard that saw this; `None` if it is not RAM.
     pub(super) fn fault(
         &self,
@@ -87,10 +91,11 @@ impl Moving {
         page: u64,
     ) -> Option<Result<(), InstallError>> {
         let ipa = Ipa::new(page);
-        if !self.ram.contains(ipa) {
+        let policy = env.vm.policy(guard);
+        if !policy.main.contains(ipa) {
             return None;
         }
-        let policy = env.vm.policy(guard);
+        let mapping = policy.page(ipa);
         let mut tally = Tally::default();
         let space = &env.vm.space;
         let result = match &self.pages {
@@ -101,11 +106,11 @@ impl Moving {
                 return Some(Ok(()));
             }
             Some(pages) if let Some(frame) = frame_of(pages, ipa) => {
-                space.install(guard, ipa, &policy.ram_page, &mut Its(Some(frame)), &mut tally)
+                space.install(guard, ipa, mapping, &mut Its(Some(frame)), &mut tally)
             }
             _ => {
                 let mut source = Source::new(&env.cpu.stock, &env.vm.plan.payload, page);
-                space.install(guard, ipa, &policy.ram_page, &mut source, &mut tally)
+                space.install(guard, ipa, mapping, &mut source, &mut tally)
             }
         };
         count(env, &tally);
@@ -153,27 +158,22 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
         return Err(Refused::Invalid);
     }
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
-    let (paged, blocks) = {
+    {
         let guard = guards.enter();
-        let policy = vm.policy(&guard);
-        (policy.ram, policy.blocks)
-    };
-    let ram = blocks.map_or(paged, |blocks| blocks.ram);
-    let rest = rest(ram, range).ok_or(Refused::Invalid)?;
-    let mut stash = Stash::new(range.pages() as usize)?;
-    // Blocks that reach over an edge of the range are split, too.
-    let claimed = if blocks.is_some() { whole_blocks(range) } else { Some(range) };
-    let claimed = claimed.ok_or(Refused::Invalid)?;
-    let mut claim = vm.space.claim(claimed).map_err(|_| Refused::Busy)?;
-
-    publish(env, rest, Some(Moving { ram, range, pages: None }))?;
-    if blocks.is_some() {
-        // Nobody installs a block any more: the policy says so.
-        split(env, &mut claim)?;
-        runs::dissolve_all(env, &mut claim)?;
-        drop(claim);
-        claim = vm.space.claim(range).map_err(|_| Refused::Broken("the claim is lost".into()))?;
+        let main = vm.policy(&guard).main;
+        if !main.covers(&range) || main == range {
+            return Err(Refused::Invalid);
+        }
     }
+    let mut stash = Stash::new(range.pages() as usize)?;
+    let [first, second, last] = [Room::new(env)?, Room::new(env)?, Room::new(env)?];
+    edges::prepare(env)?;
+
+    publish(env, first, Some(Moving::away(range)))?;
+    // Nobody installs a block any more: the policy says so.
+    edges::free(env, range)?;
+    let gone = |why| Refused::Broken(format!("what is moved cannot be claimed: {why}"));
+    let mut claim = vm.space.claim(range).map_err(gone)?;
     let mut batch = Batch { from: range.start(), slots: BATCH };
     while let Progress::Until(next) = vm
         .space
@@ -183,75 +183,18 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
         batch.from = next;
     }
     cpu.counters.add(Stat::TablesFreed, stash.tables);
-    let pages: Box<[Page]> = core::mem::take(&mut stash.pages).into_boxed_slice();
+    // As it is: a list without spare room would be another allocation.
+    let pages = core::mem::take(&mut stash.pages);
     let moved = pages.len() as u64;
     // The guest may fetch instructions from the new frames.
     clean::instructions_for_guest();
-    publish(env, rest, Some(Moving { ram, range, pages: Some(pages) }))?;
+    publish(env, second, Some(Moving { range, pages: Some(pages) }))?;
     for number in 0..moved as usize {
         install(env, number)?;
     }
-    publish(env, paged, None)?;
+    publish(env, last, None)?;
     cpu.counters.add(Stat::Moved, moved);
     Ok(moved)
-}
-
-/// The range with all of each block that it touches.
-fn whole_blocks(range: IpaRange) -> Option<IpaRange> {
-    let start = range.start().align_down(BLOCK);
-    let end = range.end().get().checked_next_multiple_of(BLOCK)?;
-    IpaRange::new(start, end - start.get()).ok()
-}
-
-/// Splits the blocks of the claimed range, all of them.
-fn split(env: Env<'_>, claim: &mut Claim<'_>) -> Result<(), Refused> {
-    let space = &env.vm.space;
-    let before = space.account();
-    let mut batch = Batch { from: claim.range().start(), slots: BATCH };
-    let mut tries = TRIES;
-    let outcome = loop {
-        if env.cpu.stock.is_low() {
-            env.cpu.stock.refill();
-        }
-        match space.split(env.guards, claim, batch, Level::L3) {
-            Ok(Progress::Done) => break Ok(()),
-            Ok(Progress::Until(next)) => batch.from = next,
-            Err(SplitError::OutOfTables { .. }) if tries > 0 => tries -= 1,
-            Err(error) => break Err(Refused::Broken(format!("cannot split: {error}"))),
-        }
-    };
-    count_splits(env, &before);
-    outcome
-}
-
-/// A part of RAM outside the range.
-fn rest(ram: IpaRange, range: IpaRange) -> Option<IpaRange> {
-    if !ram.covers(&range) {
-        return None;
-    }
-    let between = |start: Ipa, end: Ipa| IpaRange::new(start, end.get() - start.get()).ok();
-    let (below, above) = (between(ram.start(), range.start()), between(range.end(), ram.end()));
-    [below, above].into_iter().flatten().max_by_key(IpaRange::bytes)
-}
-
-/// Replaces the policy, and waits until nobody goes by the old one.
-fn publish(env: Env<'_>, ram: IpaRange, moving: Option<Moving>) -> Result<(), Refused> {
-    let guard = env.guards.enter();
-    let now = env.vm.policy(&guard);
-    let new = Policy {
-        ram,
-        blocks: now.blocks,
-        moving,
-        ram_page: now.ram_page,
-        regions: now.regions.clone(),
-    };
-    drop(guard);
-    let old = env.vm.policy.swap(Box::into_raw(Box::new(new)), Ordering::AcqRel);
-    env.guards.wait(relax).map_err(|inside| Refused::Broken(format!("{inside}")))?;
-    // SAFETY: (1) from a box, here or in `create`; (2) replaced, and everyone has been outside a guard
-    // since.
-    drop(unsafe { Box::from_raw(old) });
-    Ok(())
 }
 
 /// Installs a page of those that are on their way, unless a fault has.
@@ -265,7 +208,8 @@ fn install(env: Env<'_>, number: usize) -> Result<(), Refused> {
         let pages = policy.moving.as_ref().and_then(|moving| moving.pages.as_deref());
         let Some(page) = pages.and_then(|pages| pages.get(number)) else { return Ok(()) };
         let (mut its, mut tally) = (Its(Some(page.frame)), Tally::default());
-        let result = env.vm.space.install(&guard, page.ipa, &policy.ram_page, &mut its, &mut tally);
+        let result =
+            env.vm.space.install(&guard, page.ipa, policy.page(page.ipa), &mut its, &mut tally);
         count(env, &tally);
         match result {
             Ok(_) => return Ok(()),

@@ -6,7 +6,7 @@
 pub enum Stat {
     /// Stage-2 faults taken, of any kind.
     Faults = 0,
-    /// Pages, or blocks, that a fault installed.
+    /// Pages, or blocks, that a fault or POPULATE installed.
     Installed = 1,
     /// Installs that lost to another virtual CPU that was faster.
     LostRaces = 2,
@@ -60,11 +60,15 @@ pub enum Stat {
     Dissolved = 26,
     /// Faults that gave a leaf which was there the access flag, a permission, or the record that it was written.
     Relaxed = 27,
+    /// Pages that the guest has given back.
+    Released = 28,
+    /// Accesses to RAM that its permissions do not allow: each is an abort in the guest.
+    Violations = 29,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -93,6 +97,8 @@ impl Stat {
         Self::Runs,
         Self::Dissolved,
         Self::Relaxed,
+        Self::Released,
+        Self::Violations,
     ];
 
     /// The selector with this number, if there is one.
@@ -127,6 +133,8 @@ impl Stat {
             25 => Self::Runs,
             26 => Self::Dissolved,
             27 => Self::Relaxed,
+            28 => Self::Released,
+            29 => Self::Violations,
             _ => return None,
         })
     }

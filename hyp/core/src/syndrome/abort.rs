@@ -60,6 +60,38 @@ impl Abort {
         Status::new((self.iss & 0x3f) as u8)
     }
 
+    /// `ESR_EL1` of a synchronous external abort, which a guest is to take instead of this abort of its own: the same
+    /// kind of access, from `el0` or from EL1, with `FAR_EL1` valid.
+    ///
+    /// If it happened on a walk of stage 1, `walk` is the level (-1 to 3) of the descriptor that could not be
+    /// accessed. Whether the instruction was a write is not known then.
+    #[must_use]
+    pub const fn as_external(self, el0: bool, walk: Option<i8>) -> u64 {
+        // Instruction length: 32 bits, and 1 for an abort without ISV.
+        const IL: u64 = 1 << 25;
+        const CM: u32 = 1 << 8;
+        const WNR: u32 = 1 << 6;
+        let class = match (self.is_instruction, el0) {
+            (true, true) => 0x20,
+            (true, false) => 0x21,
+            (false, true) => 0x24,
+            (false, false) => 0x25,
+        };
+        let status = match walk {
+            None => 0x10,
+            Some(-1) => 0x13,
+            Some(level) => 0x14 | level as u64 & 3,
+        };
+        let kept = match (self.is_instruction, walk) {
+            (false, None) => self.iss & (CM | WNR),
+            // For maintenance it is set whatever the instruction.
+            (false, Some(_)) if self.is_cache_maintenance() => CM | WNR,
+            (false, Some(_)) => 0,
+            (true, _) => 0,
+        };
+        class << 26 | IL | kept as u64 | status
+    }
+
     /// The decoded load or store, when hardware gives it (ISV).
     #[must_use]
     pub const fn access(self) -> Option<LoadStore> {

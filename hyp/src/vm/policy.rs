@@ -1,0 +1,174 @@
+//! What guest-physical addresses are: the VM's policy, and how the next one takes its place.
+//!
+//! | part of RAM | a fault there |
+//! | --- | --- |
+//! | [`Policy::ram`]: nothing special is the case | a page, at once |
+//! | being moved or released | [`moving`](super::moving) |
+//! | with limited permissions ([`Limits`]) | a page or a block that has those |
+//! | everything else | a block where one may be ([`blocks`](super::blocks)), or a page |
+//!
+//! So the path of most faults asks for one range, whatever else there is: the largest part of RAM in which nothing special is
+//! the case. A policy is immutable. Who has the turn ([`Vm::moving`]) [publishes](publish) another, and
+//! waits until nobody goes by the old one. What the next one takes on the heap is taken beforehand ([`Room`]), while it may
+//! still be refused.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use hyp_core::patches::{Over, Patches};
+use stage2::{Ipa, IpaRange, Mapping, Prot};
+
+use super::Regions;
+use super::blocks::Blocks;
+use super::moving::Moving;
+use super::outcome::Refused;
+use super::run::Env;
+use crate::lock::relax;
+use crate::mem::cache::BLOCK;
+
+/// Where no guest has RAM, nor any address: beyond the largest IPA.
+const NOWHERE: IpaRange = match IpaRange::new(Ipa::new(1 << 56), BLOCK) {
+    Ok(range) => range,
+    Err(_) => panic!("a block, aligned"),
+};
+
+/// What guest-physical addresses are: immutable, replaced as a whole.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    /// The part of RAM in which nothing special is the case: what nearly every fault is about, looked at before all else.
+    pub(crate) ram: IpaRange,
+    /// How a page of RAM is mapped.
+    pub(crate) ram_page: Mapping,
+    /// All of RAM.
+    pub(crate) main: IpaRange,
+    /// The part of it that is populated by pages whatever it holds.
+    pub(super) paged: IpaRange,
+    /// How RAM is mapped by blocks, if it may be: by faults, or when pages become blocks.
+    pub(crate) blocks: Option<Blocks>,
+    /// Memory that is being moved.
+    pub(crate) moving: Option<Moving>,
+    /// Where permissions are limited.
+    pub(super) limited: Patches<Limits>,
+    /// Everything.
+    pub(crate) regions: Regions,
+}
+
+/// What a part of RAM allows that does not allow everything, and how it is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// What is allowed.
+    pub(super) prot: Prot,
+    /// How a page is mapped.
+    pub(super) page: Mapping,
+    /// How a block is mapped.
+    pub(super) block: Mapping,
+}
+
+impl Policy {
+    /// All regions as names and ranges, for a diagnosis.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, hyp_core::IpaRange)> {
+        self.regions.all().iter().map(|region| (region.name, plain(region.range)))
+    }
+
+    /// What the guest may do with a page of RAM; `None` for what is no RAM.
+    pub(crate) fn allowed(&self, ipa: Ipa) -> Option<Prot> {
+        let limits = self.limited.at(ipa.get());
+        self.main.contains(ipa).then(|| limits.map_or(Prot::RWX, |limits| limits.prot))
+    }
+
+    /// How the page of RAM at an address is mapped.
+    pub(super) fn page(&self, ipa: Ipa) -> &Mapping {
+        self.limited.at(ipa.get()).map_or(&self.ram_page, |limits| &limits.page)
+    }
+
+    /// How the block at `start` is mapped; `None` where RAM has no blocks, or if it is not all RAM with the same permissions.
+    pub(super) fn block(&self, start: Ipa) -> Option<Mapping> {
+        let span = IpaRange::new(start, BLOCK).ok().filter(|span| self.main.covers(span))?;
+        let Blocks { mapping, .. } = self.blocks?;
+        match self.limited.over(plain(span)) {
+            Over::Rest => Some(mapping),
+            Over::Patch(limits) => Some(limits.block),
+            Over::Mixed => None,
+        }
+    }
+
+    /// The first of a range of whole blocks of RAM, up to one within which permissions change; `None` if the first does.
+    pub(super) fn whole_spans(&self, range: IpaRange) -> Option<IpaRange> {
+        let (start, end) = (range.start().get(), range.end().get());
+        let is_mixed = |at: &u64| {
+            let span = hyp_core::IpaRange { start: *at, end: at.saturating_add(BLOCK) };
+            self.limited.over(span) == Over::Mixed
+        };
+        let until = (start..end).step_by(BLOCK as usize).find(is_mixed).unwrap_or(end);
+        IpaRange::new(range.start(), until - start).ok()
+    }
+
+    /// The part of RAM in which nothing special is the case.
+    fn ordinary(&self, moving: Option<IpaRange>, limited: &Patches<Limits>) -> IpaRange {
+        let paged = plain(self.paged);
+        let away = moving.map_or(hyp_core::IpaRange { start: paged.end, end: paged.end }, plain);
+        let below = hyp_core::IpaRange { start: paged.start, end: away.start.min(paged.end) };
+        let above = hyp_core::IpaRange { start: away.end.max(paged.start), end: paged.end };
+        let gap = limited.largest_gap(&[below, above]);
+        gap.and_then(|gap| IpaRange::new(Ipa::new(gap.start), gap.len()).ok()).unwrap_or(NOWHERE)
+    }
+}
+
+/// A range in the terms of `hyp-core`.
+pub(super) fn plain(range: IpaRange) -> hyp_core::IpaRange {
+    hyp_core::IpaRange { start: range.start().get(), end: range.end().get() }
+}
+
+/// What a policy takes on the heap.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// Empty, with room for one.
+    place: Vec<Policy>,
+    /// Where permissions will be limited.
+    pub(super) limited: Patches<Limits>,
+}
+
+impl Room {
+    /// For a policy after that of now. The caller has the turn.
+    pub(super) fn new(env: Env<'_>) -> Result<Self, Refused> {
+        let guard = env.guards.enter();
+        let limited = env.vm.policy(&guard).limited.again().map_err(|_| Refused::NoMemory)?;
+        Self::with(limited)
+    }
+
+    /// For a policy under which permissions are limited so.
+    pub(super) fn with(limited: Patches<Limits>) -> Result<Self, Refused> {
+        let mut place = Vec::new();
+        place.try_reserve_exact(1).map_err(|_| Refused::NoMemory)?;
+        Ok(Self { place, limited })
+    }
+}
+
+/// Replaces the policy, and waits until nobody goes by the old one. The caller has the turn.
+pub(super) fn publish(env: Env<'_>, room: Room, moving: Option<Moving>) -> Result<(), Refused> {
+    let Room { mut place, limited } = room;
+    {
+        let guard = env.guards.enter();
+        let now = env.vm.policy(&guard);
+        place.push(Policy {
+            ram: now.ordinary(moving.as_ref().map(Moving::range), &limited),
+            ram_page: now.ram_page,
+            main: now.main,
+            paged: now.paged,
+            blocks: now.blocks,
+            moving,
+            limited,
+            regions: now.regions.clone(),
+        });
+    }
+    // A slice of one has the layout of its element.
+    let new = Box::into_raw(place.into_boxed_slice()).cast();
+    let old = env.vm.policy.swap(new, Ordering::AcqRel);
+    env.guards.wait(relax).map_err(|inside| Refused::Broken(format!("{inside}")))?;
+    // SAFETY: (1) from a box, of one or of a slice of one, here or in `create`; (2) replaced, and everyone has been
+    // outside a guard since.
+    drop(unsafe { Box::from_raw(old) });
+    Ok(())
+}
