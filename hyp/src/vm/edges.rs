@@ -31,28 +31,40 @@ pub(super) fn prepare(env: Env<'_>) -> Result<(), Refused> {
 
 /// Makes them free; returns the number of blocks that were split.
 pub(super) fn free(env: Env<'_>, range: IpaRange) -> Result<u64, Refused> {
-    let has_blocks = {
-        let guard = env.guards.enter();
-        env.vm.policy(&guard).blocks.is_some()
-    };
-    let (start, end) = (range.start().get(), range.end().get());
+    let [first, last] = [range.start(), range.end()].map(|edge| edge.align_down(BLOCK));
     let mut split = 0;
-    let mut last = None;
-    for edge in [start, end] {
-        let span = edge & !(BLOCK - 1);
-        if has_blocks && edge != span && last != Some(span) {
-            split += clear(env, span)?;
-            last = Some(span);
-        }
+    if first != range.start() || first == last {
+        split += clear(env, first)?;
+    }
+    if last != range.end() && last != first {
+        split += clear(env, last)?;
     }
     Ok(split)
 }
 
+/// Leaves nothing but pages without runs in all 2 MiB that a range has a part of: two, at the most.
+pub(super) fn pages_only(env: Env<'_>, range: IpaRange) -> Result<(), Refused> {
+    let first = range.start().align_down(BLOCK);
+    let last = Ipa::new(range.end().get() - 1).align_down(BLOCK);
+    clear(env, first)?;
+    if last != first {
+        clear(env, last)?;
+    }
+    Ok(())
+}
+
 /// Leaves pages without runs in the 2 MiB from `span` on.
-fn clear(env: Env<'_>, span: u64) -> Result<u64, Refused> {
+fn clear(env: Env<'_>, span: Ipa) -> Result<u64, Refused> {
     let space = &env.vm.space;
+    let has_blocks = {
+        let guard = env.guards.enter();
+        env.vm.policy(&guard).blocks.is_some()
+    };
+    if !has_blocks {
+        return Ok(0);
+    }
     let gone = |why| Refused::Broken(format!("the span of an edge cannot be claimed: {why}"));
-    let range = IpaRange::new(Ipa::new(span), BLOCK).map_err(|_| Refused::Invalid)?;
+    let range = IpaRange::new(span, BLOCK).map_err(|_| Refused::Invalid)?;
     // Nobody claims without the turn.
     let mut claim = space.claim(range).map_err(gone)?;
     let before = space.account();

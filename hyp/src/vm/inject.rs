@@ -27,6 +27,7 @@ pub(super) fn undefined(context: &mut Context) {
 
 /// Makes the guest take a synchronous external abort instead of an abort of its current instruction: what it has
 /// accessed at `far` is not there for it. On a walk of its stage 1 `walk` is the level that the walk had come to.
+#[allow(dead_code)]
 pub(super) fn external_abort(context: &mut Context, abort: Abort, far: u64, walk: Option<i8>) {
     FAR_EL1.set(far);
     take(context, abort.as_external(is_el0(context), walk));

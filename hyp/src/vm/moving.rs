@@ -171,7 +171,7 @@ pub(crate) fn move_memory(env: Env<'_>, start: u64, bytes: u64) -> Result<u64, R
 
     publish(env, first, Some(Moving::away(range)))?;
     // Nobody installs a block any more: the policy says so.
-    edges::free(env, range)?;
+    edges::pages_only(env, range)?;
     let gone = |why| Refused::Broken(format!("what is moved cannot be claimed: {why}"));
     let mut claim = vm.space.claim(range).map_err(gone)?;
     let mut batch = Batch { from: range.start(), slots: BATCH };

@@ -73,7 +73,8 @@ impl Policy {
     }
 
     /// What the guest may do with a page of RAM; `None` for what is no RAM.
-    pub(crate) fn allowed(&self, ipa: Ipa) -> Option<Prot> {
+    #[allow(dead_code)]
+    pub(super) fn allows(&self, ipa: Ipa) -> Option<Prot> {
         let limits = self.limited.at(ipa.get());
         self.main.contains(ipa).then(|| limits.map_or(Prot::RWX, |limits| limits.prot))
     }

@@ -14,6 +14,7 @@ use spin::Once;
 use stage2::space::Release;
 use stage2::{Flushed, Former, Ipa, Tally};
 
+use super::policy::Policy;
 use super::stop::Reason;
 use super::{Vm, moving};
 use crate::cpu;
@@ -80,9 +81,10 @@ pub(super) unsafe fn take_down(
     // On the heap, which is counted below, and in frames.
     drop((scan, shadow));
     // SAFETY: (1) from a box; (2) no CPU has the VM, so none has its policy.
-    let policy = unsafe { *Box::from_raw(policy.into_inner()) };
+    let Policy { moving, limited, .. } = unsafe { *Box::from_raw(policy.into_inner()) };
+    drop(limited);
     let mut pool = ToThePool(0);
-    if let Some(moving) = policy.moving {
+    if let Some(moving) = moving {
         pool.0 += moving::abandon(moving, &space, guards);
     }
     let now = tally();
