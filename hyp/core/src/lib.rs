@@ -3,7 +3,7 @@
 //! Everything here is a pure function or a small state machine over plain values, so it is tested on
 //! the host: what the machine looks like ([`fdt`]), what of its memory is free ([`layout`]), what the
 //! user asked for ([`config`]), where a guest goes ([`image`]) and what it is told ([`guest_dtb`]), how
-//! its exits read ([`syndrome`], [`mmio`]), what places of its memory have apart ([`patches`]), what its calls and registers answer ([`psci`], [`idreg`],
+//! its exits read ([`syndrome`], [`mmio`]), how its own walks went ([`stage1`]), what places of its memory have apart ([`patches`]), what its calls and registers answer ([`psci`], [`idreg`],
 //! [`pl011`]), how the run is told to a person and to a program ([`diagnosis`], [`report`]),
 //! and how its steps are recorded ([`trace`]).
 //!
@@ -44,6 +44,7 @@ pub mod pl011;
 pub mod psci;
 pub mod range;
 pub mod report;
+pub mod stage1;
 pub mod syndrome;
 pub mod trace;
 

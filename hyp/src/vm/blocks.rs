@@ -25,7 +25,7 @@ use super::outcome::{Part, Refused};
 use super::payload::Source;
 use super::policy::plain;
 use super::run::Env;
-use super::{Policy, scan};
+use super::{Policy, protecting, scan};
 use crate::event::counters::Own;
 use crate::event::trace;
 use crate::lock::relax;
@@ -83,6 +83,7 @@ pub(super) fn fault(env: Env<'_>, guard: &Guard<'_>, policy: &Policy, page: u64)
             Err(InstallError::Occupied { level: Level::L2, .. } | InstallError::OutOfFrames) => {}
             result => {
                 if let Ok(Install::Installed(_)) = result {
+                    protecting::installed(env, guard, at, Level::L2);
                     env.cpu.counters.bump(Stat::Blocks);
                 }
                 return ended(env, result, &tally);
@@ -91,6 +92,9 @@ pub(super) fn fault(env: Env<'_>, guard: &Guard<'_>, policy: &Policy, page: u64)
     }
     let mut source = Source::new(stock, &env.vm.plan.payload, page);
     let result = space.install(guard, at, policy.page(at), &mut source, &mut tally);
+    if let Ok(Install::Installed(_)) = result {
+        protecting::installed(env, guard, at, Level::L3);
+    }
     ended(env, result, &tally)
 }
 

@@ -11,11 +11,10 @@ use alloc::format;
 
 use hyp_core::PaRange;
 use stage2::space::WriteError;
-use stage2::{InstallError, Ipa, IpaRange, Tally};
+use stage2::{Ipa, IpaRange};
 
-use super::fault::{Populate, ended};
 use super::outcome::Refused;
-use super::payload::Source;
+use super::populating;
 use super::run::Env;
 use crate::lock::relax;
 use crate::mem::{PAGE, clean};
@@ -32,9 +31,7 @@ pub(crate) fn check(env: Env<'_>, ipa: u64, bytes: u64) -> Result<(), Refused> {
     let (start, end) = (ipa & !(PAGE - 1), end.ok_or(Refused::Invalid)?);
     let range = IpaRange::new(Ipa::new(start), end - start).map_err(|_| Refused::Invalid)?;
     let guard = env.guards.enter();
-    let policy = env.vm.policy(&guard);
-    let ram = policy.blocks.map_or(policy.ram, |blocks| blocks.ram);
-    if ram.covers(&range) { Ok(()) } else { Err(Refused::Invalid) }
+    if env.vm.policy(&guard).main.covers(&range) { Ok(()) } else { Err(Refused::Invalid) }
 }
 
 /// Writes bytes to the guest's memory from `ipa` on. Called with no guard open.
@@ -75,7 +72,9 @@ fn write_in_page(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused> {
         match written {
             Ok(()) => return Ok(()),
             Err(WriteError::Again { .. }) => relax(),
-            Err(WriteError::NotMapped { .. }) => short = populate(env, ipa & !(PAGE - 1))?,
+            Err(WriteError::NotMapped { .. }) => {
+                short = populated(env, Ipa::new(ipa & !(PAGE - 1)))?
+            }
             Err(WriteError::ReadOnly { .. } | WriteError::NotOwned { .. }) => {
                 return Err(Refused::Invalid);
             }
@@ -88,24 +87,13 @@ fn write_in_page(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused> {
 }
 
 /// Maps a page of RAM as a fault does; returns whether there was no memory for it.
-fn populate(env: Env<'_>, page: u64) -> Result<bool, Refused> {
-    let Env { vm, cpu, guards } = env;
-    if cpu.stock.is_low() {
-        cpu.stock.refill();
+fn populated(env: Env<'_>, page: Ipa) -> Result<bool, Refused> {
+    if env.cpu.stock.is_low() {
+        env.cpu.stock.refill();
     }
-    let guard = guards.enter();
-    let policy = vm.policy(&guard);
-    if policy.moving.is_some() {
-        return Ok(false);
-    }
-    let mut source = Source::new(&cpu.stock, &vm.plan.payload, page);
-    let mut tally = Tally::default();
-    let result =
-        vm.space.install(&guard, Ipa::new(page), &policy.ram_page, &mut source, &mut tally);
-    let short = matches!(result, Err(InstallError::OutOfFrames | InstallError::OutOfTables));
-    match ended(env, result, &tally) {
-        Populate::Done | Populate::Present { .. } | Populate::Again => Ok(short),
-        Populate::Elsewhere => Err(Refused::Invalid),
-        Populate::Failed(error) => Err(Refused::Broken(format!("cannot populate: {error}"))),
+    match populating::one(env, page) {
+        Ok(_) | Err(Refused::Busy) => Ok(false),
+        Err(Refused::NoMemory) => Ok(true),
+        Err(why) => Err(why),
     }
 }

@@ -1,11 +1,15 @@
 //! Exceptions that the guest takes because EL2 says so.
 
 use aarch64_cpu::registers::{
-    ELR_EL1, ESR_EL1, FAR_EL1, Readable, SCTLR_EL1, SPSR_EL1, VBAR_EL1, Writeable,
+    ELR_EL1, ESR_EL1, FAR_EL1, Readable, SCTLR_EL1, SPSR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1,
+    VBAR_EL1, Writeable,
 };
+use hyp_core::stage1::Regime;
 use hyp_core::syndrome::Abort;
+use stage2::Ipa;
 
 use super::context::Context;
+use super::run::Env;
 use crate::sysreg;
 
 /// `ESR_EL1` of an undefined instruction: EC 0, IL.
@@ -27,10 +31,24 @@ pub(super) fn undefined(context: &mut Context) {
 
 /// Makes the guest take a synchronous external abort instead of an abort of its current instruction: what it has
 /// accessed at `far` is not there for it. On a walk of its stage 1 `walk` is the level that the walk had come to.
-#[allow(dead_code)]
 pub(super) fn external_abort(context: &mut Context, abort: Abort, far: u64, walk: Option<i8>) {
     FAR_EL1.set(far);
     take(context, abort.as_external(is_el0(context), walk));
+}
+
+/// The level of stage 1 at which a walk for `va` came to the page at `page`; `None` if none does any more, or the guest's
+/// tables cannot be read through. They are read as they are: whoever changes them meanwhile may be told another level.
+pub(super) fn level_of_walk(env: Env<'_>, va: u64, page: u64) -> Option<i8> {
+    let (tcr, ttbr0, ttbr1) = (TCR_EL1.get(), TTBR0_EL1.get(), TTBR1_EL1.get());
+    let guard = env.guards.enter();
+    Regime { tcr, ttbr0, ttbr1 }.level_in(va, page, |at| {
+        let at = Ipa::new(at & !7);
+        let translation = env.vm.space.translate(&guard, at)?;
+        let word = core::ptr::with_exposed_provenance::<u64>(translation.pa.get() as usize);
+        // SAFETY: (1) 8 bytes of a frame that is the VM's while the guard lives, aligned, which EL2 maps; (2) any bits are a
+        // descriptor, and nobody has a reference.
+        Some(unsafe { word.read_volatile() })
+    })
 }
 
 const fn is_el0(context: &Context) -> bool {

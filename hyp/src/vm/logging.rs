@@ -18,13 +18,14 @@
 use alloc::format;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hyp_abi::call::{RANGE_MAX, Stat};
+use hyp_abi::call::Stat;
 use hyp_core::PaRange;
 use stage2::space::{Batch, Bitmaps, DirtyError, LogBlocks, Progress};
 use stage2::{Claim, Ipa, IpaRange};
 
 use super::blocks::count_splits;
 use super::outcome::{Part, Refused};
+use super::protecting::wanted;
 use super::run::Env;
 use super::{guest_memory, scan};
 use crate::lock::relax;
@@ -91,19 +92,6 @@ impl Logging {
     }
 }
 
-/// The range of a call, if it is RAM. While memory is moved, RAM may seem smaller than it is: the caller has the turn.
-fn wanted(env: Env<'_>, start: u64, bytes: u64) -> Result<(IpaRange, Option<IpaRange>), Refused> {
-    let range = IpaRange::new(Ipa::new(start), bytes).map_err(|_| Refused::Invalid)?;
-    let guard = env.guards.enter();
-    let policy = env.vm.policy(&guard);
-    let blocks = policy.blocks.map(|blocks| blocks.ram);
-    let ram = blocks.unwrap_or(policy.ram);
-    if !ram.covers(&range) || bytes > RANGE_MAX {
-        return Err(Refused::Invalid);
-    }
-    Ok((range, blocks))
-}
-
 /// A range with all of each block that it touches, as far as `ram` has them.
 fn widened(range: IpaRange, ram: IpaRange) -> IpaRange {
     let start = range.start().align_down(BLOCK).max(ram.start());
@@ -120,12 +108,16 @@ pub(crate) fn start(env: Env<'_>, start: u64, bytes: u64, flags: u64) -> Result<
         _ => return Err(Refused::Invalid),
     };
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
-    let (asked, ram) = wanted(env, start, bytes)?;
+    let asked = wanted(env, start, bytes)?;
     let mut held = vm.logging.lock();
     if held.is_some() {
         return Err(Refused::Invalid);
     }
-    let range = ram.map_or(asked, |ram| widened(asked, ram));
+    let range = {
+        let guard = guards.enter();
+        let policy = vm.policy(&guard);
+        policy.blocks.map_or(asked, |_| widened(asked, policy.main))
+    };
     let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
     let sizes = Bitmaps::words(range);
     let count = (sizes.iter().sum::<usize>() * size_of::<AtomicU64>()).div_ceil(PAGE as usize);

@@ -26,14 +26,16 @@ use hyp_abi::call::{MOVE_MAX, Stat};
 use hyp_core::PaRange;
 use stage2::epoch::Cpu;
 use stage2::space::{Batch, Notes, Progress, Release};
-use stage2::{Flushed, Former, Frames, Guard, InstallError, Ipa, IpaRange, Pa, Tally, View};
+use stage2::{
+    Flushed, Former, Frames, Guard, Install, InstallError, Ipa, IpaRange, Level, Pa, Tally, View,
+};
 
 use super::copying::{copy_page, retire_page};
 use super::outcome::Refused;
 use super::payload::Source;
 use super::policy::{Room, publish};
 use super::run::Env;
-use super::{Stage2, edges};
+use super::{Stage2, edges, protecting};
 use crate::lock::relax;
 use crate::mem::{PAGE, clean, frames};
 
@@ -114,6 +116,9 @@ impl Moving {
             }
         };
         count(env, &tally);
+        if let Ok(Install::Installed(_)) = result {
+            protecting::installed(env, guard, ipa, Level::L3);
+        }
         Some(match result {
             Ok(_) | Err(InstallError::Retry { .. }) => Ok(()),
             Err(InstallError::OutOfTables | InstallError::OutOfFrames) => Ok(()),
@@ -212,7 +217,10 @@ fn install(env: Env<'_>, number: usize) -> Result<(), Refused> {
             env.vm.space.install(&guard, page.ipa, policy.page(page.ipa), &mut its, &mut tally);
         count(env, &tally);
         match result {
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                protecting::installed(env, &guard, page.ipa, Level::L3);
+                return Ok(());
+            }
             Err(InstallError::OutOfTables) => {}
             Err(error) => return Err(Refused::Broken(format!("cannot map again: {error}"))),
         }

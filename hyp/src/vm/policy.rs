@@ -22,6 +22,7 @@ use stage2::{Ipa, IpaRange, Mapping, Prot};
 
 use super::Regions;
 use super::blocks::Blocks;
+use super::create::RAM;
 use super::moving::Moving;
 use super::outcome::Refused;
 use super::run::Env;
@@ -72,11 +73,16 @@ impl Policy {
         self.regions.all().iter().map(|region| (region.name, plain(region.range)))
     }
 
-    /// What the guest may do with a page of RAM; `None` for what is no RAM.
-    #[allow(dead_code)]
-    pub(super) fn allows(&self, ipa: Ipa) -> Option<Prot> {
+    /// What the guest may do to the RAM at `ipa`; `None` where there is none.
+    #[inline]
+    pub(crate) fn allows(&self, ipa: Ipa) -> Option<Prot> {
+        if self.ram.contains(ipa) { Some(RAM) } else { self.allows_elsewhere(ipa) }
+    }
+
+    #[cold]
+    fn allows_elsewhere(&self, ipa: Ipa) -> Option<Prot> {
         let limits = self.limited.at(ipa.get());
-        self.main.contains(ipa).then(|| limits.map_or(Prot::RWX, |limits| limits.prot))
+        self.main.contains(ipa).then(|| limits.map_or(RAM, |limits| limits.prot))
     }
 
     /// How the page of RAM at an address is mapped.

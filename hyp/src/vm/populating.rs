@@ -73,7 +73,7 @@ pub(crate) fn populate(env: Env<'_>, start: u64, bytes: u64) -> Result<Part, Ref
 }
 
 /// Maps the page of RAM at `at`, or the block that it is in; returns what is mapped there, and whether it was not before.
-fn one(env: Env<'_>, at: Ipa) -> Result<(IpaRange, bool), Refused> {
+pub(super) fn one(env: Env<'_>, at: Ipa) -> Result<(IpaRange, bool), Refused> {
     let guard = env.guards.enter();
     let policy = env.vm.policy(&guard);
     // Who moves memory has its pages, and wants no blocks.

@@ -17,7 +17,7 @@ use alloc::format;
 
 use hyp_abi::call::{PROT_EXEC_EL0, PROT_EXEC_EL1, PROT_READ, PROT_WRITE, PROTECT_MAX, RANGE_MAX};
 use stage2::space::{Batch, Progress, Relax};
-use stage2::{Attributes, Ipa, IpaRange, Level, MemType, Owner, Prot};
+use stage2::{Attributes, Guard, Ipa, IpaRange, Level, MemType, Owner, Prot};
 
 use super::edges;
 use super::outcome::{Part, Refused};
@@ -89,6 +89,16 @@ pub(crate) fn protect(env: Env<'_>, start: u64, bytes: u64, number: u64) -> Resu
         batch.from = next;
     }
     Ok(Part { bytes: range.bytes(), count: split })
+}
+
+/// A page or block of RAM was installed at `at`, under this guard and the policy that it saw. Where the guest may not write, no
+/// leaf says that what is there is new: a dirty log is told.
+pub(super) fn installed(env: Env<'_>, guard: &Guard<'_>, at: Ipa, level: Level) {
+    let bytes = level.slot_bytes();
+    let writable = env.vm.policy(guard).allows(at).is_none_or(|prot| prot.contains(Prot::WRITE));
+    if !writable && let Ok(range) = IpaRange::new(at.align_down(bytes), bytes) {
+        env.vm.space.dirty_mark(guard, range);
+    }
 }
 
 /// How RAM is mapped that allows `prot`; `None` if that is everything.

@@ -7,7 +7,7 @@
 //! | the leaf allows it already | another vCPU was faster, or this CPU's TLB held something older: it is flushed; resume |
 //! | meets a slot in transition, or none | back to the guest, which faults again |
 //! | in a contiguous run | the run is dissolved, and the guest faults again |
-//! | the policy does not allow it | [`violation`] |
+//! | the policy does not allow it | the guest takes an abort ([`inject`]) |
 //!
 //! A dirty log without hardware's help comes down to this: write-protected by the log, the first write of a page ends here,
 //! lock-free, under the guard that spans the look at the policy and the exchange.
@@ -37,8 +37,8 @@ use stage2::{Ipa, IpaRange, Level, Prot, RelaxError, Relaxed};
 
 use super::fault::{diagnose, repeat};
 use super::run::{Env, Step};
-use super::runs;
 use super::vcpu::Vcpu;
+use super::{inject, runs};
 use crate::mem::PAGE;
 
 /// Members of a contiguous run.
@@ -190,10 +190,12 @@ fn dissolve(env: Env<'_>, vcpu: &mut Vcpu, page: u64, start: Ipa, level: Level) 
     }
 }
 
-/// The guest has done what the policy does not allow.
+/// The guest has done what the policy does not allow: it hears of it by an abort of its own.
 #[cold]
-fn violation(env: Env<'_>, vcpu: &Vcpu, abort: Abort, page: u64) -> Step {
-    let offset = if abort.is_stage1_walk() { 0 } else { FAR_EL2.get() & (PAGE - 1) };
-    let hint = "this memory is protected from such an access";
-    diagnose(env, vcpu, Some(page | offset), Some(hint.into()))
+fn violation(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, page: u64) -> Step {
+    env.cpu.counters.bump(Stat::Violations);
+    let va = FAR_EL2.get();
+    let walk = abort.is_stage1_walk().then(|| inject::level_of_walk(env, va, page));
+    inject::external_abort(&mut vcpu.context, abort, va, walk.flatten());
+    Step::Resume
 }
