@@ -48,6 +48,18 @@ impl AtomicU64 {
         self.value.swap(value, order)
     }
 
+    /// Sets bits and returns what it held.
+    #[track_caller]
+    pub fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        self.value.fetch_or(bits, order)
+    }
+
+    /// Keeps bits and returns what it held.
+    #[track_caller]
+    pub fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        self.value.fetch_and(bits, order)
+    }
+
     /// Writes `new` if it holds `old`.
     ///
     /// # Errors

@@ -6,8 +6,8 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
-    alike, clear, copy, disjoint, epoch, fill, hardware, install, look, policy, prot, resize,
-    retire, vmid,
+    alike, clear, copy, dirty, disjoint, epoch, fill, hardware, install, look, policy, prot,
+    resize, retire, vmid,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -187,6 +187,30 @@ models! {
     a_write_protect_against_who_relies_on_it: None, 150,
         ["writable", "pending", "read-only"],
         prot::a_write_protect_against_who_relies_on_it;
+    a_harvest_against_a_write_of_el2: Some(3), 500,
+        ["copied", "told by the next"],
+        dirty::a_harvest_against_a_write_of_el2;
+    a_harvest_by_a_break_against_a_write_of_el2: Some(3), 40,
+        ["copied", "told by the next"],
+        dirty::a_harvest_by_a_break_against_a_write_of_el2;
+    a_harvest_against_a_write_fault: Some(3), 600,
+        ["copied", "told by the next", "wrote"],
+        dirty::a_harvest_against_a_write_fault;
+    a_harvest_against_a_held_leaf: Some(3), 850,
+        ["copied", "wrote by its TLB", "its TLB is clean", "taken meanwhile", "nothing yet"],
+        dirty::a_harvest_against_a_held_leaf;
+    a_harvest_against_hardware: Some(3), 100,
+        ["copied", "told by the next", "wrote", "write faulted"],
+        dirty::a_harvest_against_hardware;
+    an_unmap_while_logging: None, 20,
+        ["told at once", "told by the next"],
+        dirty::an_unmap_while_logging;
+    an_install_while_a_session_begins: Some(2), 250,
+        ["copied", "told by the next", "in time", "later"],
+        dirty::an_install_while_a_session_begins;
+    a_read_only_install_while_a_session_begins: Some(2), 250,
+        ["in time", "later"],
+        dirty::a_read_only_install_while_a_session_begins;
     a_vm_is_entered_during_a_roll_over: Some(3), 50,
         ["kept its VMID", "was lent another", "its VMID was lent", "its VMID was not lent"],
         vmid::entry_against_roll_over;

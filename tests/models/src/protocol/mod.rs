@@ -3,6 +3,7 @@
 pub mod alike;
 pub mod clear;
 pub mod copy;
+pub mod dirty;
 pub mod disjoint;
 pub mod epoch;
 pub mod fill;
