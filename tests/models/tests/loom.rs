@@ -199,6 +199,12 @@ models! {
     a_harvest_against_a_held_leaf: Some(3), 850,
         ["copied", "wrote by its TLB", "its TLB is clean", "taken meanwhile", "nothing yet"],
         dirty::a_harvest_against_a_held_leaf;
+    a_write_protect_while_logging: Some(3), 1_300,
+        ["copied", "wrote by its TLB", "its TLB is clean", "taken meanwhile", "nothing yet"],
+        dirty::a_write_protect_while_logging;
+    a_write_of_el2_is_copied_by_a_third: Some(3), 130,
+        ["copied", "told by the next", "taken meanwhile", "nothing yet"],
+        dirty::a_write_of_el2_is_copied_by_a_third;
     a_harvest_against_hardware: Some(3), 100,
         ["copied", "told by the next", "wrote", "write faulted"],
         dirty::a_harvest_against_hardware;

@@ -4,10 +4,11 @@ use super::map::extent;
 use super::prot::{ACCESSED, DIRTY, DIRTY_MODIFIER, GIB, MIB2, page, vm_with};
 use super::unmap::{Released, Vm, range};
 use super::*;
-use crate::descriptor::Note;
+use crate::descriptor::{Former, Note};
+use crate::flush::Flushed;
 use crate::space::{
-    Batch, Bitmaps, DirtyError, Harvested, LogBlocks, NotClaimed, Notes, Progress, ProtError,
-    Relax, Stopped, WriteError,
+    Batch, Bitmaps, Blocks, CopyCollapse, DirtyError, Extent, Harvested, LogBlocks, NotClaimed,
+    Notes, Progress, ProtError, Relax, Release, Stopped, WriteError,
 };
 use crate::sync::{AtomicU64, Ordering};
 
@@ -191,7 +192,7 @@ fn what_takes_pages_away_or_brings_them_reports_them() {
     let new = range(page(510), 2 * PAGE_SIZE);
     let mut claim = vm.space.claim(new).unwrap();
     let all = Batch::all_of(&claim);
-    let read_only = crate::space::Extent {
+    let read_only = Extent {
         attributes: Attributes::new(Prot::READ, MemType::Normal),
         ..extent(7 * GIB, Level::L3)
     };
@@ -477,5 +478,55 @@ fn a_write_of_el2s_is_refused_where_a_guest_could_not_write_and_repeated_if_the_
         let wanted = if again { Err(WriteError::Again { level, seen }) } else { Ok(()) };
         assert_eq!(done, wanted, "{held:#x}");
         assert_eq!(vm.held(page(3)) & DIRTY == 0, again && held & DIRTY == 0, "{held:#x}");
+    }
+}
+
+/// Blocks for a copy, which nobody looks into.
+struct Blank(Pa);
+
+impl Release for Blank {
+    fn frame(&mut self, _: Ipa, _: &Former, _: &Flushed) {}
+}
+
+// SAFETY: (1, 2) no guest runs on the host.
+unsafe impl Blocks for Blank {
+    fn take(&mut self) -> Option<Pa> {
+        Some(self.0)
+    }
+
+    fn give_back(&mut self, _: Pa) {}
+
+    fn copy(&mut self, _: Ipa, _: Pa, _: Pa) {}
+
+    fn fill(&mut self, _: Ipa, _: Pa) {}
+
+    fn finish(&mut self, _: Ipa, _: Pa) {}
+
+    fn heard(&mut self, _: Ipa, _: CopyCollapse) {}
+}
+
+/// Clean pages make a clean block; what was missing among them is new.
+#[test]
+fn what_is_filled_in_to_make_a_block_is_reported() {
+    for holes in [false, true] {
+        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+        let vm = vm_with(HwUpdate::Off, &pages, &epochs);
+        let at = range(GIB, MIB2);
+        let maps = Maps::of(at);
+        vm.lay(at, Level::L3);
+        if holes {
+            vm.put(page(7), Descriptor::EMPTY);
+        }
+        vm.start(&maps, LogBlocks::Keep).unwrap();
+        vm.harvest(at, 4096);
+        maps.take();
+        let mut claim = vm.space.claim(at).unwrap();
+        let (all, mut blocks) = (Batch::all_of(&claim), Blank(Pa::new(1 << 42)));
+        let done = vm.space.copy_collapse(&vm.cpu, &mut claim, all, 1, &mut blocks, || ());
+        assert_eq!(done, Ok(Progress::Done));
+        drop(claim);
+        assert_eq!(vm.space.census(&vm.cpu.enter(), at).leaves, [0, 1, 0]);
+        assert_eq!(vm.harvest(at, 4096), 0, "the block is clean");
+        assert_eq!(maps.take().contains(&7), holes, "what was filled in, and that alone, is new");
     }
 }

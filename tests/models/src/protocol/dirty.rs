@@ -195,8 +195,8 @@ pub fn a_harvest_against_a_write_fault() {
     finish(&world);
 }
 
-/// A guest writes by what its TLB holds, while one PE harvests and another takes bits as they come.
-pub fn a_harvest_against_a_held_leaf() {
+/// A guest writes by what its TLB holds, while one PE takes the leaf's record and another takes bits as they come.
+fn against_a_held_leaf(software: impl FnOnce(&Pe<'_>)) {
     let (log, world) = logged(Shape::small(2, 1), true);
     let guest = world.thread(|world| {
         as_guest(world, || {
@@ -217,10 +217,42 @@ pub fn a_harvest_against_a_held_leaf() {
             reached(if log.take(world, the_last) { "taken meanwhile" } else { "nothing yet" });
         })
     };
-    world.pe(0, &[], harvest);
+    world.pe(0, &[], software);
     taker.join().unwrap();
     log.take(&world, the_last);
     guest.join().unwrap();
+    log.judge(&world);
+    finish(&world);
+}
+
+/// The record is taken by a harvest.
+pub fn a_harvest_against_a_held_leaf() {
+    against_a_held_leaf(harvest);
+}
+
+/// The record is taken by who write-protects the page.
+pub fn a_write_protect_while_logging() {
+    against_a_held_leaf(|pe| {
+        let (mut claim, _) = pe.claim(pages(PAGE, 1));
+        let all = Batch::all_of(&claim);
+        let done = pe.world.space().write_protect(&pe.cpu, &mut claim, all);
+        assert_eq!(done, Ok(Progress::Done));
+    });
+}
+
+/// EL2 writes, one PE harvests, and a third takes the bits and copies, with no order but that of the bits.
+pub fn a_write_of_el2_is_copied_by_a_third() {
+    let (log, world) = logged(Shape::small(2, 1), false);
+    let writer = world.spawn(1, &[], write);
+    let taker = {
+        let log = Arc::clone(&log);
+        world.thread(move |world| {
+            reached(if log.take(world, plainly) { "taken meanwhile" } else { "nothing yet" });
+        })
+    };
+    world.pe(0, &[], harvest);
+    taker.join().unwrap();
+    writer.join().unwrap();
     log.judge(&world);
     finish(&world);
 }
