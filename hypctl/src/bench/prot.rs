@@ -64,9 +64,11 @@ enum Leaf {
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
-    /// Pages of the largest range.
-    pages: u64,
-    /// Times that everything is timed.
+    /// Pages of the largest range that is counted.
+    counted: u64,
+    /// Of the largest that is timed, if RAM is in pages.
+    timed: u64,
+    /// Times that everything is timed; of ranges above 4096 pages, a third of that.
     rounds: u32,
 }
 
@@ -80,8 +82,8 @@ fn measure(wanted: &ProtArgs) -> Result<Exit, BenchError> {
     let cores = Cores::published().map_err(|why| BenchError::Parameters(why.to_string()))?;
     let bench = Bench::prepare(arguments)?;
     let extent = match arguments.quick {
-        true => Extent { pages: 4096, rounds: 5 },
-        false => Extent { pages: 65536, rounds: 9 },
+        true => Extent { counted: 4096, timed: 512, rounds: 5 },
+        false => Extent { counted: 65536, timed: 65536, rounds: 9 },
     };
     let progress = Progress::new(cpus.len() as u64 * 2 * 3, arguments.quiet);
     let words = mask.as_ref().map_or(String::new(), |names| format!("mask={names} "));
@@ -123,20 +125,21 @@ fn setting(
     extent: Extent,
     progress: &Progress,
 ) -> Result<(Measured, bool), BenchError> {
-    let range = extent.pages << 12;
+    let timed = extent.timed.max(leaf.range());
+    let range = extent.counted.max(timed) << 12;
     let memory = Memory { machine: range + (320 << 20), guest: range + (32 << 20) };
     let (block, words) = match leaf {
         Leaf::Page => (0, words.to_owned()),
         Leaf::Block => (1, format!("blocks {words}")),
     };
-    let of = |icount: bool, more: &str| {
-        let bootargs = format!("pages={} block={block}{more}", extent.pages);
+    let of = |icount: bool, pages: u64, more: &str| {
+        let bootargs = format!("pages={pages} block={block}{more}");
         bench.setting_on(Cpus { count: cpus, icount }, GUEST, bootargs, &words, memory)
     };
     let step =
         |what: &str| progress.begin(format!("{cpus} CPUs, leaves of {}: {what}", leaf.name()));
 
-    let counted = of(true, "")?;
+    let counted = of(true, extent.counted, "")?;
     step("counting");
     let first = counted.run()?;
     progress.done();
@@ -145,7 +148,7 @@ fn setting(
     progress.done();
 
     let write = if cpus > 1 { " write=1" } else { "" };
-    let timed = of(false, &format!(" rounds={}{write}", extent.rounds))?;
+    let timed = of(false, timed, &format!(" rounds={}{write}", extent.rounds))?;
     step("timing");
     let ran = timed.run()?;
     progress.done();
@@ -162,6 +165,14 @@ fn setting(
 }
 
 impl Leaf {
+    /// The range that most tables are about, in pages.
+    const fn range(self) -> u64 {
+        match self {
+            Self::Page => 512,
+            Self::Block => 4096,
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Page => "4 KiB",

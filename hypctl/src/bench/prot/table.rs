@@ -34,16 +34,6 @@ pub(super) fn text(cpu: &str, settings: &[Measured], cores: &Cores) -> String {
     text
 }
 
-impl Leaf {
-    /// A range of so many leaves that many tables look at, in pages.
-    const fn range(self) -> u64 {
-        match self {
-            Self::Page => 512,
-            Self::Block => 4096,
-        }
-    }
-}
-
 /// A table: what is in the first line, and then a line for each method.
 fn rows(text: &mut String, title: &str, columns: &[String], row: impl Fn(Method) -> String) {
     let _ = writeln!(text, "\n{title:NAME$}{}", columns.concat());

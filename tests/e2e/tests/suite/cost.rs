@@ -4,9 +4,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use e2e::{bounded, host, hypctl};
+use hyp_abi::measure::METHODS;
 
 /// From the vector to the ERET; zeroing and cleaning of the page are not counted.
 const AT_MOST: u64 = 300;
+
+/// What `bench prot` does to a range.
+const WORKS: [&str; 4] = ["write-protect", "un-protect", "first harvest", "harvest"];
 
 /// What a kind of call may cost.
 struct Bounds {
@@ -80,4 +84,66 @@ fn one_gib_is_split_and_collapsed_with_one_flush_a_batch() {
 fn without_tlbi_by_range_a_flush_is_still_one_a_batch() {
     // Block by block, and then stage 1.
     resizing(&["resize", "--quick", "--cpu", "cortex-a53"], 128, 1, 64 + 1);
+}
+
+/// A cell of what `bench prot` counted: the method and the work by name, the range in pages.
+#[track_caller]
+fn counted<'n>(
+    setting: &'n serde_json::Value,
+    (method, work, pages): (&str, &str, u64),
+) -> &'n serde_json::Value {
+    let is = |cell: &&serde_json::Value| {
+        cell["method"] == method && cell["work"] == work && cell["pages"] == pages
+    };
+    let found: Vec<_> = setting["counted"].as_array().unwrap().iter().filter(is).collect();
+    let [cell] = found[..] else { panic!("{method}, {work}, {pages}: {found:?}") };
+    cell
+}
+
+/// What was measured with this many CPUs and leaves of this size.
+#[track_caller]
+fn setting<'n>(numbers: &'n serde_json::Value, cpus: u64, leaf: &str) -> &'n serde_json::Value {
+    let is = |one: &&serde_json::Value| one["cpus"] == cpus && one["leaf"] == leaf;
+    numbers["settings"].as_array().unwrap().iter().find(is).unwrap()
+}
+
+#[test]
+fn changes_of_protections_count_the_same_twice_and_on_any_number_of_cpus() {
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("plot.svg");
+    let numbers = bench(&["prot", "--quick", "--cpus", "1,2", "--plot", plot.to_str().unwrap()]);
+    for leaf in ["4 KiB", "2 MiB"] {
+        let [one, two] = [1, 2].map(|cpus| setting(&numbers, cpus, leaf));
+        assert_eq!(one["counted"], two["counted"], "the other CPU sits still");
+        for (method, work) in
+            METHODS.iter().flat_map(|method| WORKS.map(|work| (method.name, work)))
+        {
+            for pages in [512, 4096] {
+                let cell = counted(one, (method, work, pages));
+                let [took, window] = ["instructions", "window"].map(|name| cell[name].as_u64());
+                assert!(window > Some(0) && window <= took, "{cell}");
+            }
+        }
+        // Everything was timed, too, though nothing can be said of the times on a busy machine.
+        let timed = two["timed"].as_array().unwrap().len();
+        let sizes = if leaf == "4 KiB" { 4 } else { 2 };
+        assert_eq!(timed, sizes * METHODS.len() * WORKS.len());
+    }
+    let one = setting(&numbers, 1, "4 KiB");
+    for work in WORKS {
+        let tlbi = |method| &counted(one, (method, work, 512))["tlbi"];
+        let each = serde_json::json!({ "IPAS2E1IS": 512, "VMALLE1IS": 512 });
+        assert_eq!(*tlbi("break, page by page"), each, "{work}");
+        assert_eq!(*tlbi("in place, page by page"), each, "{work}");
+        let once = serde_json::json!({ "IPAS2E1IS": 512, "VMALLE1IS": 1 });
+        assert_eq!(*tlbi("in place, TLBI by page"), once, "{work}");
+        let range = serde_json::json!({ "RIPAS2E1IS": 1, "VMALLE1IS": 1 });
+        for method in ["in place, TLBI by range", "break, batched", "the VM's own choice"] {
+            assert_eq!(*tlbi(method), range, "{work}, {method}");
+        }
+        assert_eq!(*tlbi("in place, TLBI of the VM"), serde_json::json!({ "VMALLS12E1IS": 1 }));
+    }
+    let picture = std::fs::read_to_string(plot).unwrap();
+    let drawn = METHODS.iter().all(|method| picture.contains(&method.name.replace('\'', "&apos;")));
+    assert!(picture.starts_with("<svg") && drawn, "{}", &picture[..picture.len().min(2000)]);
 }
