@@ -120,7 +120,9 @@ pub(crate) fn start(env: Env<'_>, start: u64, bytes: u64, flags: u64) -> Result<
     };
     let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
     let sizes = Bitmaps::words(range);
-    let count = (sizes.iter().sum::<usize>() * size_of::<AtomicU64>()).div_ceil(PAGE as usize);
+    let count = (sizes.iter().sum::<usize>() * size_of::<AtomicU64>())
+        .div_ceil(PAGE as usize)
+        .next_power_of_two();
     let first = frames::take(count).ok_or(Refused::NoMemory)?;
     // SAFETY: (1) just taken.
     unsafe { clean::zero(PaRange { start: first, end: first + count as u64 * PAGE }) };

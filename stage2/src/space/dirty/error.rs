@@ -118,7 +118,7 @@ pub enum WriteError {
     },
     /// The guard belongs to other epochs than the tables do. Nothing was written.
     ForeignGuard,
-    /// The machine has no compare-exchange of a descriptor. Nothing was recorded.
+    /// The machine has no compare-exchange of a descriptor. What was written is recorded in no leaf.
     Unsupported,
 }
 

@@ -18,11 +18,21 @@
 //! changed the leaf, and is tried again.)
 //!
 //! If the slot does not hold a leaf of the same page any more, it is being changed: Busy, Drain, a table since a
-//! split, or something else. What was written may then be recorded nowhere, or lie in a frame that is read no more. So all of it is
-//! repeated, by who called, without the guard: nobody waits with one open.
+//! split, or something else. What was written may then be recorded in no leaf, or lie in a frame that is read no more. So all
+//! of it is repeated, by who called, without the guard: nobody waits with one open. And the page's bit is set, if a session
+//! runs, because the repetition may find that it may not write any more:
+//!
+//! ```text
+//! PE 0, EL2 on behalf of a guest      PE 1, write-protects        PE 2, copies
+//!                                     leaf: writable -> read-only; flush; bit 7
+//!                                                                 takes bit 7, copies page 7
+//! writes bytes into page 7, as the leaf was
+//! exchange: read-only. Again
+//!   read-only: refused                <- without a bit, page 7 and its copy differ for good
+//! ```
 
 use super::WriteError;
-use crate::addr::{Ipa, Level, Pa};
+use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::Arch;
 use crate::descriptor::{Leaf, Owner, View};
 use crate::epoch::Guard;
@@ -37,8 +47,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Takes no lock. The record is made whether a dirty session runs or not.
     ///
     /// # Errors
-    /// [`WriteError::Again`]: close the guard and repeat all of it, when others have had time to go on. With any other
-    /// error nothing was written, or not recorded ([`WriteError::Unsupported`]).
+    /// [`WriteError::Again`]: close the guard and repeat all of it, when others have had time to go on. If bytes were written, a
+    /// dirty session will tell of the page, whatever becomes of the repetition. With any other error but
+    /// [`WriteError::Unsupported`] nothing was written by this call.
     pub fn write_through<T>(
         &self,
         guard: &Guard<'_>,
@@ -70,7 +81,14 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let offset = ipa.get() & (level.slot_bytes() - 1);
         let at = leaf.pa().checked_add(offset).ok_or(WriteError::NotMapped { ipa })?;
         let done = write(at);
-        self.record(slot, level, &leaf).map(|()| done)
+        let recorded = self.record(slot, level, &leaf);
+        if recorded.is_err()
+            && let Some(page) = IpaRange::page_of(ipa)
+        {
+            // The bytes may be there to stay, and the caller may not come again.
+            self.mark_logged(page);
+        }
+        recorded.map(|()| done)
     }
 
     /// Sets the dirty record of a leaf, after the last byte.
