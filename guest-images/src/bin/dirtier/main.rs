@@ -1,18 +1,18 @@
 //! Pages are written while the dirty log reports which.
 //!
-//! Three vCPUs write pages with versions and checksums in blocks of theirs, and words in pages that all of them write. The
-//! fourth drives sessions of the dirty log, in which the hypervisor keeps a second copy, the *shadow*, by what
-//! harvests report and nothing else: a migration before its end. Then everything stands still, the last harvest is
-//! copied, and the shadow is compared with memory, byte for byte. A write that no harvest reported shows there, and
-//! only there. The workers verify what they have written all the time: a write that was lost shows at once.
+//! Three vCPUs write pages with versions and checksums in blocks of theirs, words in pages that all of them write, and
+//! tables of stage 1 that their walkers write. The fourth drives sessions of the dirty log, in which the hypervisor keeps a
+//! second copy, the *shadow*, by what harvests report and nothing else: a migration before its end. Then everything
+//! stands still, the last harvest is copied, and the shadow is compared with memory, byte for byte. A write that no harvest
+//! reported shows there, and only there. The workers verify what they have written all the time: a write that
+//! was lost shows at once.
 //!
 //! Before that one vCPU alone takes the log step by step, and knows each page that it has to report (`steps`).
 //!
 //! It goes on until everything has happened more often than its minimum (`watch`), or until the time is over, which fails.
 //!
 //! Arguments (`key=value`): `sessions` at the least (4), `rounds` of each (12), `seconds` at the most (60), `blocks=1` if RAM
-//! is populated by blocks, and the minimum of each: `min-dirtied`, `min-stopped`, `min-windows`, `min-refaults`,
-//! `min-collapsed` (0).
+//! is populated by blocks, and the minimum of each: `min-dirtied`, `min-stopped`, `min-windows`, `min-refaults` (0).
 
 #![no_std]
 #![no_main]
@@ -21,6 +21,7 @@ mod calls;
 mod drive;
 mod page;
 mod steps;
+mod walk;
 mod watch;
 mod work;
 
@@ -37,7 +38,7 @@ guest_rt::guest!("dirtier", dirtier);
 const VCPUS: usize = 4;
 
 const KEYS: [&str; 4 + KINDS] =
-    ["sessions", "rounds", "seconds", "blocks", key(0), key(1), key(2), key(3), key(4)];
+    ["sessions", "rounds", "seconds", "blocks", key(0), key(1), key(2), key(3)];
 
 fn dirtier(machine: &Machine) {
     let args = machine.args(&KEYS);
@@ -50,7 +51,11 @@ fn dirtier(machine: &Machine) {
         return;
     };
     let mut arena = machine.arena();
-    steps::run(arena.take(2 * MIB2, MIB2), machine);
+    let alone = arena.take(3 * MIB2, MIB2);
+    steps::run(alone, machine);
+    if resizes {
+        steps::block(alone + 2 * MIB2, alone + MIB2);
+    }
 
     let start = arena.take(VCPUS * MIB2, MIB2);
     let block = |number: usize| start + number * MIB2;

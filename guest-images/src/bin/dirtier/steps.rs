@@ -46,6 +46,18 @@ impl Log {
         found
     }
 
+    /// Ends the log; returns the blocks that were made again.
+    fn stop(&self) -> u64 {
+        let mut made = 0;
+        loop {
+            let [done, blocks] = call(DIRTY_STOP, [0; 3]);
+            made += blocks;
+            if done == MIB2 as u64 {
+                return made;
+            }
+        }
+    }
+
     /// Harvests, and expects these pages and no other.
     fn expect(&self, what: &str, pages: &[usize]) {
         let mut wanted = [0; WORDS];
@@ -124,9 +136,29 @@ pub(crate) fn run(start: usize, machine: &Machine) {
     call(SHADOW, [SHADOW_DROP, 0, 0]);
     refused(&log, "after it was given up");
 
-    while call(DIRTY_STOP, [0; 3])[0] < range[1] {}
+    log.stop();
     let over = try_call(DIRTY_HARVEST, [range[0], range[1], log.bitmap as u64]);
     check_eq!(over, Err(INVALID_PARAMETER), "a harvest after the session");
+}
+
+/// The same for a block, which nobody has touched: kept, it is written as a whole; split, by the page, and it is a block again
+/// when the log ends.
+pub(crate) fn block(start: usize, bitmap: usize) {
+    let log = Log { start, bitmap };
+    let begin = |split| call(DIRTY_START, [start as u64, MIB2 as u64, split]);
+    let all: [usize; PAGES] = core::array::from_fn(|page| page);
+    let mut page = Page::new(log.page(7));
+    page.rewrite();
+    for (split, written, blocks) in [(0, &all[..], 0), (1, &[7], 1), (0, &all[..], 0)] {
+        begin(split);
+        log.expect("the block is mapped", &all);
+        log.expect("it was not written", &[]);
+        page.verify();
+        page.poke(split as usize);
+        log.expect("a page of it was written", written);
+        check_eq!(log.stop(), blocks, "blocks that were made again");
+    }
+    page.verify();
 }
 
 /// Operations that need a shadow.

@@ -6,14 +6,13 @@ use hyp_abi::call::Stat;
 use super::drive::Sum;
 
 /// How many numbers there are.
-pub(crate) const KINDS: usize = 5;
+pub(crate) const KINDS: usize = 4;
 
 const NAMES: [(&str, &str); KINDS] = [
     ("min-dirtied", "pages reported and copied while they were written"),
     ("min-stopped", "pages left for when all stood still"),
     ("min-windows", "faults met what was being changed"),
     ("min-refaults", "writes met a clean page"),
-    ("min-collapsed", "blocks made again when the log ended"),
 ];
 
 /// The arguments for the least of each.
@@ -37,7 +36,7 @@ impl Watch {
     fn numbers(&self, sum: Sum) -> [u64; KINDS] {
         let Some(now) = counters() else { fail!("the hypervisor has stopped to count") };
         let [windows, refaults] = [0, 1].map(|number| now[number] - self.before[number]);
-        [sum.copied, sum.stopped, windows, refaults, sum.collapsed]
+        [sum.copied, sum.stopped, windows, refaults]
     }
 
     /// Whether every number is what it must be.

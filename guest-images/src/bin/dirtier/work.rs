@@ -8,7 +8,7 @@
 //! | 1 | a page is zeroed by DC ZVA |
 //! | 1 | a page is released |
 //! | 1 | a store that crosses from one page to the next |
-//! | 1 | a page that was not there, or not since it was released, is read |
+//! | 1 | the access flag in a table of stage 1 is cleared, or set by the walker (`walk`) |
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -18,6 +18,7 @@ use hyp_abi::call::RELEASE;
 
 use super::calls::on_range;
 use super::page::Page;
+use super::walk::Walked;
 
 /// Pages of a block that are written.
 pub(crate) const PAGES: usize = 160;
@@ -27,6 +28,8 @@ const STEP: usize = 3;
 const SEAM: usize = PAGES * STEP + 1;
 /// Bytes of a store across the two that lie in the first.
 const ACROSS: usize = 4;
+/// Where the tables of stage 1 are that hardware writes.
+const TABLES: usize = SEAM + 2;
 /// Pages that all workers add to.
 pub(crate) const SHARED: usize = 8;
 
@@ -38,13 +41,16 @@ pub(crate) struct Worker {
     lane: usize,
     added: [u64; SHARED],
     seam: u64,
+    walked: Option<Walked>,
 }
 
 impl Worker {
     /// The worker of a number, whose block and whose share of the block at `shared` nobody has touched.
     pub(crate) fn new(number: usize, block: usize, shared: usize) -> Self {
         let pages = core::array::from_fn(|page| Page::new(block + page * STEP * PAGE));
-        Self { block, pages, lane: shared + number * size_of::<u64>(), added: [0; SHARED], seam: 0 }
+        let lane = shared + number * size_of::<u64>();
+        let walked = Walked::new(number, block + TABLES * PAGE, block);
+        Self { block, pages, lane, added: [0; SHARED], seam: 0, walked }
     }
 
     /// Does one thing.
@@ -66,7 +72,10 @@ impl Worker {
                 on_range(RELEASE, page.address(), PAGE, 0);
             }
             14 => self.cross(),
-            _ => page.verify(),
+            _ => match &mut self.walked {
+                Some(walked) => walked.step(),
+                None => page.verify(),
+            },
         }
     }
 
@@ -117,4 +126,4 @@ pub(crate) fn work(number: usize, block: usize, shared: usize, progress: &Progre
 }
 
 /// A worker's block has room for all of it.
-const _: () = assert!((SEAM + 2) * PAGE <= MIB2);
+const _: () = assert!((TABLES + 2) * PAGE <= MIB2);
