@@ -137,6 +137,8 @@ struct Session<'a> {
     left: bool,
     console_tail: Vec<u8>,
     qemu_tail: Vec<u8>,
+    /// The beginning of a line of QEMU's: it writes them word by word.
+    message: Vec<u8>,
 }
 
 impl<'a> Session<'a> {
@@ -165,6 +167,7 @@ impl<'a> Session<'a> {
             left: false,
             console_tail: Vec::new(),
             qemu_tail: Vec::new(),
+            message: Vec::new(),
         })
     }
 
@@ -214,10 +217,9 @@ impl<'a> Session<'a> {
         }
         let messages = read_available(&mut self.stderr)?;
         if !messages.is_empty() {
-            if !messages.starts_with(HARMLESS) {
-                let _ = io::stderr().write_all(&messages);
-            }
             keep_tail(&mut self.qemu_tail, &messages);
+            let shown = whole_lines(&mut self.message, &messages);
+            let _ = io::stderr().write_all(&shown);
         }
         Ok(())
     }
@@ -277,6 +279,7 @@ impl<'a> Session<'a> {
     fn outcome(mut self, end: End, elapsed: Duration) -> Outcome {
         let rest = self.console.finish();
         self.show(&rest);
+        let _ = io::stderr().write_all(&self.message);
         Outcome {
             end,
             reports: self.console.reports().to_vec(),
@@ -306,9 +309,35 @@ fn read_available<R: Read>(pipe: &mut Option<R>) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Adds to a line that has begun; what is complete then is returned, without what is harmless.
+fn whole_lines(begun: &mut Vec<u8>, more: &[u8]) -> Vec<u8> {
+    begun.extend_from_slice(more);
+    let end = begun.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    let rest = begun.split_off(end);
+    let whole = std::mem::replace(begun, rest);
+    let lines = whole.split_inclusive(|&byte| byte == b'\n');
+    lines.filter(|line| !line.starts_with(HARMLESS)).flatten().copied().collect()
+}
+
 fn keep_tail(tail: &mut Vec<u8>, more: &[u8]) {
     tail.extend_from_slice(more);
     if tail.len() > TAIL {
         tail.drain(..tail.len() - TAIL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_harmless_line_is_not_shown_however_it_is_cut() {
+        let text = [HARMLESS, b" and no active timers\nqemu: no such device\nand"].concat();
+        for cut in 0..text.len() {
+            let (mut begun, (first, second)) = (Vec::new(), text.split_at(cut));
+            let shown = [whole_lines(&mut begun, first), whole_lines(&mut begun, second)].concat();
+            assert_eq!(shown, b"qemu: no such device\n", "cut at {cut}");
+            assert_eq!(begun, b"and", "the rest waits for its end");
+        }
     }
 }

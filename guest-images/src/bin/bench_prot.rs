@@ -14,8 +14,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use aarch64_cpu::asm::wfi;
 use guest_rt::smp::{self, Vcpu};
-use guest_rt::{MIB2, Machine, PAGE, call, check, fail, say};
-use hyp_abi::call::SUCCESS;
+use guest_rt::{MIB2, Machine, PAGE, call, check, check_eq, fail, say};
+use hyp_abi::call::{INVALID_PARAMETER, SUCCESS};
 use hyp_abi::measure::{MEASURE, METHODS, SIZES, Way, Work};
 use smccc::Hvc;
 
@@ -38,6 +38,7 @@ fn bench(machine: &Machine) {
     check!(pages > 0 && bytes.is_multiple_of(leaf), "pages={pages}: not a number of leaves");
     let start = machine.arena().take(bytes.next_multiple_of(MIB2), MIB2);
     (start..start + bytes).step_by(leaf).for_each(touch);
+    refusals(start, machine.ram.end);
     let sizes = SIZES.iter().map(|&pages| pages as usize * PAGE);
     let sizes = sizes.filter(|&size| size <= bytes && size.is_multiple_of(leaf));
     let count = machine.vcpus().len();
@@ -92,8 +93,25 @@ fn all_ways(start: usize, bytes: usize) {
 }
 
 fn measure(start: usize, bytes: usize, way: Way) {
-    let [status, ..] = call::raw::<Hvc>(MEASURE, [start as u64, bytes as u64, way.to_word()]);
-    if status as i64 != SUCCESS {
-        fail!("{way:?} of {bytes:#x} bytes from {start:#x}: {}", status as i64);
+    let status = ask(start, bytes, way.to_word());
+    if status != SUCCESS {
+        fail!("{way:?} of {bytes:#x} bytes from {start:#x}: {status}");
     }
+}
+
+/// What is refused, and leaves nothing in the list of what was measured.
+fn refusals(start: usize, end: usize) {
+    let word = METHODS[0].way(Work::WriteProtect).to_word();
+    check_eq!(ask(start, PAGE, u64::MAX), INVALID_PARAMETER, "a word that says nothing");
+    check_eq!(ask(start + 8, PAGE, word), INVALID_PARAMETER, "a range that is not of pages");
+    check_eq!(ask(start, 0, word), INVALID_PARAMETER, "no range");
+    check_eq!(ask(end - PAGE, 2 * PAGE, word), INVALID_PARAMETER, "a range that leaves RAM");
+    check_eq!(ask(0, PAGE, word), INVALID_PARAMETER, "a range that is not RAM");
+    let harvest = METHODS[0].way(Work::Harvest).to_word();
+    check_eq!(ask(start, PAGE, harvest), INVALID_PARAMETER, "a harvest without a first one");
+}
+
+fn ask(start: usize, bytes: usize, word: u64) -> i64 {
+    let [status, ..] = call::raw::<Hvc>(MEASURE, [start as u64, bytes as u64, word]);
+    status as i64
 }

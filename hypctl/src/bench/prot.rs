@@ -137,7 +137,7 @@ fn setting(
         bench.setting_on(Cpus { count: cpus, icount }, GUEST, bootargs, &words, memory)
     };
     let step =
-        |what: &str| progress.begin(format!("{cpus} CPUs, leaves of {}: {what}", leaf.name()));
+        |what: &str| progress.begin(format!("CPUs: {cpus}, leaves of {}: {what}", leaf.name()));
 
     let counted = of(true, extent.counted, "")?;
     step("counting");
