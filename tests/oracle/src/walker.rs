@@ -150,7 +150,7 @@ impl<'m> Walk<'m> {
                 self.store();
                 return Outcome::DirtyLost;
             }
-            Choice::InventDirty if at_risk => return self.invent(),
+            Choice::InventDirty if at_risk && setup.tracks_dirty() => return self.invent(),
             Choice::LoseAccess if at_risk && !write && !descriptor::accessed(self.seen) => {
                 return Outcome::AccessLost;
             }
