@@ -6,7 +6,7 @@
 //! | at full speed, many rounds | write into the range all the time | times, as ratios within a round; faults met in the window; the longest window |
 //!
 //! For several numbers of CPUs, and RAM in pages and in blocks. Ranges of blocks begin at 512 pages: smaller ones are less than
-//! a leaf. What was counted is then put on a cost model of real cores ([`cores`]).
+//! a leaf. What was counted is then put on a cost model of real cores (`prot/cores.rs`).
 
 use cells::{Counted, Timed};
 use cores::{Cores, Projected};
