@@ -16,7 +16,8 @@ use hyp_abi::MAX_VCPUS;
 
 use crate::console::urgent_line;
 pub use crate::fault::{
-    EC_DATA_ABORT, EC_INSTRUCTION_ABORT, EC_UNKNOWN, FSC_ALIGNMENT, Fault, fsc_translation,
+    EC_DATA_ABORT, EC_DATA_ABORT_EL0, EC_INSTRUCTION_ABORT, EC_INSTRUCTION_ABORT_EL0, EC_UNKNOWN,
+    FSC_ALIGNMENT, FSC_EXTERNAL, Fault, fsc_translation,
 };
 use crate::{call, start};
 
@@ -39,13 +40,15 @@ pub enum Resume {
     Next = 1,
     /// At the address in x30: for exceptions in a leaf function that is not there or not code.
     Caller = 2,
+    /// Behind the entry to EL0, with x0 as it was there.
+    BackFromEl0 = 3,
 }
 
 /// One vCPU's expectation. Only that vCPU uses it, from its own context and its own vectors.
 struct Expectation {
     resume: AtomicU64,
     count: AtomicU64,
-    last: [AtomicU64; 4],
+    last: [AtomicU64; 5],
     reporting: AtomicBool,
 }
 
@@ -53,7 +56,7 @@ static EXPECTED: [Expectation; MAX_VCPUS] = [const {
     Expectation {
         resume: AtomicU64::new(0),
         count: AtomicU64::new(0),
-        last: [const { AtomicU64::new(0) }; 4],
+        last: [const { AtomicU64::new(0) }; 5],
         reporting: AtomicBool::new(false),
     }
 }; MAX_VCPUS];
@@ -70,8 +73,32 @@ pub fn catch<T>(resume: Resume, f: impl FnOnce() -> T) -> Result<T, Fault> {
     if mine.count.load(Relaxed) == 0 {
         return Ok(value);
     }
-    let [vector, esr, elr, far] = [0, 1, 2, 3].map(|i| mine.last[i].load(Relaxed));
-    Err(Fault { vector, esr, elr, far })
+    Err(mine.fault())
+}
+
+/// Runs `f`, which enters EL0 ([`crate::el0`]), and returns how EL0 was left.
+pub(crate) fn catch_el0<T>(f: impl FnOnce() -> T) -> (T, Fault) {
+    let mine = &EXPECTED[start::vcpu()];
+    mine.count.store(0, Relaxed);
+    mine.resume.store(Resume::BackFromEl0 as u64, Relaxed);
+    compiler_fence(SeqCst);
+    let value = f();
+    compiler_fence(SeqCst);
+    mine.resume.store(0, Relaxed);
+    (value, mine.fault())
+}
+
+impl Expectation {
+    /// The last exception that was expected.
+    fn fault(&self) -> Fault {
+        let [vector, esr, elr, far, spsr] = self.last.each_ref().map(|it| it.load(Relaxed));
+        Fault { vector, esr, elr, far, spsr }
+    }
+}
+
+unsafe extern "C" {
+    /// Where the entry to EL0 ends.
+    fn el0_back();
 }
 
 /// Reads 8 bytes at any address.
@@ -113,14 +140,20 @@ pub unsafe fn probe_call(va: usize) -> Result<u64, Fault> {
 
 /// Every exception, on the interrupted vCPU's stack.
 extern "C" fn exception(vector: u64, frame: &mut Frame) {
-    let fault = Fault { vector, esr: frame.esr, elr: frame.elr, far: frame.far };
+    let &mut Frame { esr, elr, far, spsr, .. } = frame;
+    let fault = Fault { vector, esr, elr, far, spsr };
     let mine = &EXPECTED[start::vcpu()];
     let resume = mine.resume.load(Relaxed);
-    if resume != 0 && vector == VECTOR_SYNC {
-        for (to, from) in mine.last.iter().zip([vector, fault.esr, fault.elr, fault.far]) {
+    let from_el0 = resume == Resume::BackFromEl0 as u64;
+    if resume != 0 && vector == if from_el0 { VECTOR_SYNC_EL0 } else { VECTOR_SYNC } {
+        for (to, from) in mine.last.iter().zip([vector, esr, elr, far, spsr]) {
             to.store(from, Relaxed);
         }
         mine.count.store(mine.count.load(Relaxed).wrapping_add(1), Relaxed);
+        if from_el0 {
+            (frame.elr, frame.spsr) = (el0_back as *const () as u64, STATE);
+            return;
+        }
         let caller = resume == Resume::Caller as u64;
         frame.elr = if caller { frame.x[30] } else { frame.elr.wrapping_add(4) };
         return;
@@ -132,8 +165,12 @@ extern "C" fn exception(vector: u64, frame: &mut Frame) {
     crate::fail!("unexpected exception: {fault}");
 }
 
-/// Synchronous, current EL with SP_ELx: the only vector that a scenario can expect.
+/// Synchronous, current EL with SP_ELx: the only vector that a scenario can expect from its own level.
 const VECTOR_SYNC: u64 = 4;
+/// Synchronous, from EL0.
+const VECTOR_SYNC_EL0: u64 = 8;
+/// EL1 with SP_EL1, everything masked: how a guest runs.
+const STATE: u64 = 0x3c5;
 
 fn report(fault: &Fault, frame: &Frame) {
     let from = ["EL1 with SP_EL0", "EL1", "EL0 (AArch64)", "EL0 (AArch32)"];

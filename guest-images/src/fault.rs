@@ -13,6 +13,8 @@ pub struct Fault {
     pub elr: u64,
     /// FAR_EL1; meaningful for aborts and alignment faults only.
     pub far: u64,
+    /// SPSR_EL1: the state that it interrupted.
+    pub spsr: u64,
 }
 
 /// Exception class: unknown reason, which is how an UNDEFINED instruction arrives.
@@ -21,15 +23,19 @@ pub const EC_UNKNOWN: u64 = 0x00;
 pub(crate) const EC_FP: u64 = 0x07;
 /// Exception class: trapped MSR, MRS or system instruction.
 pub(crate) const EC_SYSREG: u64 = 0x18;
+/// Exception class: instruction abort from EL0.
+pub const EC_INSTRUCTION_ABORT_EL0: u64 = 0x20;
 /// Exception class: instruction abort from EL1.
 pub const EC_INSTRUCTION_ABORT: u64 = 0x21;
+/// Exception class: data abort from EL0.
+pub const EC_DATA_ABORT_EL0: u64 = 0x24;
 /// Exception class: data abort from EL1.
 pub const EC_DATA_ABORT: u64 = 0x25;
 
 /// Fault status: alignment.
 pub const FSC_ALIGNMENT: u64 = 0x21;
 /// Fault status: synchronous external abort, not on a walk.
-pub(crate) const FSC_EXTERNAL: u64 = 0x10;
+pub const FSC_EXTERNAL: u64 = 0x10;
 
 /// Fault status: translation fault at `level`.
 pub const fn fsc_translation(level: u64) -> u64 {
@@ -57,6 +63,8 @@ impl fmt::Display for Fault {
             0x15 => "SVC",
             EC_SYSREG => "trapped system register access",
             EC_INSTRUCTION_ABORT => "instruction abort",
+            EC_INSTRUCTION_ABORT_EL0 => "instruction abort at EL0",
+            EC_DATA_ABORT_EL0 => "data abort at EL0",
             0x22 => "PC alignment fault",
             EC_DATA_ABORT => "data abort",
             0x26 => "SP alignment fault",
@@ -65,8 +73,8 @@ impl fmt::Display for Fault {
             _ => "exception",
         };
         write!(f, "{class} at {:#x} (ESR {:#010x}, FAR {:#x})", self.elr, self.esr, self.far)?;
-        if matches!(self.ec(), EC_INSTRUCTION_ABORT | EC_DATA_ABORT) {
-            let write = self.ec() == EC_DATA_ABORT && self.esr & 1 << 6 != 0;
+        if matches!(self.ec(), 0x20 | 0x21 | 0x24 | 0x25) {
+            let write = self.ec() & !1 == EC_DATA_ABORT_EL0 && self.esr & 1 << 6 != 0;
             let status = match self.fsc() {
                 0x00..=0x03 => "address size fault",
                 0x04..=0x07 => "translation fault",

@@ -11,6 +11,7 @@
 //! | `start.rs` | entry, and why the MMU is on before the first store |
 //! | `mmu.rs`, `cache.rs` | the identity map, alias mappings, maintenance between them |
 //! | `exception.rs`, `fault.rs` | the vectors: report, or hand the exception to a scenario that expects it |
+//! | `el0.rs` | one instruction at EL0 |
 //! | `machine.rs` | what the device tree says: RAM, CPUs, command line |
 //! | `console.rs` | PL011 output in whole lines |
 //! | `call.rs` | hypercalls, PSCI, the verdict |
@@ -26,6 +27,7 @@ pub mod cache;
 pub mod call;
 pub mod console;
 pub mod cpu;
+pub mod el0;
 pub mod exception;
 mod fault;
 pub mod fpsimd;

@@ -138,6 +138,10 @@ pub struct Stats {
     pub spurious: u64,
     /// Faults that gave a leaf which was there what the access needed.
     pub relaxed: u64,
+    /// Accesses to RAM that its permissions do not allow: each was an abort in the guest.
+    pub violations: u64,
+    /// Pages that the guest has given back.
+    pub released: u64,
     /// Emulated device accesses.
     pub mmio: u64,
     /// HVC and SMC calls.
@@ -461,6 +465,12 @@ impl Stats {
         row(f, "spurious faults", self.spurious)?;
         if self.relaxed != 0 {
             row(f, "leaves relaxed", self.relaxed)?;
+        }
+        if self.violations != 0 {
+            row(f, "violations", self.violations)?;
+        }
+        if self.released != 0 {
+            row(f, "pages released", self.released)?;
         }
         row(f, "device accesses", self.mmio)?;
         row(f, "hypercalls", self.hypercalls)?;

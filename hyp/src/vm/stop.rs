@@ -62,6 +62,8 @@ fn stats() -> Stats {
         retries: counters::sum(Stat::Retries),
         spurious: counters::sum(Stat::Spurious),
         relaxed: counters::sum(Stat::Relaxed),
+        violations: counters::sum(Stat::Violations),
+        released: counters::sum(Stat::Released),
         mmio: counters::sum(Stat::Mmio),
         hypercalls: counters::sum(Stat::Hypercalls),
         drained: counters::sum(Stat::Drained),
