@@ -277,6 +277,15 @@ pub mod native {
         slot.0.compare_exchange(old, new, Ordering::Release, Ordering::Acquire)
     }
 
+    /// Clears bits of the slot; returns what it held.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::clear_bits`](crate::Arch::clear_bits).
+    #[inline]
+    pub unsafe fn clear_bits(slot: &Slot, bits: u64) -> u64 {
+        slot.0.fetch_and(!bits, Ordering::AcqRel)
+    }
+
     /// [`swap`] by one `SWPAL` instruction.
     ///
     /// # Safety
@@ -324,7 +333,33 @@ pub mod native {
         }
         if seen == old { Ok(seen) } else { Err(seen) }
     }
+
+    /// [`clear_bits`] by one `LDCLRAL` instruction.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::clear_bits`](crate::Arch::clear_bits).
+    /// 2. Every PE that may run this has FEAT_LSE.
+    #[cfg(all(target_arch = "aarch64", not(any(loom, shuttle))))]
+    #[inline(always)]
+    pub unsafe fn clear_bits_lse(slot: &Slot, bits: u64) -> u64 {
+        let seen: u64;
+        // SAFETY: (1) the instruction exists, by clause 2. (2) The address is that of an AtomicU64:
+        // aligned, alive and shared.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension lse",
+                "ldclral {bits}, {seen}, [{slot}]",
+                bits = in(reg) bits,
+                seen = lateout(reg) seen,
+                slot = in(reg) slot.0.as_ptr(),
+                options(nostack, preserves_flags),
+            );
+        }
+        seen
+    }
 }
 
+#[cfg(all(target_arch = "aarch64", not(any(loom, shuttle))))]
+pub(crate) mod alter;
 #[cfg(test)]
 mod tests;

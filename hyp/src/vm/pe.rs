@@ -5,7 +5,7 @@
 //! `ALLE1IS`, which is no space's, and the barriers of installs, too.
 
 use stage2::arch::aarch64::Aarch64;
-use stage2::arch::{Arch, Dsb, HeldWalks};
+use stage2::arch::{Alteration, Altered, Arch, Dsb, HeldWalks};
 use stage2::slot::Slot;
 use stage2::tlbi::Tlbi;
 use stage2::{Errata, Features};
@@ -73,6 +73,18 @@ unsafe impl Arch for Counted {
     unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
         // SAFETY: the caller's clause.
         unsafe { self.0.compare_exchange(slot, old, new) }
+    }
+
+    #[inline]
+    unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        // SAFETY: the caller's clause.
+        unsafe { self.0.clear_bits(slot, bits) }
+    }
+
+    #[inline]
+    unsafe fn alter_while(&self, slots: &[Slot], how: &Alteration) -> Option<Altered> {
+        // SAFETY: the caller's clauses.
+        unsafe { self.0.alter_while(slots, how) }
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! [`Arch`] on AArch64 at EL2: each primitive is one instruction.
 //!
-//! The atomics are an `LDAXR`/`STLXR` loop on the Armv8.0 baseline and one `CASAL` or `SWPAL` where
+//! The atomics are an `LDAXR`/`STLXR` loop on the Armv8.0 baseline and one `CASAL`, `SWPAL` or `LDCLRAL` where
 //! every PE has FEAT_LSE. The choice is a field, tested by one predictable branch, because a single
 //! image runs on both; an exclusive loop may go on for ever under contention, one instruction not.
 
@@ -10,10 +10,10 @@ use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{SCTLR_EL1, TCR_EL1, VTTBR_EL2};
 use tock_registers::interfaces::{Readable, Writeable};
 
-use super::{Arch, Dsb, HeldWalks};
+use super::{Alteration, Altered, Arch, Dsb, HeldWalks};
 use crate::errata::Errata;
 use crate::features::{Caps, Features, IdRegisters};
-use crate::slot::{Slot, native};
+use crate::slot::{Slot, alter, native};
 use crate::tlbi::{Sys, Tlbi};
 
 /// The executing PE.
@@ -115,6 +115,30 @@ unsafe impl Arch for Aarch64 {
                 native::compare_exchange_lse(slot, old, new)
             } else {
                 native::compare_exchange(slot, old, new)
+            }
+        })
+    }
+
+    #[inline]
+    unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        // SAFETY: the caller's clause; `lse` is set only where every PE has FEAT_LSE.
+        Some(unsafe {
+            if self.lse {
+                native::clear_bits_lse(slot, bits)
+            } else {
+                native::clear_bits(slot, bits)
+            }
+        })
+    }
+
+    #[inline]
+    unsafe fn alter_while(&self, slots: &[Slot], how: &Alteration) -> Option<Altered> {
+        // SAFETY: the caller's clauses; `lse` is set only where every PE has FEAT_LSE.
+        Some(unsafe {
+            if self.lse {
+                alter::alter_while_lse(slots, how)
+            } else {
+                alter::alter_while(slots, how)
             }
         })
     }

@@ -54,6 +54,45 @@ pub enum Observation {
     },
 }
 
+/// One change for slots side by side that are alike: see [`Arch::alter_while`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alteration {
+    /// Under this mask,
+    pub mask: u64,
+    /// slots that are alike hold this.
+    pub value: u64,
+    /// Bits to set.
+    pub set: u64,
+    /// Bits to clear: others than those.
+    pub clear: u64,
+}
+
+impl Alteration {
+    /// Whether a slot that holds this is one of those.
+    #[inline]
+    #[must_use]
+    pub const fn concerns(&self, seen: u64) -> bool {
+        seen & self.mask == self.value
+    }
+
+    /// What such a slot becomes.
+    #[inline]
+    #[must_use]
+    pub const fn of(&self, seen: u64) -> u64 {
+        seen & !self.clear | self.set
+    }
+}
+
+/// What became of slots side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Altered {
+    /// So many were altered, from the first on.
+    pub count: usize,
+    /// What the last of them held, if that was something else than the moment before: hardware or a fault handler
+    /// had set a record in it.
+    pub last: Option<u64>,
+}
+
 /// EL1's registers as they were before [`Arch::hold_walks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "no guest may run before the walks are released"]
@@ -115,6 +154,53 @@ pub unsafe trait Arch: Sync {
         _new: u64,
     ) -> Option<Result<u64, u64>> {
         None
+    }
+
+    /// Clears bits of a slot, with acquire and release order. Returns what it held; `None` as for
+    /// [`compare_exchange`](Self::compare_exchange), of which it is made unless the machine has an instruction for it.
+    ///
+    /// # Safety
+    /// 1. The table of slot states lets all that the slot can hold now become that without these bits.
+    #[inline]
+    unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        loop {
+            let seen = self.load(slot);
+            // SAFETY: (1) the caller's clause.
+            if let Ok(old) = unsafe { self.compare_exchange(slot, seen, seen & !bits) }? {
+                return Some(old);
+            }
+        }
+    }
+
+    /// Alters one slot after the other, each by one atomic read-modify-write, for as long as they are alike, and until
+    /// one held something else than the moment before. `None` as for [`compare_exchange`](Self::compare_exchange).
+    ///
+    /// # Safety
+    /// 1. The table of slot states lets what is alike become what the alteration makes of it.
+    /// 2. Nobody else changes these slots meanwhile but by setting bits, and what they hold then may be altered, too, if
+    ///    the alteration sets none.
+    #[inline]
+    unsafe fn alter_while(&self, slots: &[Slot], how: &Alteration) -> Option<Altered> {
+        for (count, slot) in slots.iter().enumerate() {
+            let seen = self.load(slot);
+            if !how.concerns(seen) {
+                return Some(Altered { count, last: None });
+            }
+            if how.set == 0 {
+                // SAFETY: (1) the caller's clauses.
+                let old = unsafe { self.clear_bits(slot, how.clear) }?;
+                if old != seen {
+                    return Some(Altered { count: count + 1, last: Some(old) });
+                }
+            } else {
+                // SAFETY: (1) the caller's clause.
+                let done = unsafe { self.compare_exchange(slot, seen, how.of(seen)) }?;
+                if done.is_err() {
+                    return Some(Altered { count, last: None });
+                }
+            }
+        }
+        Some(Altered { count: slots.len(), last: None })
     }
 
     /// Executes a data synchronization barrier.

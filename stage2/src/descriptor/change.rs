@@ -13,8 +13,9 @@
 //! | [`UNMANAGED`](Change::UNMANAGED) | S2AP\[1\] = 1, DBM = 0: writable | none |
 //! | [`UNACCESSED`](Change::UNACCESSED) | AF = 0 | AF = 0 |
 
-use super::Leaf;
 use super::resize::{ACCESSED, DIRTY_MODIFIER, WRITABLE};
+use super::{ADDRESS, Descriptor, Leaf, VALID};
+use crate::arch::Alteration;
 use crate::attr::{AttributeError, Attributes, Encoding, MemType, Prot};
 
 const MODIFIER_ABOVE_WRITABLE: u32 = DIRTY_MODIFIER.trailing_zeros() - WRITABLE.trailing_zeros();
@@ -120,6 +121,28 @@ impl Leaf {
         Self { bits: self.bits & !clear | set | manage, level: self.level }
     }
 
+    /// Whether a page holds the same as this one, but for where it lies.
+    #[inline]
+    pub(crate) const fn is_twin_of(&self, seen: Descriptor) -> bool {
+        (seen.0 ^ self.bits) & !ADDRESS == 0
+    }
+
+    /// What a change does to each of the leaves that are like this one, wherever they lie. If they are to be `broken`,
+    /// they become Busy.
+    #[inline]
+    pub(crate) const fn alteration(&self, change: &Change, broken: bool) -> Alteration {
+        let plain = self.bits & DIRTY_MODIFIER == 0;
+        let Masks { clear, set: kept } = if plain { change.plain } else { change.managed };
+        let valid = if broken { VALID } else { 0 };
+        Alteration {
+            mask: !ADDRESS,
+            value: self.bits & !ADDRESS,
+            set: self.changed(change).bits & !self.bits,
+            // All of them, and not those alone that are set here: what is set meanwhile goes, too.
+            clear: clear & !kept | valid,
+        }
+    }
+
     /// Whether this leaf allows all that `former` did, and says of accesses and writes what that said or more: a TLB
     /// that holds `former` can only fault too often.
     pub(crate) const fn grants_all_of(&self, former: &Self) -> bool {
@@ -135,7 +158,7 @@ mod tests {
     use super::*;
     use crate::addr::{Level, Pa};
     use crate::attr::Write;
-    use crate::descriptor::{Descriptor, Owner};
+    use crate::descriptor::Owner;
 
     const ENCODING: Encoding = Encoding { fwb: true, xnx: true };
     const WRITES: [Write; 4] = [Write::Denied, Write::Allowed, Write::Clean, Write::Dirty];

@@ -52,6 +52,7 @@
 //! before the flush, by a fault handler or by who takes the lock next. Who relies on what such a leaf does not allow asks
 //! [`Space::pending_flush`] after he has read it.
 
+mod bulk;
 mod commit;
 mod error;
 mod logged;

@@ -77,7 +77,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
 
     /// The leaf in a slot, unless it is one to be careful with.
     #[inline(always)]
-    fn ordinary(&self, seen: Descriptor, level: Level, ipa: Ipa) -> Option<Leaf> {
+    pub(super) fn ordinary(&self, seen: Descriptor, level: Level, ipa: Ipa) -> Option<Leaf> {
         let page = matches!(level, Level::L3);
         let inside = |_: &Leaf| page || self.covers(ipa, level.slot_bytes());
         seen.as_leaf(level).filter(|leaf| !leaf.is_contiguous()).filter(inside)
@@ -125,23 +125,16 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
         step: &Step,
         changed: &mut Range<usize>,
     ) {
-        match step {
+        let broken = match step {
             Step::Same => return,
             Step::InPlace(was, now) if self.is_local(was, now) => {
                 self.changed += 1;
-                return self.granted(node.ipa_of(index), level);
+                return self.granted(node.ipa_of(index), level, 1);
             }
-            Step::InPlace(..) => {}
-            Step::Broken => {
-                self.low = self.low.min(node.ipa_of(index).get());
-                self.broken += 1;
-            }
-        }
-        if changed.end != index {
-            self.owe(node, changed);
-            changed.start = index;
-        }
-        changed.end = index + 1;
+            Step::InPlace(..) => false,
+            Step::Broken => true,
+        };
+        self.was_changed(node, index..index + 1, broken, changed);
     }
 
     /// One leaf, in a slot of a table whose lock is held.
@@ -182,7 +175,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
 
     /// Whether a leaf has to be invalid before it is another.
     #[inline(always)]
-    fn breaks(&self, was: &Leaf, now: &Leaf) -> bool {
+    pub(super) fn breaks(&self, was: &Leaf, now: &Leaf) -> bool {
         match self.engine {
             Engine::InPlace => false,
             Engine::Break => true,
@@ -194,12 +187,12 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
 
     /// Whether a change is to be flushed on this PE alone.
     #[inline(always)]
-    fn is_local(&self, was: &Leaf, now: &Leaf) -> bool {
+    pub(super) fn is_local(&self, was: &Leaf, now: &Leaf) -> bool {
         matches!(self.relax, Relax::Here) && now.grants_all_of(was)
     }
 
     /// Leaves side by side were changed.
-    fn owe(&mut self, node: Node<'_>, slots: &Range<usize>) {
+    pub(super) fn owe(&mut self, node: Node<'_>, slots: &Range<usize>) {
         if !slots.is_empty() {
             self.changed += slots.len() as u64;
             self.owed.leaves(node.ipa_of(slots.start), node.level, slots.len() as u64);

@@ -57,7 +57,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ) -> Result<Progress, ProtError> {
         let guard = cpu.enter();
         let mut transaction = self.modify_prot(&guard, claim, batch, relax)?;
-        let outcome = transaction.each(|_, _| Some(change));
+        let outcome = transaction.all(&change, |_| true, |_| {});
         let modified = transaction.finish();
         match outcome {
             Err(error) if modified.progress == Progress::Until(batch.from) => Err(error),

@@ -1,5 +1,6 @@
 //! Takes one kind of record from all leaves of a batch, and says of which: what harvests are made of.
 
+use super::bulk::Run;
 use super::{ProtError, Transaction};
 use crate::addr::{Ipa, Level};
 use crate::arch::Arch;
@@ -52,28 +53,45 @@ impl<M: Memory, A: Arch> Transaction<'_, M, A> {
     pub fn take(
         &mut self,
         what: Taken,
-        mut report: impl FnMut(Ipa, Level, u64),
+        report: impl FnMut(Ipa, Level, u64),
     ) -> Result<(), ProtError> {
-        let change = what.change();
-        let (mut first, mut level, mut slots) = (Ipa::new(0), Level::L3, 0);
-        let outcome = self.each(|ipa, leaf| {
-            if !what.is_in(leaf) {
-                return None;
-            }
-            let bytes = leaf.level().slot_bytes();
-            let group = ipa.align_down(GROUP * bytes);
-            if (group, leaf.level()) != (first, level) {
-                if slots != 0 {
-                    report(first, level, slots);
-                }
-                (first, level, slots) = (group, leaf.level(), 0);
-            }
-            slots |= 1 << ((ipa.get() - group.get()) / bytes);
-            Some(change)
-        });
-        if slots != 0 {
-            report(first, level, slots);
-        }
+        let mut groups = Groups { report, first: Ipa::new(0), level: Level::L3, slots: 0 };
+        let outcome = self.all(&what.change(), |leaf| what.is_in(leaf), |run| groups.add(run));
+        groups.close();
         outcome
+    }
+}
+
+/// Leaves are reported in groups.
+struct Groups<R> {
+    report: R,
+    /// The group that is not reported yet.
+    first: Ipa,
+    level: Level,
+    slots: u64,
+}
+
+impl<R: FnMut(Ipa, Level, u64)> Groups<R> {
+    #[inline(always)]
+    fn add(&mut self, run: &Run) {
+        let shift = run.level.slot_bytes().trailing_zeros();
+        let (mut number, end) = (run.ipa.get() >> shift, (run.ipa.get() >> shift) + run.count);
+        while number < end {
+            let first = Ipa::new((number / GROUP * GROUP) << shift);
+            if (first, run.level) != (self.first, self.level) {
+                self.close();
+                (self.first, self.level) = (first, run.level);
+            }
+            let next = end.min((number / GROUP + 1) * GROUP);
+            self.slots |= u64::MAX >> (GROUP - (next - number)) << (number % GROUP);
+            number = next;
+        }
+    }
+
+    fn close(&mut self) {
+        if self.slots != 0 {
+            (self.report)(self.first, self.level, self.slots);
+            self.slots = 0;
+        }
     }
 }

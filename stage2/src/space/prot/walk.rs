@@ -116,10 +116,11 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
         Ok(())
     }
 
-    /// Something was granted at `ipa`, for this PE to know of.
+    /// Something was granted in so many leaves from `ipa` on, for this PE to know of.
     #[cold]
-    pub(super) fn granted(&mut self, ipa: Ipa, level: Level) {
-        self.here = if self.here == Here::Nothing { Here::One(ipa, level) } else { Here::Many };
+    pub(super) fn granted(&mut self, ipa: Ipa, level: Level, leaves: usize) {
+        let first = self.here == Here::Nothing && leaves == 1;
+        self.here = if first { Here::One(ipa, level) } else { Here::Many };
     }
 }
 
