@@ -136,6 +136,9 @@ impl fmt::Display for RangeError {
 impl core::error::Error for RangeError {}
 
 impl IpaRange {
+    /// One that fills a place for others.
+    pub(crate) const FIRST_PAGE: Self = Self { start: Ipa(0), end: Ipa(PAGE_SIZE) };
+
     /// The range of `len` bytes from `start`.
     ///
     /// # Errors

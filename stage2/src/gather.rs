@@ -23,7 +23,7 @@ use crate::tlbi::LeafLevel;
 /// Ranges that are kept apart.
 const RANGES: usize = 8;
 /// Places for ranges: one more, for a moment, before two grow together.
-pub(crate) const PLACES: usize = RANGES + 1;
+const PLACES: usize = RANGES + 1;
 
 /// What is known of the leaves of a gather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +40,9 @@ enum Leaves {
 #[must_use = "what is owed is settled by a flush"]
 pub(crate) struct Owed<'s, A: Arch> {
     tlb: Stage2Tlb<'s, A>,
-    /// Sorted and apart; the last place is free.
-    ranges: [Option<IpaRange>; PLACES],
+    /// So many are held, sorted and apart; the last place is free.
+    ranges: [IpaRange; PLACES],
+    count: usize,
     leaves: Leaves,
     not_send: PhantomData<*const ()>,
 }
@@ -49,7 +50,8 @@ pub(crate) struct Owed<'s, A: Arch> {
 impl<'s, A: Arch> Owed<'s, A> {
     /// Nothing yet.
     pub(crate) const fn new(tlb: Stage2Tlb<'s, A>) -> Self {
-        Self { tlb, ranges: [None; PLACES], leaves: Leaves::Nothing, not_send: PhantomData }
+        let ranges = [IpaRange::FIRST_PAGE; PLACES];
+        Self { tlb, ranges, count: 0, leaves: Leaves::Nothing, not_send: PhantomData }
     }
 
     /// A leaf of `level` at `ipa` ended.
@@ -81,54 +83,47 @@ impl<'s, A: Arch> Owed<'s, A> {
         self.leaves = Leaves::Conflicting;
     }
 
-    /// What is owed, and perhaps what lies between.
-    pub(crate) const fn ranges(&self) -> [Option<IpaRange>; PLACES] {
-        self.ranges
+    /// What is owed, or was until the flush, and perhaps what lies between.
+    pub(crate) fn ranges(&self) -> &[IpaRange] {
+        self.ranges.get(..self.count).unwrap_or_default()
     }
 
     fn cover(&mut self, ipa: Ipa, bytes: u64) {
         let Ok(new) = IpaRange::new(ipa, bytes) else { return };
         // By far the most frequent: the neighbour of the last.
-        if let Some(last) = self.ranges.iter_mut().rev().flatten().next()
+        if let Some(last) = self.ranges.get_mut(self.count.wrapping_sub(1))
             && last.start() <= ipa
             && ipa <= last.end()
         {
             *last = last.hull(&new);
             return;
         }
-        let mut merged = new;
-        for slot in &mut self.ranges {
-            if slot.is_some_and(|held| held.start() <= merged.end() && merged.start() <= held.end())
-                && let Some(held) = slot.take()
-            {
-                merged = merged.hull(&held);
-            }
+        // Those that it touches become one with it.
+        let held = self.ranges();
+        let from = held.partition_point(|range| range.end() < new.start());
+        let behind = held.partition_point(|range| range.start() <= new.end());
+        let touched = held.get(from..behind).unwrap_or_default();
+        let merged = touched.iter().fold(new, |merged, range| merged.hull(range));
+        self.ranges.copy_within(behind..self.count, from + 1);
+        self.count = self.count - (behind - from) + 1;
+        if let Some(place) = self.ranges.get_mut(from) {
+            *place = merged;
         }
-        if let Some(free) = self.ranges.iter_mut().find(|slot| slot.is_none()) {
-            *free = Some(merged);
-        }
-        self.sort();
-        if self.ranges.iter().all(Option::is_some) {
+        if self.count == PLACES {
             self.join_nearest();
-            self.sort();
         }
-    }
-
-    fn sort(&mut self) {
-        self.ranges.sort_unstable_by_key(|slot| slot.map_or(u64::MAX, |range| range.start().get()));
     }
 
     /// Makes one range of the two with the smallest gap. They are sorted and apart, the new one among them, so
     /// no other lies between.
+    #[cold]
     fn join_nearest(&mut self) {
-        let gap = |at: usize| match (self.ranges.get(at), self.ranges.get(at + 1)) {
-            (Some(Some(low)), Some(Some(high))) => high.start().get() - low.end().get(),
-            _ => u64::MAX,
-        };
-        let Some(at) = (0..PLACES - 1).min_by_key(|at| gap(*at)) else { return };
-        if let (Some(low), Some(high)) = (self.ranges[at], self.ranges[at + 1].take()) {
-            self.ranges[at] = Some(low.hull(&high));
-        }
+        let gap = |pair: &[IpaRange; 2]| pair[1].start().get() - pair[0].end().get();
+        let pairs = self.ranges().array_windows().enumerate();
+        let Some((at, [low, high])) = pairs.min_by_key(|(_, pair)| gap(pair)) else { return };
+        self.ranges[at] = low.hull(high);
+        self.ranges.copy_within(at + 2..self.count, at + 1);
+        self.count -= 1;
     }
 
     /// Flushes; `None` if nothing is owed. Returns once no PE translates by what ended.
@@ -136,7 +131,8 @@ impl<'s, A: Arch> Owed<'s, A> {
         self.flush()
     }
 
-    fn flush(&mut self) -> Option<Flushed> {
+    /// The same. What was owed can be [asked for](Self::ranges) afterwards; nothing is to be added then.
+    pub(crate) fn flush(&mut self) -> Option<Flushed> {
         let level = match core::mem::replace(&mut self.leaves, Leaves::Nothing) {
             Leaves::Nothing => return None,
             Leaves::Conflicting => return Some(self.tlb.vm()),
@@ -145,7 +141,7 @@ impl<'s, A: Arch> Owed<'s, A> {
             Leaves::All(Level::L3) => LeafLevel::L3,
             Leaves::All(Level::L0) | Leaves::Mixed => LeafLevel::Unknown,
         };
-        Some(self.tlb.reduce_all(self.ranges.iter().flatten().copied(), level))
+        Some(self.tlb.reduce_all(self.ranges().iter().copied(), level))
     }
 }
 
@@ -168,8 +164,7 @@ mod tests {
         let rig = Rig::new();
         let mut owed = Owed::new(rig.tlb(Caps::empty()));
         pages.iter().for_each(|page| owed.leaf(Ipa::new(page << 12), Level::L3));
-        let ranges = owed.ranges.iter().flatten();
-        ranges.map(|r| (r.start().get() >> 12, r.end().get() >> 12)).collect()
+        owed.ranges().iter().map(|r| (r.start().get() >> 12, r.end().get() >> 12)).collect()
     }
 
     #[test]

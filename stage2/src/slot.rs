@@ -286,6 +286,15 @@ pub mod native {
         slot.0.fetch_and(!bits, Ordering::AcqRel)
     }
 
+    /// Sets bits of the slot; returns what it held.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::set_bits`](crate::Arch::set_bits).
+    #[inline]
+    pub unsafe fn set_bits(slot: &Slot, bits: u64) -> u64 {
+        slot.0.fetch_or(bits, Ordering::AcqRel)
+    }
+
     /// [`swap`] by one `SWPAL` instruction.
     ///
     /// # Safety
@@ -349,6 +358,29 @@ pub mod native {
             core::arch::asm!(
                 ".arch_extension lse",
                 "ldclral {bits}, {seen}, [{slot}]",
+                bits = in(reg) bits,
+                seen = lateout(reg) seen,
+                slot = in(reg) slot.0.as_ptr(),
+                options(nostack, preserves_flags),
+            );
+        }
+        seen
+    }
+
+    /// [`set_bits`] by one `LDSETAL` instruction.
+    ///
+    /// # Safety
+    /// 1. As of [`Arch::set_bits`](crate::Arch::set_bits).
+    /// 2. Every PE that may run this has FEAT_LSE.
+    #[cfg(all(target_arch = "aarch64", not(any(loom, shuttle))))]
+    #[inline(always)]
+    pub unsafe fn set_bits_lse(slot: &Slot, bits: u64) -> u64 {
+        let seen: u64;
+        // SAFETY: as of `clear_bits_lse`.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension lse",
+                "ldsetal {bits}, {seen}, [{slot}]",
                 bits = in(reg) bits,
                 seen = lateout(reg) seen,
                 slot = in(reg) slot.0.as_ptr(),

@@ -82,6 +82,12 @@ unsafe impl Arch for Counted {
     }
 
     #[inline]
+    unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        // SAFETY: the caller's clause.
+        unsafe { self.0.set_bits(slot, bits) }
+    }
+
+    #[inline]
     unsafe fn alter_while(&self, slots: &[Slot], how: &Alteration) -> Option<Altered> {
         // SAFETY: the caller's clauses.
         unsafe { self.0.alter_while(slots, how) }

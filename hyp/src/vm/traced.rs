@@ -66,6 +66,30 @@ unsafe impl<A: Arch> Arch for Traced<A> {
         })
     }
 
+    unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        step(|| {
+            // SAFETY: the caller's clause.
+            let old = unsafe { self.0.clear_bits(slot, bits) };
+            let what = |old| {
+                let new = old & !bits;
+                What::Write { slot: address(slot), old, new, by: Access::Atomic }
+            };
+            (old, old.map(what))
+        })
+    }
+
+    unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        step(|| {
+            // SAFETY: the caller's clause.
+            let old = unsafe { self.0.set_bits(slot, bits) };
+            let what = |old| {
+                let new = old | bits;
+                What::Write { slot: address(slot), old, new, by: Access::Atomic }
+            };
+            (old, old.map(what))
+        })
+    }
+
     fn dsb(&self, kind: Dsb) {
         let barrier = match kind {
             Dsb::IshSt => Barrier::IshSt,

@@ -132,6 +132,14 @@ unsafe impl Arch for Aarch64 {
     }
 
     #[inline]
+    unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        // SAFETY: the caller's clause; `lse` is set only where every PE has FEAT_LSE.
+        Some(unsafe {
+            if self.lse { native::set_bits_lse(slot, bits) } else { native::set_bits(slot, bits) }
+        })
+    }
+
+    #[inline]
     unsafe fn alter_while(&self, slots: &[Slot], how: &Alteration) -> Option<Altered> {
         // SAFETY: the caller's clauses; `lse` is set only where every PE has FEAT_LSE.
         Some(unsafe {

@@ -65,18 +65,22 @@ pub struct Alteration {
     pub set: u64,
     /// Bits to clear: others than those.
     pub clear: u64,
+    /// Whether some may be set a moment before the others are cleared.
+    pub apart: bool,
+    /// Whether the caller wants to hear what a slot held if that was not what it had held the moment before.
+    pub watched: bool,
 }
 
 impl Alteration {
     /// Whether a slot that holds this is one of those.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn concerns(&self, seen: u64) -> bool {
         seen & self.mask == self.value
     }
 
     /// What such a slot becomes.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn of(&self, seen: u64) -> u64 {
         seen & !self.clear | self.set
@@ -88,8 +92,8 @@ impl Alteration {
 pub struct Altered {
     /// So many were altered, from the first on.
     pub count: usize,
-    /// What the last of them held, if that was something else than the moment before: hardware or a fault handler
-    /// had set a record in it.
+    /// What the last of them held, if that is [watched](Alteration::watched) and was something else than the moment
+    /// before: hardware or a fault handler had set a record in it.
     pub last: Option<u64>,
 }
 
@@ -172,13 +176,30 @@ pub unsafe trait Arch: Sync {
         }
     }
 
-    /// Alters one slot after the other, each by one atomic read-modify-write, for as long as they are alike, and until
-    /// one held something else than the moment before. `None` as for [`compare_exchange`](Self::compare_exchange).
+    /// Sets bits of a slot. Otherwise as [`clear_bits`](Self::clear_bits).
     ///
     /// # Safety
-    /// 1. The table of slot states lets what is alike become what the alteration makes of it.
-    /// 2. Nobody else changes these slots meanwhile but by setting bits, and what they hold then may be altered, too, if
-    ///    the alteration sets none.
+    /// 1. The table of slot states lets all that the slot can hold now become that with these bits.
+    #[inline]
+    unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        loop {
+            let seen = self.load(slot);
+            // SAFETY: (1) the caller's clause.
+            if let Ok(old) = unsafe { self.compare_exchange(slot, seen, seen | bits) }? {
+                return Some(old);
+            }
+        }
+    }
+
+    /// Alters one slot after the other for as long as they are alike: by one atomic read-modify-write each, or by two if it
+    /// sets and clears bits and that may be done [apart](Alteration::apart). It may end early. `None` as for
+    /// [`compare_exchange`](Self::compare_exchange).
+    ///
+    /// # Safety
+    /// 1. The table of slot states lets what is alike become what the alteration makes of it, and if that may be done apart,
+    ///    what it is in between.
+    /// 2. Nobody else changes these slots meanwhile but by setting bits. If the alteration only clears bits, or does it
+    ///    apart, what they hold then may become what the alteration makes of it, too.
     #[inline]
     unsafe fn alter_while(&self, slots: &[Slot], how: &Alteration) -> Option<Altered> {
         for (count, slot) in slots.iter().enumerate() {
@@ -186,10 +207,14 @@ pub unsafe trait Arch: Sync {
             if !how.concerns(seen) {
                 return Some(Altered { count, last: None });
             }
-            if how.set == 0 {
+            if how.set == 0 || how.apart {
+                if how.set != 0 {
+                    // SAFETY: (1) the caller's clauses.
+                    unsafe { self.set_bits(slot, how.set) }?;
+                }
                 // SAFETY: (1) the caller's clauses.
                 let old = unsafe { self.clear_bits(slot, how.clear) }?;
-                if old != seen {
+                if how.watched && old != seen | how.set {
                     return Some(Altered { count: count + 1, last: Some(old) });
                 }
             } else {

@@ -76,6 +76,14 @@ impl Change {
     }
 }
 
+impl Descriptor {
+    /// Whether another slot of a table of pages holds the same as this one, but for where that lies.
+    #[inline(always)]
+    pub(crate) const fn is_twin_of(self, other: Self) -> bool {
+        (other.0 ^ self.0) & !ADDRESS == 0
+    }
+}
+
 impl Leaf {
     /// Whether AF is set: a hint.
     #[inline]
@@ -121,12 +129,6 @@ impl Leaf {
         Self { bits: self.bits & !clear | set | manage, level: self.level }
     }
 
-    /// Whether a page holds the same as this one, but for where it lies.
-    #[inline]
-    pub(crate) const fn is_twin_of(&self, seen: Descriptor) -> bool {
-        (seen.0 ^ self.bits) & !ADDRESS == 0
-    }
-
     /// What a change does to each of the leaves that are like this one, wherever they lie. If they are to be `broken`,
     /// they become Busy.
     #[inline]
@@ -140,6 +142,9 @@ impl Leaf {
             set: self.changed(change).bits & !self.bits,
             // All of them, and not those alone that are set here: what is set meanwhile goes, too.
             clear: clear & !kept | valid,
+            // Writable-dirty is between writable and writable-clean, and all else may have to come at once.
+            apart: plain && change.manages != 0 && kept == 0,
+            watched: false,
         }
     }
 

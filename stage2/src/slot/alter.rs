@@ -1,14 +1,20 @@
 //! [`Arch::alter_while`](crate::Arch::alter_while) on AArch64: loops over the slots of a table.
 //!
-//! Which atomic there is, and what is altered, is decided before a loop and not inside. With FEAT_LSE a slot takes a load, the
-//! comparison, one `LDCLRAL`, and a second comparison: with what that has found. Where bits are set, too, it takes a
-//! `CASAL`, as bits of a permission that are set before others are cleared would allow for a moment what neither
-//! descriptor does.
+//! Which atomics there are, and what is altered, is decided before a loop and not inside. With FEAT_LSE a slot takes
+//!
+//! | bits are | |
+//! | --- | --- |
+//! | cleared | a load, the comparison, `LDCLRAL` |
+//! | set, and others cleared afterwards | a load, the comparison, `LDSETAL`, `LDCLRAL` |
+//! | set and cleared at once | a load, the comparison, `CASAL`, the comparison with what that has found |
+//!
+//! and where it is watched, a comparison with what `LDCLRAL` has found. Without FEAT_LSE it is a compare-exchange in all
+//! cases, by an `LDAXR`/`STLXR` loop.
 
 use super::{Slot, native};
 use crate::arch::{Alteration, Altered};
 
-/// Slots that a loop takes in one piece: so the test for its end is one for all of them.
+/// Slots that a loop takes in one piece: the test for its end is one for all of them.
 const PIECE: usize = 8;
 
 /// What became of one slot.
@@ -27,18 +33,29 @@ enum Step {
 /// 1. As of [`Arch::alter_while`](crate::Arch::alter_while).
 /// 2. Every PE that may run this has FEAT_LSE.
 pub(crate) unsafe fn alter_while_lse(slots: &[Slot], how: &Alteration) -> Altered {
-    let Alteration { set, clear, .. } = *how;
-    if set == 0 {
+    let Alteration { set, clear, apart, watched, .. } = *how;
+    let found = |old, seen| if old == seen { Step::On } else { Step::Last(old) };
+    match (set, apart, watched) {
         // SAFETY: (1, 2) the caller's clauses.
-        each(slots, how, |slot, seen| match unsafe { native::clear_bits_lse(slot, clear) } {
-            old if old == seen => Step::On,
-            old => Step::Last(old),
-        })
-    } else {
+        (0, _, false) => each(slots, how, |slot, _| unsafe {
+            native::clear_bits_lse(slot, clear);
+            Step::On
+        }),
         // SAFETY: (1, 2) the caller's clauses.
-        each(slots, how, |slot, seen| unsafe {
+        (0, _, true) => each(slots, how, |slot, seen| unsafe {
+            found(native::clear_bits_lse(slot, clear), seen)
+        }),
+        // SAFETY: (1, 2) the caller's clauses.
+        (_, true, false) => each(slots, how, |slot, _| unsafe {
+            native::set_bits_lse(slot, set);
+            native::clear_bits_lse(slot, clear);
+            Step::On
+        }),
+        // What is watched is as rare as what is done at once.
+        // SAFETY: (1, 2) the caller's clauses.
+        _ => each(slots, how, |slot, seen| unsafe {
             exchanged(native::compare_exchange_lse(slot, seen, seen & !clear | set))
-        })
+        }),
     }
 }
 
@@ -68,28 +85,42 @@ fn each(slots: &[Slot], how: &Alteration, alter: impl Fn(&Slot, u64) -> Step) ->
         seen if how.concerns(seen) => alter(slot, seen),
         _ => Step::Stop,
     };
-    let end = |slot: &Slot, step: Step| {
-        let before = core::ptr::from_ref(slot).addr() - slots.as_ptr().addr();
-        let count = before / size_of::<Slot>();
-        match step {
-            Step::Last(old) => Altered { count: count + 1, last: Some(old) },
-            Step::On | Step::Stop => Altered { count, last: None },
-        }
-    };
     let (pieces, rest) = slots.as_chunks::<PIECE>();
     for piece in pieces {
-        for slot in piece {
+        for slot in in_register(piece) {
             match one(slot) {
                 Step::On => {}
-                step => return end(slot, step),
+                step => return ended(slots, slot, step),
             }
         }
     }
     for slot in rest {
         match one(slot) {
             Step::On => {}
-            step => return end(slot, step),
+            step => return ended(slots, slot, step),
         }
     }
     Altered { count: slots.len(), last: None }
+}
+
+/// Where it ended, and how.
+#[inline(never)]
+fn ended(slots: &[Slot], slot: &Slot, step: Step) -> Altered {
+    let before = core::ptr::from_ref(slot).addr() - slots.as_ptr().addr();
+    let count = before / size_of::<Slot>();
+    match step {
+        Step::Last(old) => Altered { count: count + 1, last: Some(old) },
+        Step::On | Step::Stop => Altered { count, last: None },
+    }
+}
+
+/// The same, as a pointer of which the compiler knows nothing: or it would make each slot's address of two.
+#[inline(always)]
+fn in_register<T>(it: &T) -> &T {
+    let mut at = core::ptr::from_ref(it);
+    // SAFETY: (1) no instruction; (2) the pointer is what it was.
+    unsafe {
+        core::arch::asm!("/* {at} */", at = inout(reg) at, options(pure, nomem, nostack, preserves_flags));
+        &*at
+    }
 }

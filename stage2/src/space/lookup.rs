@@ -414,7 +414,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// The lowest table on the way to `ipa`, to be read. `None` as for [`lookup`](Self::lookup).
     #[must_use]
     pub fn lookup_ro<'g>(&'g self, guard: &'g Guard<'_>, ipa: Ipa) -> Option<RoTable<'g, A>> {
-        let node = self.path(guard, ipa)?.leaf()?;
+        let node = self.lowest(guard, ipa)?;
         Some(RoTable { node, arch: &self.arch, guard })
     }
 
@@ -422,16 +422,33 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// [`lookup`](Self::lookup).
     #[must_use]
     pub fn lookup_rw<'g>(&'g self, guard: &'g Guard<'_>, ipa: Ipa) -> Option<RwTable<'g, A>> {
-        let node = self.path(guard, ipa)?.leaf()?;
+        let node = self.lowest(guard, ipa)?;
         Some(RwTable { node, arch: &self.arch, guard })
     }
 
     /// Every table on the way to `ipa`, from the root down.
     pub(super) fn path<'g>(&'g self, guard: &'g Guard<'_>, ipa: Ipa) -> Option<Path<'g>> {
+        let mut path = Path { nodes: [None; 4], depth: 0 };
+        self.tables_to(guard, ipa, |node| path.push(node))?;
+        Some(path)
+    }
+
+    /// The lowest of them. `None` as for [`lookup`](Self::lookup).
+    pub(super) fn lowest<'g>(&'g self, guard: &'g Guard<'_>, ipa: Ipa) -> Option<Node<'g>> {
+        self.tables_to(guard, ipa, |_| {})
+    }
+
+    /// Shows the tables on the way to `ipa`, and returns the last.
+    #[inline(always)]
+    fn tables_to<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        ipa: Ipa,
+        mut show: impl FnMut(Node<'g>),
+    ) -> Option<Node<'g>> {
         if !self.geometry.contains(ipa) || !self.domain.owns(guard) {
             return None;
         }
-        let mut path = Path { nodes: [None; 4], depth: 0 };
         let mut level = self.geometry.start();
         let mut pa = self.geometry.root_page(self.root, ipa);
         let mut link = None;
@@ -440,7 +457,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             // SAFETY: (1) as the table itself: found linked under the guard, or a root.
             let meta = unsafe { self.memory.meta(pa) };
             let start = ipa.align_down(level.table_bytes());
-            path.push(Node { table, meta, pa, level, start, link });
+            let node = Node { table, meta, pa, level, start, link };
+            show(node);
             let slot = table.slot(level.index(ipa));
             let seen = slot.load(&self.arch);
             match (seen.as_table(level), level.next()) {
@@ -449,7 +467,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                     pa = next;
                     level = below;
                 }
-                _ => return Some(path),
+                _ => return Some(node),
             }
         }
     }

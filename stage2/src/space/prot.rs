@@ -281,10 +281,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
     /// Flushes, and makes what was broken live. Every PE goes by what was committed when this returns, but for grants
     /// that were to be flushed on this PE alone.
     pub fn finish(mut self) -> Modified {
-        self.close();
-        let progress =
-            if self.at < self.range.end() { Progress::Until(self.at) } else { Progress::Done };
-        Modified { progress, changed: self.changed, broken: self.broken }
+        self.closed()
     }
 }
 

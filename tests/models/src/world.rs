@@ -530,6 +530,16 @@ unsafe impl Arch for Hardware {
         unsafe { (&self.0.oracle).compare_exchange(slot, old, new) }
     }
 
+    unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        // SAFETY: the caller's clause.
+        unsafe { (&self.0.oracle).clear_bits(slot, bits) }
+    }
+
+    unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        // SAFETY: the caller's clause.
+        unsafe { (&self.0.oracle).set_bits(slot, bits) }
+    }
+
     /// After an invalidation it waits for the updates of walks that have read what is invalidated \[RYNJCP\]. Loom
     /// switches threads between a walk's look and its update, which are one for hardware.
     fn dsb(&self, kind: Dsb) {

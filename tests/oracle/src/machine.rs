@@ -41,7 +41,7 @@ struct State {
 
 /// Another PE's work, to run at a given moment.
 struct Race {
-    /// Compare-exchanges until then, this one included.
+    /// Atomic accesses that compare, set or clear until then, this one included.
     left: usize,
     work: Box<dyn FnOnce() + Send>,
 }
@@ -197,6 +197,17 @@ impl OracleMachine {
     fn take_race(&self, due: impl FnOnce(&mut Race) -> bool) -> Option<Race> {
         let mut race = self.race();
         if race.as_mut().is_some_and(due) { race.take() } else { None }
+    }
+
+    /// Runs the race if it is due before this atomic access.
+    fn before_exchange(&self) {
+        let due = |race: &mut Race| {
+            race.left -= 1;
+            race.left == 0
+        };
+        if let Some(race) = self.take_race(due) {
+            (race.work)();
+        }
     }
 
     /// An access and what is recorded of it, at one place of the trace: see `order.rs`.

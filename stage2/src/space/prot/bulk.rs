@@ -9,7 +9,7 @@ use core::ops::Range;
 
 use super::{ProtError, Transaction};
 use crate::addr::{Ipa, Level};
-use crate::arch::Arch;
+use crate::arch::{Alteration, Arch};
 use crate::descriptor::{Change, Descriptor, Leaf};
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
@@ -37,7 +37,8 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
                 Level::L3 => self.runs(node, Level::L3, index, change, &wanted, &mut told)?,
                 level => self.runs(node, level, index, change, &wanted, &mut told)?,
             };
-            if odd {
+            let leads_down = || node.table.slot(next).load(&self.space.arch).as_table(node.level);
+            if odd && leads_down().is_none() {
                 if let Some(leaf) = self.look(node, next)? {
                     let level = node.level;
                     self.commit(node, next, leaf, |ipa, was| {
@@ -86,11 +87,11 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
             };
             let now = was.changed(change);
             if now == was || !wanted(&was) {
-                index += 1 + space.alike(behind, level, &was);
+                index += 1 + space.alike(behind, level, seen);
                 continue;
             }
             let broken = self.breaks(&was, &now);
-            let how = was.alteration(change, broken);
+            let how = Alteration { watched: self.log.is_on(), ..was.alteration(change, broken) };
             // A block may reach over the edge of the claim: each is looked at.
             let end = if matches!(level, Level::L3) { last } else { index + 1 };
             let slots = node.table.slots().get(index..end).unwrap_or_default();
@@ -107,6 +108,11 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
             }
             let run = index..index + done.count;
             told(&Run { ipa, level, count: done.count as u64 });
+            self.log.changed(&was, &now);
+            if let Some(last) = done.last.and_then(|old| Descriptor::from_bits(old).as_leaf(level))
+            {
+                self.log.changed(&last, &last.changed(change));
+            }
             index = run.end;
             if !broken && self.is_local(&was, &now) {
                 self.changed += done.count as u64;
@@ -145,8 +151,8 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
 impl<M: Memory, A: Arch> crate::space::Space<'_, M, A> {
     /// How many slots from the first on hold leaves like this one.
     #[inline(always)]
-    fn alike(&self, slots: &[Slot], level: Level, leaf: &Leaf) -> usize {
-        // A block may reach over the edge of the claim: each is looked at.
+    fn alike(&self, slots: &[Slot], level: Level, leaf: Descriptor) -> usize {
+        // Blocks are looked at one by one.
         let slots = if matches!(level, Level::L3) { slots } else { &[] };
         let other = |slot: &Slot| !leaf.is_twin_of(slot.load(&self.arch));
         slots.iter().position(other).unwrap_or(slots.len())

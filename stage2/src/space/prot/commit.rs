@@ -2,18 +2,17 @@
 
 use core::ops::Range;
 
-use super::{Engine, Here, ProtError, Relax, Transaction};
+use super::{Engine, Here, Modified, ProtError, Relax, Transaction};
 use crate::addr::{Ipa, Level};
 use crate::arch::{Arch, Dsb};
 use crate::descriptor::{Change, Descriptor, Leaf, RUN, State};
-use crate::gather::Owed;
 use crate::geometry::HwUpdate;
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
-use crate::space::Space;
 use crate::space::alike::parts;
 use crate::space::contiguous::{members_of, run_bytes};
 use crate::space::lookup::Node;
+use crate::space::{Progress, Space};
 use crate::tlbi::LeafLevel;
 
 /// What a fault handler has to update, if hardware does not.
@@ -199,18 +198,27 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
         }
     }
 
-    /// Lock back, flush, what is Busy lives again. Afterwards there is nothing left to do.
+    /// The end of it, and what it did.
+    pub(super) fn closed(&mut self) -> Modified {
+        self.close();
+        let progress =
+            if self.at < self.range.end() { Progress::Until(self.at) } else { Progress::Done };
+        Modified { progress, changed: self.changed, broken: self.broken }
+    }
+
+    /// Lock back, flush, what is Busy lives again. Afterwards there is nothing left to do, and to do it again does nothing.
     pub(super) fn close(&mut self) {
+        if self.pending.is_none() {
+            return;
+        }
         let space = self.space;
         self.table = None;
-        let owed = core::mem::replace(&mut self.owed, Owed::new(space.tlb()));
-        let lost = self.log.lost(&owed);
-        if owed.settle().is_some() && self.broken > 0 {
+        if self.owed.flush().is_some() && self.broken > 0 {
             self.revive(self.at.max(Ipa::new(self.run_end)));
             space.arch.dsb(Dsb::IshSt);
         }
-        for range in lost.into_iter().flatten().flatten() {
-            space.mark_logged(range);
+        if self.log.lost() {
+            self.owed.ranges().iter().for_each(|range| space.mark_logged(*range));
         }
         match core::mem::replace(&mut self.here, Here::Nothing) {
             Here::Nothing => {}
@@ -226,8 +234,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
     fn revive(&self, end: Ipa) {
         let mut at = self.low;
         while at < end.get() {
-            let path = self.space.path(self.guard, Ipa::new(at));
-            let Some(node) = path.and_then(|path| path.leaf()) else { return };
+            let Some(node) = self.space.lowest(self.guard, Ipa::new(at)) else { return };
             let next = match node.level {
                 Level::L3 => self.space.revive_table(node, Level::L3, at, end),
                 level => self.space.revive_table(node, level, at, end),
@@ -256,14 +263,37 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                     index = level.index(start) + RUN;
                 }
                 Some(leaf) => {
-                    // SAFETY: (1) Busy, made so under this claim; flushed since; (2) the same translation.
-                    unsafe { arch.store(slot, leaf.bits()) };
-                    index += 1;
+                    let behind = node.table.slots().get(index..).unwrap_or_default();
+                    let reach = (end.get() - ipa.get()).div_ceil(level.slot_bytes());
+                    // SAFETY: (1) the claim covers them, and they were flushed.
+                    index += unsafe { self.revive_alike(behind, reach as usize, level, &leaf) };
                 }
                 None => index += 1,
             }
         }
         node.end()
+    }
+
+    /// The first of so many slots, which remembers a leaf, and those behind that remember one like it live again.
+    /// Returns how many.
+    ///
+    /// # Safety
+    /// 1. What is Busy there was made so under the caller's claim, and flushed since.
+    #[inline(always)]
+    unsafe fn revive_alike(&self, slots: &[Slot], most: usize, level: Level, leaf: &Leaf) -> usize {
+        let busy = Descriptor::from_bits(leaf.bits() & !1);
+        // Blocks are looked at one by one.
+        let most = if matches!(level, Level::L3) { most } else { 1 };
+        let slots = slots.get(..most.min(slots.len())).unwrap_or_default();
+        for (count, slot) in slots.iter().enumerate() {
+            let seen = slot.load(&self.arch);
+            if !busy.is_twin_of(seen) {
+                return count;
+            }
+            // SAFETY: (1) the caller's clause; (2) the same translation.
+            unsafe { self.arch.store(slot, seen.bits() | 1) };
+        }
+        slots.len()
     }
 
     /// The members of a broken run live again: as a run, if they are alike and nothing is left to be recorded in them.

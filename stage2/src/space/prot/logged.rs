@@ -7,10 +7,8 @@
 use core::cell::Cell;
 
 use super::Transaction;
-use crate::addr::IpaRange;
 use crate::arch::Arch;
 use crate::descriptor::Leaf;
-use crate::gather::{Owed, PLACES};
 use crate::memory::Memory;
 
 /// What a transaction takes from a session's log.
@@ -27,6 +25,11 @@ impl Logged {
         Self { on, lost: Cell::new(false) }
     }
 
+    /// Whether it matters what a leaf had recorded.
+    pub(super) const fn is_on(&self) -> bool {
+        self.on
+    }
+
     /// A leaf was replaced by another.
     #[inline(always)]
     pub(super) fn changed(&self, was: &Leaf, now: &Leaf) {
@@ -35,9 +38,9 @@ impl Logged {
         }
     }
 
-    /// What is to be marked after the flush of all that is owed.
-    pub(super) fn lost<A: Arch>(&self, owed: &Owed<'_, A>) -> Option<[Option<IpaRange>; PLACES]> {
-        self.lost.take().then(|| owed.ranges())
+    /// Whether all that was flushed is to be marked.
+    pub(super) fn lost(&self) -> bool {
+        self.lost.take()
     }
 }
 

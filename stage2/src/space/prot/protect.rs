@@ -58,7 +58,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let guard = cpu.enter();
         let mut transaction = self.modify_prot(&guard, claim, batch, relax)?;
         let outcome = transaction.all(&change, |_| true, |_| {});
-        let modified = transaction.finish();
+        let modified = transaction.closed();
         match outcome {
             Err(error) if modified.progress == Progress::Until(batch.from) => Err(error),
             _ => Ok(modified.progress),

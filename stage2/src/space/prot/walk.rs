@@ -26,8 +26,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
                 // Before another's: of the same level they are taken by ascending IPA only while all are held.
                 self.table = None;
             }
-            let path = self.space.path(self.guard, self.at).ok_or(ProtError::ForeignGuard)?;
-            let Some(node) = path.leaf() else { return Ok(None) };
+            let node = self.space.lowest(self.guard, self.at).ok_or(ProtError::ForeignGuard)?;
             if node.level.index(self.at) >= SLOTS {
                 self.at = Ipa::new(node.end().min(self.range.end().get()));
                 continue;

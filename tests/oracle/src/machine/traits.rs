@@ -78,19 +78,31 @@ unsafe impl Arch for &OracleMachine {
     }
 
     unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        let due = |race: &mut super::Race| {
-            race.left -= 1;
-            race.left == 0
-        };
-        if let Some(race) = self.take_race(due) {
-            (race.work)();
-        }
+        self.before_exchange();
         // SAFETY: the caller's clause.
         let exchange = || unsafe { native::compare_exchange(slot, old, new) };
         Some(self.access(slot, exchange, |result, slot, model| {
             if result.is_ok() {
                 written(model, slot, new, Kind::Atomic);
             }
+        }))
+    }
+
+    unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        self.before_exchange();
+        // SAFETY: the caller's clause.
+        let clear = || unsafe { native::clear_bits(slot, bits) };
+        Some(self.access(slot, clear, |old, slot, model| {
+            written(model, slot, old & !bits, Kind::Atomic);
+        }))
+    }
+
+    unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        self.before_exchange();
+        // SAFETY: the caller's clause.
+        let set = || unsafe { native::set_bits(slot, bits) };
+        Some(self.access(slot, set, |old, slot, model| {
+            written(model, slot, old | bits, Kind::Atomic);
         }))
     }
 

@@ -47,6 +47,16 @@ unsafe impl Arch for Shaken<'_> {
         unsafe { self.machine().compare_exchange(slot, old, new) }
     }
 
+    unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        // SAFETY: the caller's clause.
+        unsafe { self.machine().clear_bits(slot, bits) }
+    }
+
+    unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
+        // SAFETY: the caller's clause.
+        unsafe { self.machine().set_bits(slot, bits) }
+    }
+
     fn dsb(&self, kind: Dsb) {
         self.machine().dsb(kind);
     }
