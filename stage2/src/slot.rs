@@ -391,7 +391,7 @@ pub mod native {
     }
 }
 
-#[cfg(all(target_arch = "aarch64", not(any(loom, shuttle))))]
+#[cfg(any(test, all(target_arch = "aarch64", not(any(loom, shuttle)))))]
 pub(crate) mod alter;
 #[cfg(test)]
 mod tests;

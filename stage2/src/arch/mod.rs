@@ -198,8 +198,8 @@ pub unsafe trait Arch: Sync {
     /// # Safety
     /// 1. The table of slot states lets what is alike become what the alteration makes of it, and if that may be done apart,
     ///    what it is in between.
-    /// 2. Nobody else changes these slots meanwhile but by setting bits. If the alteration only clears bits, or does it
-    ///    apart, what they hold then may become what the alteration makes of it, too.
+    /// 2. If the alteration only clears bits, or does it apart: whatever others make of what is alike meanwhile may become
+    ///    what the alteration makes of it, too.
     #[inline]
     unsafe fn alter_while(&self, slots: &[Slot], how: &Alteration) -> Option<Altered> {
         for (count, slot) in slots.iter().enumerate() {

@@ -139,7 +139,8 @@ impl Leaf {
         Alteration {
             mask: !ADDRESS,
             value: self.bits & !ADDRESS,
-            set: self.changed(change).bits & !self.bits,
+            // With a permission to execute nothing is cleared alone: a fault handler may be granting one.
+            set: self.changed(change).bits & !self.bits | kept & EXECUTE_NEVER,
             // All of them, and not those alone that are set here: what is set meanwhile goes, too.
             clear: clear & !kept | valid,
             // Writable-dirty is between writable and writable-clean, and all else may have to come at once.

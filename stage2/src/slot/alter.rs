@@ -32,6 +32,7 @@ enum Step {
 /// # Safety
 /// 1. As of [`Arch::alter_while`](crate::Arch::alter_while).
 /// 2. Every PE that may run this has FEAT_LSE.
+#[cfg(all(target_arch = "aarch64", not(any(loom, shuttle))))]
 pub(crate) unsafe fn alter_while_lse(slots: &[Slot], how: &Alteration) -> Altered {
     let Alteration { set, clear, apart, watched, .. } = *how;
     let found = |old, seen| if old == seen { Step::On } else { Step::Last(old) };
@@ -117,10 +118,64 @@ fn ended(slots: &[Slot], slot: &Slot, step: Step) -> Altered {
 /// The same, as a pointer of which the compiler knows nothing: or it would make each slot's address of two.
 #[inline(always)]
 fn in_register<T>(it: &T) -> &T {
-    let mut at = core::ptr::from_ref(it);
+    #[cfg(not(target_arch = "aarch64"))]
+    return it;
     // SAFETY: (1) no instruction; (2) the pointer is what it was.
+    #[cfg(target_arch = "aarch64")]
     unsafe {
+        let mut at = core::ptr::from_ref(it);
         core::arch::asm!("/* {at} */", at = inout(reg) at, options(pure, nomem, nostack, preserves_flags));
         &*at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Arch;
+    use crate::arch::host::Host;
+    use crate::descriptor::Descriptor;
+
+    /// In pieces and one by one the same becomes of slots, wherever the first lies that is not alike.
+    #[test]
+    fn slots_are_altered_up_to_the_first_that_is_not_alike() {
+        let set = Alteration {
+            mask: 0xf0f,
+            value: 0x105,
+            set: 0xa,
+            clear: 0x5,
+            apart: false,
+            watched: true,
+        };
+        let clear = Alteration { set: 0, ..set };
+        let apart = Alteration { apart: true, ..set };
+        for (length, odd) in (0..40).flat_map(|length| (0..=length).map(move |odd| (length, odd))) {
+            let table = || -> Vec<Slot> {
+                let bits = |n| if n == odd { 0x106 } else { 0x105 | (n as u64) << 12 };
+                (0..length).map(|n| Slot::new(Descriptor::from_bits(bits(n)))).collect()
+            };
+            let host = Host::new();
+            let held = |slots: &[Slot]| -> Vec<_> { slots.iter().map(native::load).collect() };
+            for how in [set, clear, apart] {
+                let (ours, theirs) = (table(), table());
+                let before = held(&ours);
+                // SAFETY: (1, 2) no table.
+                let (altered, by_steps) =
+                    unsafe { (alter_while(&ours, &how), host.alter_while(&theirs, &how).unwrap()) };
+                assert_eq!(altered, Altered { count: odd, last: None }, "of {length}");
+                assert_eq!(by_steps, altered);
+                let wanted = before.iter().enumerate();
+                let wanted = wanted.map(|(n, &bits)| if n < odd { how.of(bits) } else { bits });
+                assert!(wanted.eq(held(&ours)), "{odd} of {length}, {how:?}");
+                assert_eq!(held(&theirs), held(&ours));
+            }
+            let wanted = |n: usize| Altered { count: n + 1, last: Some(0x105 | (n as u64) << 12) };
+            for last in 0..odd {
+                let ends = |_: &Slot, seen: u64| {
+                    if seen >> 12 == last as u64 { Step::Last(seen) } else { Step::On }
+                };
+                assert_eq!(each(&table(), &set, ends), wanted(last), "of {length}");
+            }
+        }
     }
 }

@@ -96,8 +96,9 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
             let end = if matches!(level, Level::L3) { last } else { index + 1 };
             let slots = node.table.slots().get(index..end).unwrap_or_default();
             // SAFETY: (1) the table's lock is held, and the claim covers the leaves: they may become Busy, or other leaves
-            // of the same translation. (2) Under the lock only AF and the dirty state are set by others; if bits are
-            // only cleared, those of the change are, whichever of them a leaf has.
+            // of the same translation. (2) Under the lock others only set AF and S2AP, and grant execution: where XN is
+            // in the change, it is not done by clearing bits alone. All bits of the change are cleared, whichever of them
+            // were set before.
             let Some(done) = (unsafe { space.arch.alter_while(slots, &how) }) else {
                 result = Err(ProtError::Unsupported);
                 break;

@@ -448,6 +448,11 @@ fn what_is_in_the_way_is_refused_and_what_comes_before_it_is_done() {
     assert_eq!(run(range(block + PAGE_SIZE, MIB2)), straddles(block), "over its end");
     assert_eq!(run(range(block, MIB2 - PAGE_SIZE)), straddles(block), "over its beginning");
     assert_eq!(vm.write(block), Write::Allowed, "nothing has changed");
+    let second = block + MIB2;
+    let until = Ok(Progress::Until(Ipa::new(second)));
+    assert_eq!(run(range(block, 2 * MIB2 - PAGE_SIZE)), until, "it is like the first");
+    assert_eq!((vm.write(block), vm.write(second)), (Write::Denied, Write::Allowed));
+    vm.alter(block, 0, DIRTY);
     assert_eq!(run(range(page(510), MIB2)), Ok(Progress::Until(Ipa::new(block))));
     assert_eq!((vm.write(page(511)), vm.write(block)), (Write::Denied, Write::Allowed));
     assert!(!vm.space.pending_flush(Ipa::new(GIB)), "no flush is owed");

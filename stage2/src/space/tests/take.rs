@@ -1,5 +1,6 @@
 //! What a transaction takes from leaves, and says of them.
 
+use super::map::extent;
 use super::prot::{
     ACCESSED, CONTIGUOUS, DIRTY, DIRTY_MODIFIER, ENGINES, GIB, MIB2, RUN, page, vm_with,
 };
@@ -28,11 +29,12 @@ fn what_is_taken_is_reported_and_gone_and_the_rest_stays() {
             let clear = of(number % 3 == 0, bit) | of(number % 7 == 0, other);
             vm.alter(page(number), clear, of(number % 5 < 3, DIRTY_MODIFIER));
         }
+        // The note behind a leaf with the record.
         vm.put(page(70), Descriptor::EMPTY);
-        vm.put(page(71), Descriptor::note(Note::new(DIRTY | ACCESSED).unwrap()));
+        vm.put(page(75), Descriptor::note(Note::new(DIRTY | ACCESSED).unwrap()));
         vm.alter(page(73), 0, NON_OWNED);
         vm.alter(GIB + 2 * MIB2, bit, 0);
-        let recorded = |number: u64| !matches!(number, 70 | 71 | 73) && !number.is_multiple_of(3);
+        let recorded = |number: u64| !matches!(number, 70 | 73 | 75) && !number.is_multiple_of(3);
         let before: Vec<u64> = (0..1024).map(|n| vm.held(page(n))).collect();
         let (mut claim, mut from) = (vm.space.claim(range(GIB, 4 * MIB2)).unwrap(), Ipa::new(GIB));
         let (guard, mut told) = (vm.cpu.enter(), Vec::new());
@@ -99,5 +101,93 @@ fn a_run_that_loses_its_records_is_dissolved() {
             assert_eq!(contiguous, stays, "{what:?}, {engine:?}: page {number}");
         }
         assert_eq!(vm.space.account().runs_dissolved, if dirty { 1 } else { 2 });
+    }
+}
+
+/// The host, where hardware or a fault handler sets the records of a leaf just before it is altered.
+struct Racing(Host);
+
+// SAFETY: it is the host, but for what a machine may do, too.
+unsafe impl Arch for Racing {
+    fn load(&self, slot: &crate::Slot) -> u64 {
+        self.0.load(slot)
+    }
+    unsafe fn store(&self, slot: &crate::Slot, bits: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { self.0.store(slot, bits) };
+    }
+    unsafe fn swap(&self, slot: &crate::Slot, bits: u64) -> u64 {
+        // SAFETY: the caller's clauses.
+        unsafe { self.0.swap(slot, bits) }
+    }
+    unsafe fn compare_exchange(
+        &self,
+        slot: &crate::Slot,
+        old: u64,
+        new: u64,
+    ) -> Option<Result<u64, u64>> {
+        // SAFETY: the caller's clause.
+        unsafe { self.0.compare_exchange(slot, old, new) }
+    }
+    unsafe fn clear_bits(&self, slot: &crate::Slot, bits: u64) -> Option<u64> {
+        if self.load(slot) & 1 != 0 {
+            // SAFETY: (1, 2) what hardware does to a leaf.
+            unsafe { native::set_bits(slot, DIRTY | ACCESSED) };
+        }
+        // SAFETY: (1) the caller's clause.
+        Some(unsafe { native::clear_bits(slot, bits) })
+    }
+    fn dsb(&self, kind: Dsb) {
+        self.0.dsb(kind);
+    }
+    fn isb(&self) {
+        self.0.isb();
+    }
+    fn tlbi(&self, op: crate::tlbi::Tlbi) {
+        self.0.tlbi(op);
+    }
+    fn vttbr(&self) -> u64 {
+        self.0.vttbr()
+    }
+    unsafe fn set_vttbr(&self, value: u64) {
+        // SAFETY: the caller's clauses.
+        unsafe { self.0.set_vttbr(value) };
+    }
+}
+
+/// What was writable-clean is made dirty between the look at it and its change: it is write-protected all the same.
+#[test]
+fn a_record_that_is_set_at_the_last_moment_is_no_permission() {
+    for engine in ENGINES {
+        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+        let (vmids, arch) = (vmids(), Racing(Host::new()));
+        let space = Space::new(geometry(40), vmids, epochs.domain(), &pages, arch).unwrap();
+        let mut entered = vmids.join(0).unwrap();
+        // SAFETY: (1, 2) no guest runs on the host.
+        core::mem::forget(unsafe { space.enter(&mut entered, 0) }.unwrap());
+        space.pin_engine(Some(engine));
+        let (cpu, at) = (epochs.join(0).unwrap(), range(GIB, MIB2));
+        let mut claim = space.claim(at).unwrap();
+        let all = Batch::all_of(&claim);
+        // SAFETY: (1, 2) no guest runs on the host.
+        let mapped = unsafe { space.map(&cpu, &mut claim, all, &extent(8 * GIB, Level::L3)) };
+        assert_eq!(mapped, Ok(Progress::Done));
+        let held = |number: u64| {
+            space.lookup(&cpu.enter(), Ipa::new(page(number))).unwrap().descriptor.bits()
+        };
+        let guard = cpu.enter();
+        for number in 0..512 {
+            let table = space.lookup_rw(&guard, at.start()).unwrap().lock().unwrap();
+            let slot = table.slot(Ipa::new(page(number))).unwrap();
+            let clean = held(number) & !(DIRTY | ACCESSED) | DIRTY_MODIFIER;
+            // SAFETY: (1, 2) the lock is held, and no guest runs on the host.
+            unsafe { native::store(slot, clean) };
+        }
+        drop(guard);
+        assert_eq!(space.write_protect(&cpu, &mut claim, all), Ok(Progress::Done));
+        for number in 0..512 {
+            let bits = held(number) & (DIRTY | ACCESSED | DIRTY_MODIFIER | 1);
+            assert_eq!(bits, ACCESSED | 1, "{engine:?}: page {number}");
+        }
     }
 }
