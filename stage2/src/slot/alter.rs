@@ -117,6 +117,10 @@ fn ended(slots: &[Slot], slot: &Slot, step: Step) -> Altered {
 
 /// The same, as a pointer of which the compiler knows nothing: or it would make each slot's address of two.
 #[inline(always)]
+#[cfg_attr(
+    target_arch = "aarch64",
+    expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is done with the pointer")
+)]
 fn in_register<T>(it: &T) -> &T {
     #[cfg(not(target_arch = "aarch64"))]
     return it;
