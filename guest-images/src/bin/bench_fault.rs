@@ -1,6 +1,9 @@
 //! Touches never-touched pages one by one, for counting what one populate fault costs.
 //!
-//! Arguments: `pages=` (2048). One vCPU. The warm-up touches one page of every 2 MiB block of the
+//! With `log=1` it then has its writes logged and writes to each of the pages once more, for counting what one write fault on a
+//! clean page costs where hardware does not manage the dirty state.
+//!
+//! Arguments: `pages=` (2048), `log=` (0). One vCPU. The warm-up touches one page of every 2 MiB block of the
 //! range, so that the stage-2 tables are there; between the two looks at the counter there is nothing
 //! but one store for each further page, and each of them faults once.
 
@@ -8,7 +11,8 @@
 #![no_main]
 
 use guest_rt::{MIB2, Machine, PAGE, call, check, check_eq, cpu, say};
-use hyp_abi::call::Stat;
+use hyp_abi::call::{DIRTY_HARVEST, DIRTY_START, SUCCESS, Stat};
+use smccc::Hvc;
 
 guest_rt::guest!("bench-fault", bench);
 
@@ -16,11 +20,13 @@ guest_rt::guest!("bench-fault", bench);
 const BLOCK: usize = MIB2 / PAGE;
 
 fn bench(machine: &Machine) {
-    let pages = machine.args(&["pages"]).number("pages", 2048);
+    let arguments = machine.args(&["pages", "log"]);
+    let (pages, log) = (arguments.number("pages", 2048), arguments.number("log", 0));
     check!(pages > 0, "pages=0: nothing to measure");
     // The first page of each block is the warm-up's.
     let blocks = pages.div_ceil(BLOCK - 1);
-    let base = machine.arena().take(blocks * MIB2, MIB2);
+    let mut arena = machine.arena();
+    let base = arena.take(blocks * MIB2, MIB2);
     (0..blocks).for_each(|block| touch(base + block * MIB2));
 
     // What the measured loop itself needs is touched, and its counters read once, before it starts.
@@ -46,6 +52,35 @@ fn bench(machine: &Machine) {
     if let (Some(before), Some(after)) = (installed_before, installed_after) {
         check_eq!(after - before, pages as u64, "pages installed by the measured loop");
     }
+    if log != 0 {
+        refault(base, pages + blocks, arena.take(PAGE, PAGE));
+    }
+}
+
+/// Writes to each of so many pages when all are clean: one fault each. The log is read into `bitmap`.
+fn refault(base: usize, pages: usize, bitmap: usize) {
+    let bytes = pages * PAGE;
+    touch(bitmap);
+    let ask = |function, at: usize, more: usize| {
+        let asked = [(base + at) as u64, (bytes - at) as u64, more as u64];
+        let [status, done, ..] = call::raw::<Hvc>(function, asked);
+        check_eq!(status as i64, SUCCESS, "{function:#x} at {at:#x}");
+        done as usize
+    };
+    check_eq!(ask(DIRTY_START, 0, 0), bytes, "bytes that are logged");
+    let mut at = 0;
+    while at < bytes {
+        at += ask(DIRTY_HARVEST, at, bitmap);
+    }
+    let before = call::stat(Stat::Relaxed);
+    (0..pages).for_each(|page| touch(base + page * PAGE));
+    let after = call::stat(Stat::Relaxed);
+    say!("bench-fault: {pages} pages written once more");
+    check_eq!(
+        after.zip(before).map(|(after, before)| after - before),
+        Some(pages as u64),
+        "faults"
+    );
 }
 
 fn installed() -> Option<u64> {
