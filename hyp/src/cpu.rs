@@ -4,6 +4,7 @@
 //! nowhere else. `TPIDR_EL2` points at the block. Fields that other CPUs read are atomics; the rest are
 //! cells, which only the owner reaches: [`current`] is the only way to a block's cells.
 
+use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable, TPIDR_EL2, Writeable};
@@ -104,6 +105,7 @@ pub(crate) fn affinity() -> u64 {
 ///
 /// # Safety
 /// 1. No other CPU has or gets this number.
+#[inline(never)]
 pub(crate) unsafe fn adopt(number: usize) -> &'static PerCpu {
     let block = &BLOCKS[number % MAX_VCPUS];
     let emergency = stack::mapped(block.number)[0].end;
@@ -116,7 +118,13 @@ pub(crate) unsafe fn adopt(number: usize) -> &'static PerCpu {
 /// The executing CPU's block. Only after [`adopt`], which is the first thing a CPU does at EL2.
 #[inline]
 pub(crate) fn current() -> &'static PerCpu {
-    let block = core::ptr::with_exposed_provenance::<PerCpu>(TPIDR_EL2.get() as usize);
+    let block: u64;
+    // SAFETY: (1) the read has no effect. It need not be repeated while no memory is written, and is not made before
+    // `adopt`, which writes some.
+    unsafe {
+        asm!("mrs {}, tpidr_el2", out(reg) block, options(pure, readonly, nostack, preserves_flags));
+    }
+    let block = core::ptr::with_exposed_provenance::<PerCpu>(block as usize);
     // SAFETY: (1) `adopt` stored the address of an element of BLOCKS, which is immutable and static.
     unsafe { &*block }
 }

@@ -208,6 +208,20 @@ fn once_more<A: Arch>(arch: &A, tlbi: impl FnOnce(Tlbi)) {
     }
 }
 
+/// [`Stage2Tlb::relax_local`], for the fault handler of a VM whose root VTTBR_EL2 has on this PE.
+///
+/// Next to it stands a VMID that is the VM's for as long as that is so: nothing has to be looked up, pinned or switched.
+/// It is not in the [account](crate::account): PEs that fault side by side would share a line for it.
+#[inline(always)]
+pub(crate) fn relax_running<A: Arch>(arch: &A, caps: Caps, ipa: Ipa, level: LeafLevel) {
+    arch.dsb(Dsb::IshSt);
+    arch.tlbi(Tlbi::Ipas2e1(PageOperand::new(ipa, level, caps)));
+    arch.dsb(Dsb::Nsh);
+    arch.tlbi(Tlbi::Vmalle1);
+    arch.dsb(Dsb::Nsh);
+    arch.isb();
+}
+
 /// Everything of every VM. [`Vmids`](crate::vmid::Vmids) do it themselves where they need it: when they
 /// start anew, and before the first VM runs.
 pub fn all<A: Arch>(arch: &A) -> Flushed {

@@ -196,7 +196,7 @@ impl Geometry {
     }
 
     /// The table page of a concatenated root that serves `ipa`, which must be inside.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn root_page(&self, root: Pa, ipa: Ipa) -> Pa {
         if self.root_tables == 1 {

@@ -66,7 +66,7 @@ pub use error::{InstallError, MapError, MappingError, NewSpaceError, NotClaimed,
 pub use install::{Frames, Install, Tally};
 pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
 pub use prot::{Engine, Modified, ProtError, Relax, Started, Taken, Transaction};
-pub use relax::{RelaxError, Relaxed};
+pub use relax::{Allows, RelaxError, Relaxed};
 pub use split::SplitError;
 pub use unmap::{Notes, Release};
 pub use visit::{Census, Visit};

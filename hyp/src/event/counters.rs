@@ -102,6 +102,11 @@ impl Counters {
         }
     }
 
+    /// What this CPU has counted.
+    pub(crate) fn own(&self, stat: Stat) -> u64 {
+        self.0.get(stat as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
     #[inline]
     fn add_at(&self, index: usize, count: u64) {
         if let Some(counter) = self.0.get(index) {

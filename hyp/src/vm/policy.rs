@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hyp_core::patches::{Over, Patches};
-use stage2::{Ipa, IpaRange, Mapping, Prot};
+use stage2::{Ipa, IpaRange, Level, Mapping, Prot};
 
 use super::Regions;
 use super::blocks::Blocks;
@@ -83,6 +83,20 @@ impl Policy {
     fn allows_elsewhere(&self, ipa: Ipa) -> Option<Prot> {
         let limits = self.limited.at(ipa.get());
         self.main.contains(ipa).then(|| limits.map_or(RAM, |limits| limits.prot))
+    }
+
+    /// What the guest may do in all of the leaf of a level that would translate `ipa`; `None` if that is not the same
+    /// everywhere, or not all of it is RAM.
+    #[cold]
+    pub(super) fn allows_in(&self, ipa: Ipa, level: Level) -> Option<Prot> {
+        let bytes = level.slot_bytes();
+        let span = IpaRange::new(ipa.align_down(bytes), bytes).ok()?;
+        match self.limited.over(plain(span)) {
+            _ if !self.main.covers(&span) => None,
+            Over::Rest => Some(RAM),
+            Over::Patch(limits) => Some(limits.prot),
+            Over::Mixed => None,
+        }
     }
 
     /// How the page of RAM at an address is mapped.

@@ -17,15 +17,15 @@
 //! HPFAR_EL2 holds the address for Access flag faults and for any fault on a stage-1 walk (S1PTW). For a Permission fault
 //! elsewhere it is UNKNOWN (D24.2.76), and FAR_EL2 is translated by `AT S1E1R`: stage 1 alone, so that no second permission
 //! fault can come of it, and as a read at EL1, which stage 1 has allowed wherever it allowed the access. Another vCPU
-//! may have changed stage 1 since, or taken away what the walk needs: if the translation fails the guest goes back and faults
-//! again, and if it is another one, that page is given what the policy allows anyway.
+//! may have changed stage 1 since, or taken away what the walk needs: if the translation fails, or is to no RAM, the guest goes
+//! back and faults again; and if it is to another page, that is given what the policy allows anyway.
 //!
 //! # What the access needs
 //!
 //! WnR says so, but for two kinds of accesses. On a stage-1 walk it is set when hardware was updating the guest's
 //! descriptor, which is a write and dirties the table's page \[RBDJJL\], and may be clear even then if an atomic instruction
 //! was the cause (D24.2.46, WnR). For cache maintenance it is always set. Both count as what is allowed of reading and
-//! writing. If a write is not allowed and the same fault comes back, a write it was.
+//! writing. If a write is not allowed and the next fault is the same, though this CPU's TLB was flushed, a write it was.
 
 use alloc::format;
 
@@ -35,10 +35,12 @@ use hyp_abi::call::Stat;
 use hyp_core::syndrome::{Abort, Syndrome};
 use stage2::{Ipa, IpaRange, Level, Prot, RelaxError, Relaxed};
 
+use super::create::RAM;
 use super::fault::{diagnose, repeat};
-use super::run::{Env, Step};
+use super::run::{Env, Step, decoded};
 use super::vcpu::Vcpu;
 use super::{inject, runs};
+use crate::cpu::PerCpu;
 use crate::mem::PAGE;
 
 /// Members of a contiguous run.
@@ -60,46 +62,101 @@ const FAILED: u64 = 1;
 /// `PAR_EL1.PA`: bits 51:12.
 const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// EC, but for the bit that tells fetches from data, and status, but for the level.
+const ABORT: u64 = 0b11_1011 << 26 | 0b11_1100;
+/// The bits that make a data abort a store's, and no walk's and no maintenance's.
+const STORE: u64 = DATA | WALK | MAINTENANCE | WRITE;
+/// A Permission fault of a store: of `ABORT` and `STORE` these.
+const STORED: u64 = 0x20 << 26 | 0b00_1100 | DATA | WRITE;
+
 /// Whether a syndrome is that of an Access flag or Permission fault from the guest: EC 0x20 (fetch) or 0x24 (load,
 /// store), fault status 0b0010LL or 0b0011LL.
-#[inline]
-pub(super) const fn is_refault(esr: u64) -> bool {
+const fn is_refault(esr: u64) -> bool {
     esr >> 26 & 0b11_1011 == 0x20 && esr & 0b11_1000 == 0b00_1000
+}
+
+/// Handles a synchronous exit that is no translation fault.
+// One call for all of these, and decided here: what more the loop around the guest had to do it would do for
+// populate faults, too, if it were only a copy of `env`.
+#[inline(never)]
+pub(super) fn or_else(env: &Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
+    let env = *env;
+    if esr & (ABORT | STORE) == STORED {
+        return write(env, vcpu, esr);
+    }
+    if is_refault(esr) { fault(env, vcpu, esr) } else { decoded(env, vcpu, Syndrome(esr)) }
+}
+
+/// A Permission fault of a store, not on a walk: what a write to a clean page takes.
+#[inline(always)]
+fn write(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
+    let Env { vm, cpu, guards } = env;
+    let Some(page) = accessed() else { return fault(env, vcpu, esr) };
+    let at = Ipa::new(page);
+    let guard = guards.enter();
+    if vm.policy(&guard).ram.contains(at)
+        && let Ok(Relaxed::Granted(_)) = vm.space.relax(&guard, at, Prot::WRITE, &page_of_ram)
+    {
+        drop(guard);
+        return granted(cpu);
+    }
+    drop(guard);
+    fault(env, vcpu, esr)
+}
+
+/// What is allowed in a page of [`Policy::ram`](super::policy::Policy); a block may reach beyond that.
+#[inline(always)]
+fn page_of_ram(level: Level) -> Option<Prot> {
+    (level == Level::L3).then_some(RAM)
+}
+
+#[inline(always)]
+fn granted(cpu: &PerCpu) -> Step {
+    cpu.counters.bump(Stat::Faults);
+    cpu.counters.bump(Stat::Relaxed);
+    #[cfg(feature = "measure")]
+    cpu.timing.relaxed();
+    Step::Resume
 }
 
 /// Handles an Access flag or Permission fault.
 #[inline(never)]
-pub(super) fn fault(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
+fn fault(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     let Env { vm, cpu, guards } = env;
-    cpu.counters.bump(Stat::Faults);
-    let Some(page) = page(esr) else { return untranslated(env, vcpu) };
+    // HPFAR_EL2.FIPA, bits 47:4, holds bits 55:12 of the IPA.
+    let reported =
+        (esr & PERMISSION == 0 || esr & WALK != 0).then(|| HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12);
+    let Some(page) = reported.or_else(accessed) else { return again(env, vcpu) };
     let at = Ipa::new(page);
     let guard = guards.enter();
-    let Some(allowed) = vm.policy(&guard).allows(at) else {
+    let policy = vm.policy(&guard);
+    let Some(allowed) = policy.allows(at) else {
         drop(guard);
-        return diagnose(env, vcpu, Some(page), None);
+        // Stage 1 may lead elsewhere by now: no leaf is there. What hardware reported is not to be understood.
+        return match reported {
+            Some(page) => {
+                cpu.counters.bump(Stat::Faults);
+                diagnose(env, vcpu, Some(page), None)
+            }
+            None => again(env, vcpu),
+        };
     };
     let access = access(esr, vcpu.context.pstate, allowed);
-    let end = vm.space.relax(&guard, at, access, allowed);
+    // A block is given what is allowed in all of it, or nothing: who changes the policy splits it before he goes on.
+    let in_leaf =
+        |level| if level == Level::L3 { Some(allowed) } else { policy.allows_in(at, level) };
+    let end = vm.space.relax(&guard, at, access, &in_leaf);
     drop(guard);
-    match end {
-        Ok(Relaxed::Granted(_)) => {
-            cpu.counters.bump(Stat::Relaxed);
-            #[cfg(feature = "measure")]
-            cpu.timing.relaxed();
-            Step::Resume
-        }
-        end => unresolved(env, vcpu, page, end, allowed),
+    if let Ok(Relaxed::Granted(_)) = end {
+        return granted(cpu);
     }
+    cpu.counters.bump(Stat::Faults);
+    unresolved(env, vcpu, page, end, allowed)
 }
 
-/// The page of the access; `None` if stage 1 does not translate it any more.
-#[inline]
-fn page(esr: u64) -> Option<u64> {
-    if esr & PERMISSION == 0 || esr & WALK != 0 {
-        // HPFAR_EL2.FIPA, bits 47:4, holds bits 55:12 of the IPA.
-        return Some(HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12);
-    }
+/// The page that FAR_EL2 is in, as stage 1 translates it now; `None` if it does not.
+#[inline(always)]
+fn accessed() -> Option<u64> {
     // The guest may be between an AT of its own and the read of what came of it.
     let guests = PAR_EL1.get();
     // SAFETY: (1) an address translation by the guest's stage 1, whose registers are live here and whose tables
@@ -115,7 +172,6 @@ fn page(esr: u64) -> Option<u64> {
 }
 
 /// What an access needs, as far as the syndrome tells.
-#[inline]
 fn access(esr: u64, pstate: u64, allowed: Prot) -> Prot {
     if esr & WALK != 0 || esr & DATA != 0 && esr & MAINTENANCE != 0 {
         // The walk of an Access flag fault is a read, as far as is known.
@@ -143,7 +199,8 @@ fn unresolved(
     match end {
         Ok(_) => {
             let unclear = abort.is_stage1_walk() || abort.is_cache_maintenance();
-            if unclear && !allowed.contains(Prot::WRITE) && vcpu.has_come_back(page) {
+            let faults = env.cpu.counters.own(Stat::Faults);
+            if unclear && !allowed.contains(Prot::WRITE) && vcpu.was_spurious(page, faults) {
                 return violation(env, vcpu, abort, page);
             }
             env.cpu.counters.bump(Stat::Spurious);
@@ -164,9 +221,10 @@ fn unresolved(
     }
 }
 
-/// Stage 1 does not translate the address of the fault any more: the guest tries again.
+/// Stage 1 does not translate the address of the fault any more, or not to RAM: the guest tries again.
 #[cold]
-fn untranslated(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
+fn again(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
+    env.cpu.counters.bump(Stat::Faults);
     env.cpu.counters.bump(Stat::Retries);
     repeat(env, vcpu, FAR_EL2.get() & !(PAGE - 1))
 }

@@ -192,15 +192,12 @@ fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     if fault::is_translation(esr) {
         return fault::translation(env, vcpu, esr);
     }
-    if relaxing::is_refault(esr) {
-        return relaxing::fault(env, vcpu, esr);
-    }
-    decoded(env, vcpu, Syndrome(esr))
+    relaxing::or_else(&env, vcpu, esr)
 }
 
-/// A synchronous exit that is no translation fault.
+/// A synchronous exit that is no fault on a translation or a leaf.
 #[inline(never)]
-fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step {
+pub(super) fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step {
     if let Some(abort) = syndrome.abort() {
         return fault::other(env, vcpu, abort);
     }

@@ -77,6 +77,8 @@ pub(crate) struct Vcpu {
     /// A cleaning of the VM's memory that its instruction has begun.
     pub(crate) cleaning: Walk,
     repeat: Repeat,
+    /// Instruction, page and number of the last fault that found nothing to do, of those that are noted.
+    spurious: Option<(u64, u64, u64)>,
 }
 
 impl Vcpu {
@@ -87,6 +89,7 @@ impl Vcpu {
             context: Context::new(),
             cleaning: Walk::default(),
             repeat: Repeat::default(),
+            spurious: None,
         }
     }
 
@@ -95,15 +98,17 @@ impl Vcpu {
         self.context = Context::new();
         self.cleaning = Walk::default();
         self.repeat = Repeat::default();
+        self.spurious = None;
         self.context.pc = entry.pc;
         self.context.pstate = START_STATE;
         self.context.set_x(0, entry.argument);
     }
 
-    /// Whether the last fault about which nothing was done was this one.
+    /// Notes a fault that found nothing to do, the last of so many on this CPU; whether the one before it was the same.
     #[cold]
-    pub(crate) fn has_come_back(&self, page: u64) -> bool {
-        (self.repeat.pc, self.repeat.page) == (self.context.pc, page) && self.repeat.count > 0
+    pub(crate) fn was_spurious(&mut self, page: u64, faults: u64) -> bool {
+        let pc = self.context.pc;
+        self.spurious.replace((pc, page, faults)) == Some((pc, page, faults.wrapping_sub(1)))
     }
 
     /// Notes a fault about which nothing was done; `false` when it has happened too often.

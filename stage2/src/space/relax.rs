@@ -9,6 +9,7 @@
 //!                            │                                          └ lost ─ look at what is there now
 //!                            ├─ a leaf, and it does not ─ Denied: inject, or stop
 //!                            ├─ a contiguous run ──────── Run: dissolve it first, under a claim
+//!                            ├─ a block, and it allows different things in it ─ Retry: it is about to be split
 //!                            ├─ Busy, Drain, Dead, nT ─── Retry: return to the guest, fault again
 //!                            └─ anything else ─────────── Nothing: the access faults on the translation next
 //! ```
@@ -60,6 +61,7 @@ use crate::arch::{Arch, Dsb};
 use crate::attr::Prot;
 use crate::descriptor::{Descriptor, Grant, Leaf, View};
 use crate::epoch::Guard;
+use crate::flush::relax_running;
 use crate::memory::Memory;
 use crate::slot::Slot;
 use crate::space::contiguous::run_bytes;
@@ -67,6 +69,34 @@ use crate::tlbi::LeafLevel;
 
 /// Exchanges that are tried. Each that is lost was won by hardware or by somebody who got on.
 const ATTEMPTS: usize = 4;
+
+/// What a policy allows in all of a leaf.
+///
+/// A page's permissions are not those of the block that it lies in: one that is given what is allowed in a part of it
+/// gives away the rest.
+pub trait Allows {
+    /// What is allowed in all of the leaf of `level` that translates the address in question; `None` if that is not the
+    /// same everywhere in it.
+    fn in_leaf(&self, level: Level) -> Option<Prot>;
+}
+
+/// Everywhere the same.
+impl Allows for Prot {
+    #[inline(always)]
+    fn in_leaf(&self, _: Level) -> Option<Prot> {
+        Some(*self)
+    }
+}
+
+impl<F: Fn(Level) -> Option<Prot>> Allows for &F {
+    #[inline(always)]
+    fn in_leaf(&self, level: Level) -> Option<Prot> {
+        self(level)
+    }
+}
+
+/// VTTBR_EL2, but for the VMID.
+const BADDR: u64 = (1 << 48) - 1;
 
 /// How a fault on a leaf ended well: the guest may resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +183,7 @@ impl fmt::Display for RelaxError {
 impl core::error::Error for RelaxError {}
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
-    /// Gives the leaf that translates `ipa` what an `access` needs, if `allowed` contains that: AF, and the permissions
+    /// Gives the leaf that translates `ipa` what an `access` needs, if what is `allowed` in all of it contains that: AF, and the permissions
     /// in `access`, which may be several or none. A write makes writable-clean writable-dirty.
     ///
     /// `allowed` is what the caller's policy says, read under this guard. For a fault handler: takes no lock,
@@ -169,8 +199,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         guard: &Guard<'_>,
         ipa: Ipa,
         access: Prot,
-        allowed: Prot,
+        allowed: impl Allows,
     ) -> Result<Relaxed, RelaxError> {
+        let allowed = &allowed;
         if !self.domain.owns(guard) {
             return Err(RelaxError::ForeignGuard);
         }
@@ -194,7 +225,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         level: Level,
         ipa: Ipa,
         access: Prot,
-        allowed: Prot,
+        allowed: &impl Allows,
     ) -> Result<Relaxed, RelaxError> {
         self.relax_slot(slot, level, ipa, access, allowed)
     }
@@ -207,7 +238,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         level: Level,
         ipa: Ipa,
         access: Prot,
-        allowed: Prot,
+        allowed: &impl Allows,
     ) -> Result<Relaxed, RelaxError> {
         let mut seen = slot.load(&self.arch);
         for _ in 0..ATTEMPTS {
@@ -215,11 +246,15 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                 Some(leaf) if !leaf.has_no_translation() => leaf,
                 _ => return Err(no_leaf(seen, level)),
             };
+            // Who has published such a policy is about to split the block.
+            let Some(allowed) = allowed.in_leaf(level) else {
+                return Err(RelaxError::Retry { level, seen });
+            };
             let now =
                 match leaf.grant(access, allowed, self.encoding.xnx, self.geometry.hw_update()) {
                     Grant::Becomes(now) => now,
                     Grant::Present => {
-                        self.relax_local(ipa, level);
+                        self.forget_rarely(ipa, level);
                         return Ok(Relaxed::Spurious(leaf));
                     }
                     Grant::Denied => return Err(RelaxError::Denied { access, allowed }),
@@ -233,7 +268,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             match unsafe { self.arch.compare_exchange(slot, leaf.bits(), now.bits()) } {
                 Some(Ok(_)) => {
                     if leaf.is_accessed() {
-                        self.relax_local(ipa, level);
+                        self.forget(ipa, level);
                     } else {
                         self.arch.dsb(Dsb::IshSt);
                     }
@@ -248,14 +283,31 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 
     /// What this PE's TLB may hold of the leaf goes.
     #[inline(always)]
-    fn relax_local(&self, ipa: Ipa, level: Level) {
+    fn forget(&self, ipa: Ipa, level: Level) {
         let level = match level {
             Level::L3 => LeafLevel::L3,
             Level::L2 => LeafLevel::L2,
             Level::L1 => LeafLevel::L1,
             Level::L0 => LeafLevel::Unknown,
         };
+        if (self.arch.vttbr() ^ self.root.get()) & BADDR == 0 {
+            relax_running(&self.arch, self.geometry.features().caps, ipa.page(), level);
+        } else {
+            self.forget_elsewhere(ipa, level);
+        }
+    }
+
+    /// On a PE where another VM runs, or none.
+    #[cold]
+    #[inline(never)]
+    fn forget_elsewhere(&self, ipa: Ipa, level: LeafLevel) {
         self.tlb().relax_local(ipa.page(), level);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn forget_rarely(&self, ipa: Ipa, level: Level) {
+        self.forget(ipa, level);
     }
 }
 

@@ -120,6 +120,30 @@ fn what_the_policy_does_not_allow_stays() {
     assert_eq!(vm.tlbis(), []);
 }
 
+/// A block in which the policy allows different things is not given what is allowed in the page of the access: that would be
+/// everything else's, too.
+#[test]
+fn a_block_is_given_what_is_allowed_in_all_of_it_or_nothing() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let vm = vm_with(HwUpdate::Off, &pages, &epochs).populated();
+    let (guard, block) = (vm.cpu.enter(), GIB + MIB2);
+    vm.alter(block, DIRTY, 0);
+    let (before, at) = (vm.held(block), Ipa::new(block + 0x5000));
+    let in_page = |level| (level == Level::L3).then_some(Prot::RWX);
+    let seen = Descriptor::from_bits(before);
+    let mixed = vm.space.relax(&guard, at, Prot::WRITE, &in_page);
+    assert_eq!(mixed, Err(RelaxError::Retry { level: Level::L2, seen }));
+    let in_block = |level| Some(if level == Level::L3 { Prot::RWX } else { Prot::RX });
+    let denied = vm.space.relax(&guard, at, Prot::WRITE, &in_block);
+    assert_eq!(denied, Err(RelaxError::Denied { access: Prot::WRITE, allowed: Prot::RX }));
+    assert_eq!(vm.held(block), before, "nothing was given");
+    vm.alter(page(5), DIRTY, 0);
+    assert!(matches!(
+        vm.space.relax(&guard, Ipa::new(page(5)), Prot::WRITE, &in_page),
+        Ok(Relaxed::Granted(_))
+    ));
+}
+
 /// Who is in the middle of a change is not disturbed, and where there is no leaf there is nothing to grant.
 #[test]
 fn a_slot_that_is_no_leaf_is_left_to_its_owner() {
