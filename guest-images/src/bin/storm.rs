@@ -3,10 +3,11 @@
 //! | what is asked | the answers that are allowed |
 //! | --- | --- |
 //! | what the hypervisor's interface allows | done, busy, no memory |
+//! | a dirty log or a shadow, which there may be already, or not be | invalid, too |
 //! | anything else: not RAM, unaligned, too large, around the end of the address space | invalid, or busy |
 //!
 //! Between its calls each vCPU verifies and rewrites words of its own, in blocks that all the others move, split and put
-//! together. Arguments (`key=value`): `calls` of each vCPU that are served (200), and how it `end`s: 0 with a verdict (the default),
+//! together. What may end the content of memory, or take permissions, is asked of blocks that hold none. Arguments (`key=value`): `calls` of each vCPU that are served (200), and how it `end`s: 0 with a verdict (the default),
 //! 1 switched off by one vCPU, 2 reset by one vCPU, while the others go on.
 
 #![no_std]
@@ -17,14 +18,32 @@ use core::ops::Range;
 use guest_rt::rng::mix;
 use guest_rt::{MIB2, Machine, PAGE, call, check_eq, fail, say, smp};
 use hyp_abi::call::{
-    BLOCK, BUSY, COLLAPSE, CONTIGUOUS, COPY, DISSOLVE, INVALID_PARAMETER, MOVE, MOVE_MAX,
-    NO_MEMORY, RESIZE_MAX, SCAN, SCAN_MAX, SPLIT, SUCCESS,
+    self as vendor, BLOCK, BUSY, COLLAPSE, CONTIGUOUS, COPY, DIRTY_HARVEST, DIRTY_START,
+    DIRTY_STOP, DISSOLVE, INVALID_PARAMETER, MOVE, MOVE_MAX, NO_MEMORY, POPULATE, PROTECT,
+    RANGE_MAX, RELEASE, RESIZE_MAX, SCAN, SCAN_MAX, SHADOW, SPLIT, SUCCESS,
 };
 use smccc::{Hvc, psci};
 
 guest_rt::guest!("storm", storm);
 
-const CALLS: [u32; 7] = [MOVE, SPLIT, COLLAPSE, COPY, CONTIGUOUS, DISSOLVE, SCAN];
+const CALLS: [u32; 14] = [
+    MOVE,
+    SPLIT,
+    COLLAPSE,
+    COPY,
+    CONTIGUOUS,
+    DISSOLVE,
+    SCAN,
+    PROTECT,
+    POPULATE,
+    RELEASE,
+    DIRTY_START,
+    DIRTY_HARVEST,
+    DIRTY_STOP,
+    SHADOW,
+];
+/// Blocks that hold nothing.
+const SPARE: usize = 4;
 /// Blocks of each vCPU.
 const BLOCKS: usize = 2;
 const PAGES: usize = BLOCKS * MIB2 / PAGE;
@@ -33,8 +52,11 @@ fn storm(machine: &Machine) {
     let args = machine.args(&["calls", "end"]);
     let (calls, end) = (args.number("calls", 200) as u64, args.number("end", 0));
     let count = machine.vcpus().len();
-    let blocks = machine.arena().take(count * BLOCKS * MIB2, MIB2);
-    let asked = Asked { ram: machine.ram.clone(), blocks, count: count * BLOCKS };
+    let mut arena = machine.arena();
+    let blocks = arena.take((count * BLOCKS + SPARE) * MIB2, MIB2);
+    let (spare, buffer) = (blocks + count * BLOCKS * MIB2, arena.take(MIB2, MIB2));
+    let asked =
+        Asked { ram: machine.ram.clone(), blocks, count: count * BLOCKS + SPARE, spare, buffer };
     smp::run(machine, count, &|me| {
         let mine = Mine(blocks + me.index * BLOCKS * MIB2);
         let mut versions = [0; PAGES];
@@ -85,27 +107,49 @@ impl Mine {
 /// What is asked about.
 struct Asked {
     ram: Range<usize>,
-    /// Blocks that hold words.
+    /// Blocks that hold words, and behind them those that hold nothing.
     blocks: usize,
     count: usize,
+    /// Blocks that hold nothing.
+    spare: usize,
+    /// Where bitmaps go.
+    buffer: usize,
+}
+
+/// What an interface may answer besides busy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    /// Done, or no memory.
+    Served,
+    /// Invalid.
+    Refused,
+    /// Any of these, as it depends on what others have asked for.
+    Either,
 }
 
 impl Asked {
     /// Makes a call, and judges the answer. Returns whether it was served.
     fn something(&self, dice: u64) -> bool {
         let function = CALLS[(dice >> 48) as usize % CALLS.len()];
-        let start = self.start(dice, mix(dice));
+        let mut start = self.start(dice, mix(dice));
         let bytes = self.bytes(dice, mix(!dice));
-        let (first, second, third) = match function {
-            SCAN => (bytes / PAGE as u64 % 80, start, dice),
-            _ => (start, bytes, dice >> 20 & 0x3ff),
+        if matches!(function, PROTECT | RELEASE | SHADOW) {
+            start = self.harmless(start, bytes);
+        }
+        let [first, second, third] = match function {
+            SCAN => [bytes / PAGE as u64 % 80, start, dice],
+            SHADOW => [dice >> 20 & 7, start, bytes],
+            DIRTY_START => [start, bytes, dice >> 20 & 3],
+            DIRTY_HARVEST => [start, bytes, self.bitmap(dice)],
+            PROTECT => [start, bytes, dice >> 20 & 0x1f],
+            _ => [start, bytes, dice >> 20 & 0x3ff],
         };
         let [status, ..] = call::raw::<Hvc>(function, [first, second, third]);
-        let allowed = self.allows(function, first, second, third);
+        let answers = self.answers(function, first, second, third);
         match status as i64 {
-            SUCCESS | NO_MEMORY if allowed => {}
+            SUCCESS | NO_MEMORY if answers != Answers::Refused => {}
             BUSY => {}
-            INVALID_PARAMETER if !allowed => {}
+            INVALID_PARAMETER if answers != Answers::Served => {}
             other => fail!("{function:#x} of {first:#x}, {second:#x}, {third:#x} answered {other}"),
         }
         status as i64 == SUCCESS
@@ -137,7 +181,56 @@ impl Asked {
         }
     }
 
-    /// Whether the interface allows it.
+    /// An address from which so many bytes hold nothing, or are no RAM.
+    fn harmless(&self, start: u64, bytes: u64) -> u64 {
+        let (spare, end) = (self.spare as u64, (self.spare + SPARE * MIB2) as u64);
+        if bytes <= end - spare {
+            spare + start % (end - spare - bytes + 1)
+        } else {
+            // Too large, or beyond the end of everything.
+            start
+        }
+    }
+
+    /// Where a bitmap goes, right or wrong: not where anything else is.
+    fn bitmap(&self, dice: u64) -> u64 {
+        let at = self.buffer as u64 + (dice >> 20 & 0xff) * 8;
+        match dice >> 40 & 7 {
+            0 => at + 4,
+            1 => self.ram.end as u64 - 4,
+            2 => mix(dice) | 1 << 60,
+            _ => at,
+        }
+    }
+
+    /// What the interface may answer.
+    fn answers(&self, function: u32, first: u64, second: u64, third: u64) -> Answers {
+        let ram = self.ram.start as u64..self.ram.end as u64;
+        let pages = |start: u64, bytes: u64| {
+            let end = start.checked_add(bytes);
+            end.is_some_and(|end| ram.start <= start && end <= ram.end)
+                && bytes != 0
+                && bytes <= RANGE_MAX
+                && (start | bytes).is_multiple_of(PAGE as u64)
+        };
+        let right = match function {
+            // Execution at one level alone is for CPUs that can tell them apart.
+            PROTECT if matches!(third >> 2, 1 | 2) && pages(first, second) => {
+                return Answers::Either;
+            }
+            PROTECT => pages(first, second) && third < 16,
+            POPULATE | RELEASE => pages(first, second),
+            DIRTY_START | DIRTY_HARVEST if pages(first, second) => return Answers::Either,
+            DIRTY_START | DIRTY_HARVEST => false,
+            DIRTY_STOP => return Answers::Either,
+            SHADOW if first <= vendor::SHADOW_DROP => return Answers::Either,
+            SHADOW => false,
+            _ => self.allows(function, first, second, third),
+        };
+        if right { Answers::Served } else { Answers::Refused }
+    }
+
+    /// Whether the arguments of the other calls are right.
     fn allows(&self, function: u32, start: u64, bytes: u64, third: u64) -> bool {
         let ram = self.ram.start as u64..self.ram.end as u64;
         let inside =
