@@ -190,8 +190,8 @@ models! {
     a_harvest_against_a_write_of_el2: Some(3), 500,
         ["copied", "told by the next"],
         dirty::a_harvest_against_a_write_of_el2;
-    a_harvest_by_a_break_against_a_write_of_el2: Some(3), 40,
-        ["copied", "told by the next"],
+    a_harvest_by_a_break_against_a_write_of_el2: Some(3), 2_200,
+        ["copied", "told by the next", "again"],
         dirty::a_harvest_by_a_break_against_a_write_of_el2;
     a_harvest_against_a_write_fault: Some(3), 600,
         ["copied", "told by the next", "wrote"],

@@ -4,7 +4,7 @@
 
 use protocol_models::check::Model;
 use protocol_models::protocol::{
-    clear, copy, disjoint, epoch, fill, install, look, policy, prot, ranges, resize, retire,
+    clear, copy, dirty, disjoint, epoch, fill, install, look, policy, prot, ranges, resize, retire,
 };
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
@@ -62,6 +62,12 @@ models! {
     a_write_protect_against_who_relies_on_it: 1000,
         ["writable", "pending", "read-only"],
         prot::a_write_protect_against_who_relies_on_it;
+    a_harvest_against_a_held_leaf: 1000,
+        ["copied", "wrote by its TLB", "its TLB is clean", "taken meanwhile", "nothing yet"],
+        dirty::a_harvest_against_a_held_leaf;
+    a_harvest_by_a_break_against_a_write_of_el2: 1000,
+        ["copied", "told by the next", "again"],
+        dirty::a_harvest_by_a_break_against_a_write_of_el2;
     ranges_come_and_go: 1000,
         ["mapped", "Occupied", "met another's Busy slot", "unmapped", "noted", "notes removed", "Conflict", "installed",
          "was present", "met Busy, Drain or Dead", "met a note", "guest read", "EL2 read"],
