@@ -13,6 +13,7 @@
 //! | `space/contiguous.rs` | runs of 16 alike leaves that a TLB may hold as one | a claim |
 //! | `space/prot.rs` | what leaves allow and have recorded changes, under one flush | a guard and a claim |
 //! | `space/dirty.rs` | which pages were written since somebody asked last | a claim; EL2's own writes a guard |
+//! | `space/age.rs` | which pages were accessed since it was last asked | a claim |
 //! | `space/annotate.rs` | notes in slots where nothing is mapped | a claim |
 //! | `space/visit.rs` | see all that is there | a guard |
 //! | `space/destroy.rs` | the end | everything |
@@ -35,6 +36,7 @@ use crate::geometry::Geometry;
 use crate::memory::{Memory, Table};
 use crate::vmid::{self, EntryError, Loan, Running};
 
+mod age;
 mod alike;
 mod annotate;
 mod batch;
@@ -54,6 +56,7 @@ mod relax;
 mod split;
 mod unmap;
 mod visit;
+pub use age::{AgeError, Aged, IdlePages, WorkingSet};
 pub use alike::Obstacle;
 pub use batch::{Batch, Progress};
 pub use collapse::{Collapse, CollapseError};

@@ -246,20 +246,23 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                 Some(leaf) if !leaf.has_no_translation() => leaf,
                 _ => return Err(no_leaf(seen, level)),
             };
-            // Who has published such a policy is about to split the block.
-            let Some(allowed) = allowed.in_leaf(level) else {
-                return Err(RelaxError::Retry { level, seen });
+            let whole = allowed.in_leaf(level);
+            // Where that is not the same everywhere, the leaf may at the most have the access already.
+            let most = whole.unwrap_or(access);
+            let grant = leaf.grant(access, most, self.encoding.xnx, self.geometry.hw_update());
+            let now = match (grant, whole) {
+                (Grant::Becomes(now), Some(_)) => now,
+                (Grant::Present, _) => {
+                    self.forget_rarely(ipa, level);
+                    return Ok(Relaxed::Spurious(leaf));
+                }
+                // Who has published such a policy is about to split the block.
+                (_, None) => return Err(RelaxError::Retry { level, seen }),
+                (Grant::Denied, Some(allowed)) => {
+                    return Err(RelaxError::Denied { access, allowed });
+                }
+                (Grant::Unsettled, Some(_)) => return Err(RelaxError::Unsettled { level }),
             };
-            let now =
-                match leaf.grant(access, allowed, self.encoding.xnx, self.geometry.hw_update()) {
-                    Grant::Becomes(now) => now,
-                    Grant::Present => {
-                        self.forget_rarely(ipa, level);
-                        return Ok(Relaxed::Spurious(leaf));
-                    }
-                    Grant::Denied => return Err(RelaxError::Denied { access, allowed }),
-                    Grant::Unsettled => return Err(RelaxError::Unsettled { level }),
-                };
             if leaf.is_contiguous() {
                 return Err(RelaxError::Run { ipa: ipa.align_down(run_bytes(level)), level });
             }

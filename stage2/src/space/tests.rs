@@ -180,6 +180,7 @@ fn linked_tables<A: Arch>(space: &Space<'_, &Pages, A>) -> usize {
         .sum()
 }
 
+mod age;
 mod contiguous;
 mod copy;
 mod dirty;

@@ -137,6 +137,11 @@ fn a_block_is_given_what_is_allowed_in_all_of_it_or_nothing() {
     let denied = vm.space.relax(&guard, at, Prot::WRITE, &in_block);
     assert_eq!(denied, Err(RelaxError::Denied { access: Prot::WRITE, allowed: Prot::RX }));
     assert_eq!(vm.held(block), before, "nothing was given");
+    // What it has already may be in memory and not in this PE's TLB.
+    let _ = vm.space.arch.take_log();
+    let spurious = vm.space.relax(&guard, at, Prot::READ, &in_page);
+    assert!(matches!(spurious, Ok(Relaxed::Spurious(_))));
+    assert_eq!(vm.tlbis().len(), 2, "flushed, or it would fault for ever");
     vm.alter(page(5), DIRTY, 0);
     assert!(matches!(
         vm.space.relax(&guard, Ipa::new(page(5)), Prot::WRITE, &in_page),
