@@ -7,7 +7,7 @@
 //! | something else | why |
 //! | --- | --- |
 //! | MOVE pages of a worker | content that comes back in other frames |
-//! | AGE, with a bitmap in the range | a write by EL2, which no table walk sees |
+//! | DIRTY_HARVEST of a block that has no shadow, with the bitmap in a page that has | a write by EL2, which no table walk sees |
 //! | POPULATE, RELEASE of pages of the driver | installs and unmaps that are no fault |
 //! | PROTECT of pages of the driver, and back | a dirty record that somebody else takes |
 //! | SPLIT, COLLAPSE, COPY of a worker's block, if there are blocks | records that change their size |
@@ -17,8 +17,9 @@ use core::sync::atomic::Ordering;
 use guest_rt::rng::mix;
 use guest_rt::{MIB2, PAGE, check, check_eq, cpu, smp};
 use hyp_abi::call::{
-    AGE, COLLAPSE, COPY, DIRTY_START, DIRTY_STOP, MOVE, POPULATE, PROT_EXEC_EL0, PROT_EXEC_EL1,
-    PROT_READ, PROT_WRITE, PROTECT, RELEASE, SHADOW, SHADOW_BEGIN, SHADOW_END, SHADOW_ROUND, SPLIT,
+    COLLAPSE, COPY, DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, MOVE, POPULATE, PROT_EXEC_EL0,
+    PROT_EXEC_EL1, PROT_READ, PROT_WRITE, PROTECT, RELEASE, SHADOW, SHADOW_BEGIN, SHADOW_END,
+    SHADOW_ROUND, SPLIT,
 };
 
 use super::calls::{call, on_range};
@@ -32,6 +33,8 @@ const FIRST: usize = SHARED + 8;
 const BITMAP: usize = SHARED;
 /// The driver's pages.
 const PAGES: usize = 32;
+/// Pages that a word of a bitmap has.
+const WORD: usize = u64::BITS as usize;
 /// Pages of a block that may be missing when it is copied.
 const HOLES: u64 = 511;
 /// Things that the workers do between two harvests, at the least.
@@ -62,7 +65,7 @@ pub(crate) struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    /// Logs so many spans of 2 MiB from `start` on; the last one is shared.
+    /// Logs so many spans of 2 MiB from `start` on, of which the last one is shared; and another, without a shadow.
     pub(crate) fn new(start: usize, blocks: usize, resizes: bool, workers: &'a Progress) -> Self {
         let first = start + (blocks - 1) * MIB2 + FIRST * PAGE;
         let pages = core::array::from_fn(|page| Page::new(first + page * PAGE));
@@ -76,7 +79,8 @@ impl<'a> Driver<'a> {
     /// One session, with so many rounds. In every other one blocks are split.
     pub(crate) fn session(&mut self, rounds: usize) {
         let (start, bytes) = (self.start, self.bytes());
-        call(DIRTY_START, [start as u64, bytes as u64, (self.sum.sessions + 1) & 1]);
+        let logged = (bytes + MIB2) as u64;
+        call(DIRTY_START, [start as u64, logged, (self.sum.sessions + 1) & 1]);
         let [made, _] = call(SHADOW, [SHADOW_BEGIN, start as u64, bytes as u64]);
         check_eq!(made, bytes as u64, "bytes of the shadow");
         for _ in 0..rounds {
@@ -116,7 +120,7 @@ impl<'a> Driver<'a> {
 
     /// Ends the log.
     fn stop(&self) {
-        while call(DIRTY_STOP, [0; 3])[0] < self.bytes() as u64 {}
+        while call(DIRTY_STOP, [0; 3])[0] < (self.bytes() + MIB2) as u64 {}
     }
 
     /// Changes memory in one of the ways.
@@ -130,9 +134,7 @@ impl<'a> Driver<'a> {
                 let first = block + (dice >> 16) % 400 * PAGE;
                 call(MOVE, [first as u64, (1 + (dice >> 32) % 100) as u64 * PAGE as u64, 0]);
             }
-            1 => {
-                on_range(AGE, block, MIB2, (shared + BITMAP * PAGE) as u64);
-            }
+            1 => self.have_el2_write(shared + BITMAP * PAGE, dice >> 16),
             2 => {
                 let page = &mut self.pages[(dice >> 16) % PAGES];
                 page.gone();
@@ -150,6 +152,20 @@ impl<'a> Driver<'a> {
             6 => _ = on_range(COLLAPSE, block, MIB2, 0),
             _ => _ = on_range(COPY, block, MIB2, HOLES),
         }
+    }
+
+    /// Has EL2 write a bitmap: of the first pages behind all that has a shadow, some of which are written before.
+    fn have_el2_write(&self, bitmap: usize, dice: usize) {
+        let start = self.start + self.bytes();
+        for page in (0..WORD).filter(|page| dice >> page & 1 == 1) {
+            // SAFETY: 1. RAM of the driver's, in the identity map.
+            unsafe { ((start + page * PAGE) as *mut usize).write_volatile(dice) };
+        }
+        let bytes = WORD * PAGE;
+        call(DIRTY_HARVEST, [start as u64, bytes as u64, bitmap as u64]);
+        // SAFETY: 1. RAM in the identity map; 2. any bits are a usize.
+        let found = unsafe { (bitmap as *const usize).read_volatile() };
+        check_eq!(found & dice, dice, "the bits of pages that were written, in the bitmap");
     }
 
     /// Writes pages, takes the permission, verifies, gives it again.

@@ -57,7 +57,7 @@ fn dirtier(machine: &Machine) {
         steps::block(alone + 2 * MIB2, alone + MIB2);
     }
 
-    let start = arena.take(VCPUS * MIB2, MIB2);
+    let start = arena.take((VCPUS + 1) * MIB2, MIB2);
     let block = |number: usize| start + number * MIB2;
     let progress = Progress { steps: AtomicU64::new(0), stop: AtomicBool::new(false) };
     smp::run(machine, VCPUS, &|me| {

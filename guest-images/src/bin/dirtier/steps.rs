@@ -4,8 +4,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_rt::{MIB2, Machine, PAGE, check, check_eq};
 use hyp_abi::call::{
-    AGE, DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, INVALID_PARAMETER, MOVE, RELEASE, SHADOW,
-    SHADOW_BEGIN, SHADOW_DROP, SHADOW_END, SHADOW_MAX, SHADOW_ROUND,
+    DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, INVALID_PARAMETER, MOVE, RELEASE, SHADOW, SHADOW_BEGIN,
+    SHADOW_DROP, SHADOW_END, SHADOW_MAX, SHADOW_ROUND,
 };
 
 use super::calls::{call, on_range, try_call};
@@ -33,14 +33,21 @@ impl Log {
 
     /// Harvests all of the range.
     fn harvest(&self) -> [u64; WORDS] {
-        let words = core::array::from_fn(|word| (self.bitmap + word * 8) as *mut u64);
-        // SAFETY: 1. RAM of the arena in the identity map, this vCPU's alone but for the hypervisor.
-        words.iter().for_each(|word| unsafe { word.write_volatile(!0) });
-        let [bytes, count] =
-            call(DIRTY_HARVEST, [self.start as u64, MIB2 as u64, self.bitmap as u64]);
+        for word in 0..WORDS {
+            // SAFETY: 1. RAM of the arena in the identity map, this vCPU's alone but for the hypervisor.
+            unsafe { (self.bitmap as *mut u64).add(word).write_volatile(!0) };
+        }
+        self.harvest_to(self.bitmap)
+    }
+
+    /// The same, with the bitmap somewhere.
+    fn harvest_to(&self, bitmap: usize) -> [u64; WORDS] {
+        let [bytes, count] = call(DIRTY_HARVEST, [self.start as u64, MIB2 as u64, bitmap as u64]);
         check_eq!(bytes, MIB2 as u64, "bytes that were harvested at once");
-        // SAFETY: 1. as above; any bits are a u64.
-        let found = words.map(|word: *mut u64| unsafe { word.read_volatile() });
+        let found: [u64; WORDS] = core::array::from_fn(|word| {
+            // SAFETY: 1. RAM of the arena in the identity map; any bits are a u64.
+            unsafe { (bitmap as *const u64).add(word).read_volatile() }
+        });
         let bits: u32 = found.iter().map(|word| word.count_ones()).sum();
         check_eq!(count, u64::from(bits), "pages that the harvest counted, by its bitmap");
         found
@@ -98,11 +105,17 @@ pub(crate) fn run(start: usize, machine: &Machine) {
     log.expect("nothing was written", &[]);
 
     log.write(3);
-    on_range(AGE, log.page(0), MIB2, log.page(70) as u64);
+    // EL2 writes the bitmap into the range: bits of this page are in it, and then one for the page itself.
+    check_eq!(log.harvest_to(log.page(70))[0], 1 << 3, "the first word of a bitmap in the range");
+    log.expect("EL2 wrote its bitmap to a page that was not there", &[70]);
+    check_eq!(log.harvest_to(log.page(70)), [0; WORDS], "a bitmap in the range");
+    log.expect("EL2 wrote its bitmap to a page that was clean", &[70]);
+
+    log.write(3);
     call(MOVE, [log.page(64) as u64, PAGE as u64, 0]);
     on_range(RELEASE, log.page(511), PAGE, 0);
     log.write(100);
-    log.expect("written, written by EL2, moved, released, new", &[3, 70, 64, 511, 100]);
+    log.expect("written, moved, released, new", &[3, 64, 511, 100]);
 
     // SAFETY: 1. RAM of the arena in the identity map, aligned, this vCPU's alone.
     unsafe { AtomicU64::from_ptr(log.page(3) as *mut u64) }.fetch_add(1, Ordering::Relaxed);
