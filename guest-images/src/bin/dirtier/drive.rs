@@ -9,7 +9,7 @@
 //! | MOVE pages of a worker | content that comes back in other frames |
 //! | DIRTY_HARVEST of a block that has no shadow, with the bitmap in a page that has | a write by EL2, which no table walk sees |
 //! | POPULATE, RELEASE of pages of the driver | installs and unmaps that are no fault |
-//! | PROTECT of pages of the driver, and back | a dirty record that somebody else takes |
+//! | PROTECT of pages of the driver, and back some time later | a dirty record that somebody else takes |
 //! | SPLIT, COLLAPSE, COPY of a worker's block, if there are blocks | records that change their size |
 
 use core::sync::atomic::Ordering;
@@ -27,12 +27,13 @@ use super::page::Page;
 use super::work::{Progress, SHARED};
 
 /// Everything that a page may permit.
-const ALL: u64 = PROT_READ | PROT_WRITE | PROT_EXEC_EL1 | PROT_EXEC_EL0;
+pub(crate) const ALL: u64 = PROT_READ | PROT_WRITE | PROT_EXEC_EL1 | PROT_EXEC_EL0;
 /// The driver's first page in the shared block, and the page of bitmaps that EL2 writes.
 const FIRST: usize = SHARED + 8;
 const BITMAP: usize = SHARED;
 /// The driver's pages.
 const PAGES: usize = 32;
+const LIMITED: usize = 4;
 /// Pages that a word of a bitmap has.
 const WORD: usize = u64::BITS as usize;
 /// Pages of a block that may be missing when it is copied.
@@ -59,6 +60,9 @@ pub(crate) struct Driver<'a> {
     /// There are blocks.
     resizes: bool,
     pages: [Page; PAGES],
+    /// Pages that are read-only now and then, and whether they are.
+    limited: [Page; LIMITED],
+    protected: bool,
     dice: u64,
     workers: &'a Progress,
     pub(crate) sum: Sum,
@@ -69,7 +73,19 @@ impl<'a> Driver<'a> {
     pub(crate) fn new(start: usize, blocks: usize, resizes: bool, workers: &'a Progress) -> Self {
         let first = start + (blocks - 1) * MIB2 + FIRST * PAGE;
         let pages = core::array::from_fn(|page| Page::new(first + page * PAGE));
-        Self { start, blocks, resizes, pages, dice: 0, workers, sum: Sum::default() }
+        let limited = core::array::from_fn(|page| Page::new(first + (PAGES + page) * PAGE));
+        let protected = false;
+        Self {
+            start,
+            blocks,
+            resizes,
+            pages,
+            limited,
+            protected,
+            dice: 0,
+            workers,
+            sum: Sum::default(),
+        }
     }
 
     const fn bytes(&self) -> usize {
@@ -141,7 +157,7 @@ impl<'a> Driver<'a> {
                 on_range(RELEASE, page.address(), PAGE, 0);
                 on_range(POPULATE, page.address(), PAGE, 0);
             }
-            3 => self.protect(dice >> 16),
+            3 => self.protect(),
             4 => {
                 for page in &mut self.pages {
                     page.verify();
@@ -168,19 +184,21 @@ impl<'a> Driver<'a> {
         check_eq!(found & dice, dice, "the bits of pages that were written, in the bitmap");
     }
 
-    /// Writes pages, takes the permission, verifies, gives it again.
-    fn protect(&mut self, dice: usize) {
-        let first = dice % (PAGES - 4);
-        let pages = &mut self.pages[first..first + 4];
-        let [start, bytes] = [pages[0].address(), pages.len() * PAGE];
-        pages.iter_mut().for_each(Page::rewrite);
-        on_range(PROTECT, start, bytes, PROT_READ);
-        pages.iter().for_each(Page::verify);
-        on_range(PROTECT, start, bytes, ALL);
+    /// Writes pages and takes the permission to write them; the next time it gives that back. Meanwhile a session may end.
+    fn protect(&mut self) {
+        let [start, bytes] = [self.limited[0].address(), self.limited.len() * PAGE];
+        if self.protected {
+            self.limited.iter().for_each(Page::verify);
+            on_range(PROTECT, start, bytes, ALL);
+        } else {
+            self.limited.iter_mut().for_each(Page::rewrite);
+            on_range(PROTECT, start, bytes, PROT_READ);
+        }
+        self.protected = !self.protected;
     }
 
     /// Verifies the driver's pages.
     pub(crate) fn verify(&self) {
-        self.pages.iter().for_each(Page::verify);
+        self.pages.iter().chain(&self.limited).for_each(Page::verify);
     }
 }

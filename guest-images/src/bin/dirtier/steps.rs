@@ -4,11 +4,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_rt::{MIB2, Machine, PAGE, check, check_eq};
 use hyp_abi::call::{
-    DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, INVALID_PARAMETER, MOVE, RELEASE, SHADOW, SHADOW_BEGIN,
-    SHADOW_DROP, SHADOW_END, SHADOW_MAX, SHADOW_ROUND,
+    DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, INVALID_PARAMETER, MOVE, PROT_READ, PROTECT, RELEASE,
+    SHADOW, SHADOW_BEGIN, SHADOW_DROP, SHADOW_END, SHADOW_MAX, SHADOW_ROUND,
 };
 
 use super::calls::{call, on_range, try_call};
+use super::drive::ALL;
 use super::page::Page;
 
 /// Pages of the range.
@@ -123,6 +124,13 @@ pub(crate) fn run(start: usize, machine: &Machine) {
     // SAFETY: 1. as above; both pages are the vCPU's.
     unsafe { ((log.page(101) - 4) as *mut u64).write_unaligned(!0) };
     log.expect("an atomic, DC ZVA, a store across two pages", &[3, 64, 100, 101]);
+
+    log.write(110);
+    on_range(PROTECT, log.page(110), PAGE, PROT_READ);
+    log.expect("write-protected since it was written", &[110]);
+    log.expect("still write-protected", &[]);
+    on_range(PROTECT, log.page(110), PAGE, ALL);
+    log.harvest();
 
     // SAFETY: 1. as above; any bits are a u64.
     let _ = unsafe { (log.page(100) as *const u64).read_volatile() };
