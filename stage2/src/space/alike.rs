@@ -48,6 +48,11 @@ pub enum Obstacle {
         /// First IPA of the slot.
         ipa: Ipa,
     },
+    /// A dirty session covers it: a run would have one record for all its members.
+    Logged {
+        /// First IPA of the slot.
+        ipa: Ipa,
+    },
     /// The first leaf's memory is not aligned to the whole.
     Unaligned {
         /// Where it is.
@@ -65,6 +70,7 @@ impl fmt::Display for Obstacle {
                 write!(f, "the memory at {ipa} is at {pa}, and would have to be at {wanted}")
             }
             Self::Unlike { ipa } => write!(f, "the leaf at {ipa} is unlike the first"),
+            Self::Logged { ipa } => write!(f, "writes at {ipa} are logged"),
             Self::Unaligned { pa } => {
                 write!(f, "the memory begins at {pa}, where the whole cannot")
             }

@@ -36,12 +36,17 @@
 //! page 5 -> without the bit, clean    <- the write is recorded in page 2 alone
 //! ```
 //!
+//! No fault handler changes one member. Where a fault has to record an access or a write, or to grant something, the run is
+//! dissolved first. That is rare: while a dirty session covers the range none is made, as it would have one record for 16
+//! pages; ageing dissolves those that it takes the access flag from; hardware records where it can.
+//!
 //! | who meets a run | what he does |
 //! | --- | --- |
 //! | unmap | drains all of it at once, each with the OR; `CutsRun` if a part is not to go |
 //! | split of a block in it | `Contiguous`: it is dissolved first |
 //! | collapse of a table that has it | as any other leaves: the OR of all is in the block, the bit goes |
 //! | an install into its table | finds its leaves; a run has no Empty slot |
+//! | a fault that has to grant something | `Run`: it is dissolved first (`space/relax.rs`) |
 //! | who writes slots under a table's lock | see [`Slot::clear`](crate::Slot::clear) |
 //!
 //! A Busy slot in a claimed range belongs to the claim, and remembers all that is needed: so the lock is given back
@@ -264,6 +269,9 @@ impl<'w, M: Memory, A: Arch> Sweep<'w, '_, M, A> {
         }
         if members == RUN {
             return Ok(false);
+        }
+        if IpaRange::new(ipa, run_bytes(level)).is_ok_and(|run| self.space.logs(run)) {
+            return Err(Some(Obstacle::Logged { ipa }));
         }
         if let Err(obstacle) = parts(node, run, |slot| to_busy(arch, slot, level)) {
             // A fault handler has changed one since. The others were not away for long enough to need a flush: what

@@ -49,8 +49,7 @@
 //!
 //! # Contiguous runs
 //!
-//! No member of a run is changed alone. Runs that this crate makes are settled (accessed, and not writable-clean), so a
-//! fault has no record to make in one; it may have a permission to give, after a `protect`.
+//! No member of a run is changed alone: it is dissolved first, by who may take a claim.
 
 use core::fmt;
 use core::ops::ControlFlow::{Break, Continue};

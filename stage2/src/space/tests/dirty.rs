@@ -7,8 +7,8 @@ use super::*;
 use crate::descriptor::{Former, Note};
 use crate::flush::Flushed;
 use crate::space::{
-    Batch, Bitmaps, Blocks, CopyCollapse, DirtyError, Extent, Harvested, LogBlocks, NotClaimed,
-    Notes, Progress, ProtError, Relax, Release, Stopped, WriteError,
+    Batch, Bitmaps, Blocks, Contiguous, CopyCollapse, DirtyError, Extent, Harvested, LogBlocks,
+    NotClaimed, Notes, Obstacle, Progress, ProtError, Relax, Release, Stopped, WriteError,
 };
 use crate::sync::{AtomicU64, Ordering};
 
@@ -558,4 +558,27 @@ fn a_write_of_el2s_that_is_not_recorded_in_the_leaf_is_in_the_log() {
         assert_eq!(done, Err(WriteError::Again { level: Level::L3, seen }));
         assert_eq!(maps.take(), [3], "{held:#x}: nothing else will tell of it");
     }
+}
+
+/// A run would have one record for 16 pages: none is made where writes are logged, and again when they are not.
+#[test]
+fn no_run_is_made_while_a_session_covers_the_place() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let vm = vm_with(HwUpdate::Off, &pages, &epochs);
+    vm.lay(range(GIB, 2 * MIB2), Level::L3);
+    let maps = Maps::of(range(GIB, MIB2));
+    vm.start(&maps, LogBlocks::Keep).unwrap();
+    let make = |at: u64| {
+        let mut claim = vm.space.claim(range(at, 16 * PAGE_SIZE)).unwrap();
+        let (all, mut told) = (Batch::all_of(&claim), Vec::new());
+        let heard = &mut |ipa: Ipa, what| told.push((ipa.get(), what));
+        let done = vm.space.make_contiguous(&vm.cpu, &mut claim, all, Level::L3, heard);
+        assert_eq!(done, Ok(Progress::Done));
+        told
+    };
+    let stays = Contiguous::Stays(Obstacle::Logged { ipa: Ipa::new(page(16)) });
+    assert_eq!(make(page(16)), [(page(16), stays)], "logged");
+    assert_eq!(make(page(512)), [(page(512), Contiguous::Made)], "not logged");
+    vm.stop(maps.range, usize::MAX);
+    assert_eq!(make(page(16)), [(page(16), Contiguous::Made)], "logged no more");
 }
