@@ -142,6 +142,6 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 
     /// Whether a dirty session covers a part of a range, on which the caller has a claim: this stays so then.
     pub(super) fn logs(&self, range: IpaRange) -> bool {
-        self.log.covering(range).is_some()
+        self.log.may_cover(range)
     }
 }

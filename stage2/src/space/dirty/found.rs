@@ -1,5 +1,7 @@
 //! What a harvest was told, until its flush is over.
 
+use core::mem::MaybeUninit;
+
 use super::Session;
 use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE};
 
@@ -10,7 +12,8 @@ const GROUPS: usize = SLOTS / 64 + 16;
 
 /// The dirty leaves of a batch, in groups of 64 slots.
 pub(super) struct Found {
-    groups: [(Group, u64); GROUPS],
+    /// The first `count` are initialised: the others are not, because a harvest of few slots would pay for all.
+    groups: [MaybeUninit<(Group, u64)>; GROUPS],
     count: usize,
     /// What there was no place for: all between the first and the last of it is taken for dirty.
     rest: Option<IpaRange>,
@@ -44,28 +47,35 @@ impl Group {
 
 impl Found {
     pub(super) const fn new() -> Self {
-        Self { groups: [(Group(0), 0); GROUPS], count: 0, rest: None }
+        Self { groups: [const { MaybeUninit::uninit() }; GROUPS], count: 0, rest: None }
     }
 
     /// Bit n of `slots` is a dirty leaf n slots of `level` behind `first`.
     #[inline]
     pub(super) fn told(&mut self, first: Ipa, level: Level, slots: u64) {
         let group = Group::new(first, level);
-        let last = self.groups.get_mut(self.count.wrapping_sub(1));
-        if let Some((_, told)) = last.filter(|(last, _)| *last == group) {
-            *told |= slots;
+        let last = self.told_groups().last().copied();
+        if let Some((_, told)) = last.filter(|(last, _)| *last == group)
+            && let Some(place) = self.groups.get_mut(self.count - 1)
+        {
+            place.write((group, told | slots));
         } else if let Some(place) = self.groups.get_mut(self.count) {
-            *place = (group, slots);
+            place.write((group, slots));
             self.count += 1;
         } else if let Some(range) = group.range() {
             self.rest = Some(self.rest.map_or(range, |rest| rest.hull(&range)));
         }
     }
 
+    fn told_groups(&self) -> &[(Group, u64)] {
+        // SAFETY: (1) `count` counts what was written, from the first on.
+        unsafe { self.groups.get(..self.count).unwrap_or_default().assume_init_ref() }
+    }
+
     /// Sets the bits, after the flush. Returns how many pages that is.
     pub(super) fn deliver(&self, session: &Session) -> u64 {
         let mut pages = 0;
-        for (group, slots) in self.groups.iter().take(self.count) {
+        for (group, slots) in self.told_groups() {
             let level = group.level();
             session.mark_slots(group.first(), level, *slots);
             pages += u64::from(slots.count_ones()) * (level.slot_bytes() / PAGE_SIZE);

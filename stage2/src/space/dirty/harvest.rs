@@ -6,9 +6,10 @@ use super::{DirtyError, Harvested, LogBlocks, Session};
 use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE};
 use crate::arch::Arch;
 use crate::claim::Claim;
-use crate::descriptor::{Owner, View};
+use crate::descriptor::Owner;
 use crate::epoch::Cpu;
 use crate::memory::{ARITY, Memory};
+use crate::slot::Slot;
 use crate::space::{Batch, Progress, Relax, Space, Taken};
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
@@ -89,14 +90,30 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         }
     }
 
+    /// Sets the bits of all leaves in a part of a span.
     fn mark_mapped(&self, cpu: &Cpu<'_>, session: &Session, part: IpaRange) {
         let guard = cpu.enter();
-        for (ipa, found) in self.visit(&guard, part) {
-            if let View::Leaf(leaf) = found.view()
-                && leaf.owner() == Owner::Vm
-            {
-                session.mark_leaf(ipa, found.level);
+        let Some(node) = self.path(&guard, part.start()).and_then(|path| path.leaf()) else {
+            return;
+        };
+        let level = node.level;
+        let is_mapped = |slot: &Slot| {
+            let leaf = slot.load(&self.arch).as_leaf(level);
+            leaf.is_some_and(|leaf| leaf.owner() == Owner::Vm)
+        };
+        if level != Level::L3 {
+            let ipa = part.start().align_down(level.slot_bytes());
+            if is_mapped(node.table.slot(level.index(ipa))) {
+                session.mark(part);
             }
+            return;
+        }
+        let groups = node.table.slots().chunks(u64::BITS as usize).zip(0_usize..);
+        for (slots, group) in groups {
+            let first = node.ipa_of(group * u64::BITS as usize);
+            let bits =
+                slots.iter().rev().fold(0, |bits, slot| bits << 1 | u64::from(is_mapped(slot)));
+            session.mark_pages_in(part, first, bits);
         }
     }
 

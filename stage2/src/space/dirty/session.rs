@@ -2,7 +2,7 @@
 
 use super::DirtyError;
 use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE};
-use crate::sync::{AtomicBool, AtomicU64, Lock, Ordering};
+use crate::sync::{AtomicU64, Lock, Ordering};
 
 /// Bytes of what a bit of the bitmap of spans stands for.
 pub(super) const SPAN: u64 = Level::L2.slot_bytes();
@@ -50,8 +50,6 @@ pub(in crate::space) struct Session {
     split: &'static [AtomicU64],
     seen: &'static [AtomicU64],
     pub(super) blocks: LogBlocks,
-    /// Everything before this was harvested once.
-    harvested: Ipa,
     /// Where a stop has come to.
     pub(super) stopped: Option<Ipa>,
 }
@@ -59,9 +57,13 @@ pub(in crate::space) struct Session {
 /// One session, or none.
 #[derive(Debug)]
 pub(in crate::space) struct Log {
-    /// Whether there is one: looked at before the lock is taken. Set and cleared under the claim on all that the session
-    /// covers, so who has a claim there sees it as it is; others have a guard.
-    on: AtomicBool,
+    /// What the session covers; an end of 0 if there is none. Looked at before the lock is taken. Written under the claim on all
+    /// of that, so who has a claim there sees it as it is, and others, who may see the half of it, ask again under the
+    /// lock. Who has no claim has a guard.
+    start: AtomicU64,
+    end: AtomicU64,
+    /// Everything before this was harvested once. Written by the one whose claim it lies in.
+    harvested: AtomicU64,
     session: Lock<Option<Session>>,
 }
 
@@ -87,7 +89,7 @@ impl Session {
         };
         let (split, seen) = of_spans.split_at(spans / 2);
         let (pages, split, seen) = (lasting(of_pages), lasting(split), lasting(seen));
-        Ok(Self { range, pages, split, seen, blocks, harvested: range.start(), stopped: None })
+        Ok(Self { range, pages, split, seen, blocks, stopped: None })
     }
 
     /// Sets the bits of the pages of a range, as far as the session covers it.
@@ -114,6 +116,14 @@ impl Session {
         for slot in (0..BITS).filter(|slot| slots >> slot & 1 != 0) {
             self.mark_leaf(Ipa::new(first.get() + slot * bytes), level);
         }
+    }
+
+    /// The same for pages, of which only those in a range count.
+    pub(super) fn mark_pages_in(&self, range: IpaRange, first: Ipa, slots: u64) {
+        let from = range.start().get().saturating_sub(first.get()) / PAGE_SIZE;
+        let end = range.end().get().saturating_sub(first.get()) / PAGE_SIZE;
+        let below = |count: u64| 1_u64.checked_shl(count as u32).unwrap_or(0).wrapping_sub(1);
+        self.mark_pages(first, slots & below(end.min(BITS)) & !below(from.min(BITS)));
     }
 
     /// At most two words, wherever the session begins. All of the pages lie in its range.
@@ -184,7 +194,8 @@ fn set(words: &[AtomicU64], from: u64, end: u64) {
 
 impl Log {
     pub(in crate::space) fn new() -> Self {
-        Self { on: AtomicBool::new(false), session: Lock::new(None) }
+        let [start, end, harvested] = [(); 3].map(|()| AtomicU64::new(0));
+        Self { start, end, harvested, session: Lock::new(None) }
     }
 
     /// From now on there is this session.
@@ -197,13 +208,16 @@ impl Log {
             });
         }
         *held = Some(session);
-        self.on.store(true, Ordering::Release);
+        let (start, end) = (session.range.start().get(), session.range.end().get());
+        self.harvested.store(start, Ordering::Relaxed);
+        self.start.store(start, Ordering::Relaxed);
+        self.end.store(end, Ordering::Release);
         Ok(())
     }
 
     /// The session, running or being stopped.
     pub(super) fn any(&self) -> Option<Session> {
-        if self.on.load(Ordering::Acquire) { *self.session.lock() } else { None }
+        if self.end.load(Ordering::Acquire) == 0 { None } else { *self.session.lock() }
     }
 
     /// The session, if it is to be harvested.
@@ -217,16 +231,25 @@ impl Log {
 
     /// The session that covers a part of a range, running or being stopped.
     pub(in crate::space) fn covering(&self, range: IpaRange) -> Option<Session> {
+        if !self.may_cover(range) {
+            return None;
+        }
         self.any().filter(|session| session.range.overlaps(&range))
+    }
+
+    /// Whether the session covers a part of a range on which the caller has a claim. Of another range it may say so of one
+    /// that begins or ends just now.
+    pub(super) fn may_cover(&self, range: IpaRange) -> bool {
+        let end = self.end.load(Ordering::Acquire);
+        range.start().get() < end && self.start.load(Ordering::Relaxed) < range.end().get()
     }
 
     /// A harvest has come from one address to another. Returns before which address everything had been harvested already.
     pub(super) fn harvested(&self, from: Ipa, until: Ipa) -> Ipa {
-        let mut held = self.session.lock();
-        let Some(session) = held.as_mut() else { return until };
-        let before = session.harvested;
-        if from <= before {
-            session.harvested = before.max(until);
+        let before = Ipa::new(self.harvested.load(Ordering::Relaxed));
+        // Then it lies in the caller's claim, or nothing changes.
+        if from <= before && before < until {
+            self.harvested.store(until.get(), Ordering::Relaxed);
         }
         before
     }
@@ -240,7 +263,7 @@ impl Log {
 
     /// There is none any more.
     pub(super) fn end(&self) {
-        self.on.store(false, Ordering::Release);
+        self.end.store(0, Ordering::Release);
         *self.session.lock() = None;
     }
 }
