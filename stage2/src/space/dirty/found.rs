@@ -50,16 +50,11 @@ impl Found {
         Self { groups: [const { MaybeUninit::uninit() }; GROUPS], count: 0, rest: None }
     }
 
-    /// Bit n of `slots` is a dirty leaf n slots of `level` behind `first`.
+    /// Bit n of `slots` is a dirty leaf n slots of `level` behind `first`. No leaf is told of twice.
     #[inline]
     pub(super) fn told(&mut self, first: Ipa, level: Level, slots: u64) {
         let group = Group::new(first, level);
-        let last = self.told_groups().last().copied();
-        if let Some((_, told)) = last.filter(|(last, _)| *last == group)
-            && let Some(place) = self.groups.get_mut(self.count - 1)
-        {
-            place.write((group, told | slots));
-        } else if let Some(place) = self.groups.get_mut(self.count) {
+        if let Some(place) = self.groups.get_mut(self.count) {
             place.write((group, slots));
             self.count += 1;
         } else if let Some(range) = group.range() {

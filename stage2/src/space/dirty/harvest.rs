@@ -12,6 +12,9 @@ use crate::memory::{ARITY, Memory};
 use crate::slot::Slot;
 use crate::space::{Batch, Progress, Relax, Space, Taken};
 
+/// Slots whose pages have a bit in the same word.
+const GROUP: usize = u64::BITS as usize;
+
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Moves the dirty state of the leaves in a batch of the claimed range, a part of the session's, into the bitmap of
     /// pages.
@@ -108,12 +111,15 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             }
             return;
         }
-        let groups = node.table.slots().chunks(u64::BITS as usize).zip(0_usize..);
-        for (slots, group) in groups {
-            let first = node.ipa_of(group * u64::BITS as usize);
-            let bits =
-                slots.iter().rev().fold(0, |bits, slot| bits << 1 | u64::from(is_mapped(slot)));
-            session.mark_pages_in(part, first, bits);
+        // From the first group of 64 that the part has a slot of.
+        let from = level.index(part.start()) / GROUP * GROUP;
+        let count = (part.end().get() - node.ipa_of(from).get()).div_ceil(PAGE_SIZE) as usize;
+        let slots = node.table.slots().get(from..).unwrap_or_default();
+        let slots = slots.get(..count).unwrap_or(slots);
+        for (slots, group) in slots.chunks(GROUP).zip(0_usize..) {
+            let bit = |bits, slot| bits << 1 | u64::from(is_mapped(slot));
+            let bits = slots.iter().rev().fold(0, bit);
+            session.mark_pages_in(part, node.ipa_of(from + group * GROUP), bits);
         }
     }
 
