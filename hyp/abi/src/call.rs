@@ -137,13 +137,14 @@ pub const POPULATE: u32 = 0xC600_000B;
 /// It does not ask who uses the range: a guest that releases its own code or stack finds that out.
 pub const RELEASE: u32 = 0xC600_000C;
 
-/// Asks which pages of a range were accessed since the last call, and forgets it. `x3` is the address of a bitmap in RAM, 8
-/// bytes aligned, or 0 for none: bit *n* of the words that begin there, little endian, is set if page *n* of the part that
-/// was done is mapped and was *not* accessed. A [call on a range](self#calls-on-a-range). The part that is done is a multiple of 64
-/// pages, or all; whole words are written for it. `x2` counts the pages that were accessed.
+/// Asks which pages of a range were accessed since the last call, and forgets it. `x1` is a multiple of 64 pages. `x3` is the
+/// address of a bitmap in RAM, 8 bytes aligned, or 0 for none: bit *n* of the words that begin there, little endian, is set
+/// if page *n* of the part that was done is mapped and was *not* accessed. A [call on a range](self#calls-on-a-range). The
+/// part that is done is a multiple of 64 pages, or all; whole words are written for it. `x2` counts the pages that were
+/// accessed.
 ///
-/// A block counts with all of its pages, and so does a contiguous run. It is a hint: CPUs access speculatively, and
-/// what a TLB holds from before the flush of this call is noted late.
+/// A block has one record for all of its pages, and so has a contiguous run: `x2` counts all of them, also where the range
+/// has a part of it. It is a hint: CPUs access speculatively.
 pub const AGE: u32 = 0xC600_000D;
 
 /// Begins to log writes to a range of RAM, one range a VM. `x3` bit 0: blocks are split, as they are met by harvests, so that

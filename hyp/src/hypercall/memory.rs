@@ -11,6 +11,7 @@
 //! | SCAN | `vm/scan.rs` |
 //! | PROTECT | `vm/protecting.rs` |
 //! | POPULATE, RELEASE | `vm/populating.rs` |
+//! | AGE | `vm/ageing.rs` |
 //! | DIRTY_START, DIRTY_HARVEST, DIRTY_STOP | `vm/logging.rs` |
 //! | SHADOW | `vm/shadow.rs` |
 //! | MEASURE, in builds with the feature `measure` | `vm/measuring.rs` |
@@ -33,7 +34,7 @@ use crate::vm::scan::Scanned;
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::Vcpu;
 use crate::vm::{
-    NUMBER, blocks, copying, logging, moving, populating, protecting, runs, scan, shadow,
+    NUMBER, ageing, blocks, copying, logging, moving, populating, protecting, runs, scan, shadow,
 };
 
 /// Answers one of [`call::MANAGING`]; `esr` is the syndrome of the instruction.
@@ -71,6 +72,7 @@ fn asked(env: Env<'_>, function: u32, arguments: [u64; 3]) -> Result<[u64; 2], R
         call::PROTECT => protecting::protect(env, start, bytes, more),
         call::POPULATE => populating::populate(env, start, bytes),
         call::RELEASE => populating::release(env, start, bytes),
+        call::AGE => ageing::age(env, start, bytes, more),
         call::DIRTY_START => logging::start(env, start, bytes, more),
         call::DIRTY_HARVEST => logging::harvest(env, start, bytes, more),
         call::DIRTY_STOP => logging::stop(env),

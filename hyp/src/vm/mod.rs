@@ -33,6 +33,7 @@
 //! The first vCPU that has a reason to end the VM claims the stop, kicks the others by SGI, waits until
 //! they are parked (`life`), takes the VM down (`takedown`), and starts it anew or tells the report.
 
+pub(crate) mod ageing;
 pub(crate) mod blocks;
 mod caches;
 pub(crate) mod context;

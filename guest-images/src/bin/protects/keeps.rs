@@ -1,13 +1,15 @@
 //! Permissions stay, whatever else is done to the memory.
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use guest_rt::cache::sync_code;
-use guest_rt::{MIB2, PAGE, check_eq, fail, say};
+use guest_rt::{MIB2, PAGE, check_eq, fail, say, smp};
 use hyp_abi::call::{
     COLLAPSE, CONTIGUOUS, COPY, DISSOLVE, MOVE, POPULATE, RELEASE, SPLIT, SUCCESS,
 };
 
 use crate::Scene;
-use crate::access::{Access, RET_AND_SVC, expect, load};
+use crate::access::{Access, RET_AND_SVC, expect, load, store};
 use crate::calls::{ALL, READ, READ_EXEC, all, part, protect};
 
 pub(crate) fn check(scene: &mut Scene<'_>) {
@@ -15,6 +17,7 @@ pub(crate) fn check(scene: &mut Scene<'_>) {
     if scene.blocks {
         blocks(scene);
         mixed(scene);
+        loosened(scene);
     }
 }
 
@@ -132,4 +135,35 @@ fn mixed(scene: &mut Scene<'_>) {
     protect(start, 3 * MIB2, ALL);
     (0..3).for_each(|block| Access::Store.expect(start + block * MIB2 + MIB2 / 2, true));
     say!("protects: permissions stay");
+}
+
+/// A page of a block is given back the permission to write while the other vCPUs wait to do so. Nothing else is: neither
+/// while the block is still one leaf, nor of what becomes of it.
+fn loosened(scene: &mut Scene<'_>) {
+    const ROUNDS: usize = 16;
+    let count = scene.machine.vcpus().len();
+    let block = scene.arena.take(MIB2, MIB2);
+    for round in 0..ROUNDS {
+        all(RELEASE, block, MIB2, 0);
+        Access::Store.expect(block, true);
+        protect(block, MIB2, READ);
+        let waiting = AtomicUsize::new(0);
+        smp::run(scene.machine, count, &|me| {
+            if me.index == 0 {
+                while waiting.load(Ordering::Acquire) != count - 1 {
+                    smp::relax();
+                }
+                check_eq!(protect(block, PAGE, ALL), 1, "blocks split in round {round}");
+                return;
+            }
+            let mine = block + me.index * size_of::<u64>();
+            check_eq!(store(mine, 1).is_err(), true, "a store to a block that is protected");
+            waiting.fetch_add(1, Ordering::Release);
+            while store(mine, 1).is_err() {}
+        });
+        for at in (PAGE..MIB2).step_by(16 * PAGE).chain([MIB2 - PAGE]) {
+            Access::Store.expect(block + at, false);
+        }
+        protect(block, MIB2, ALL);
+    }
 }

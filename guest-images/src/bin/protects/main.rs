@@ -15,6 +15,7 @@
 
 mod aborts;
 mod access;
+mod ages;
 mod calls;
 mod keeps;
 mod ranges;
@@ -40,5 +41,6 @@ fn protects(machine: &Machine) {
     aborts::check(&mut scene);
     keeps::check(&mut scene);
     ranges::check(&mut scene);
+    ages::check(&mut scene);
     say!("protects: all as promised");
 }

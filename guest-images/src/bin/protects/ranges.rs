@@ -44,7 +44,7 @@ fn counted(scene: &mut Scene<'_>) {
 /// More in all than the machine has.
 fn again_and_again(scene: &mut Scene<'_>) {
     const ROUNDS: usize = 12;
-    let bytes = (scene.arena.left() / 2).min(64 * MIB2) & !(MIB2 - 1);
+    let bytes = (scene.arena.left() / 4).min(64 * MIB2) & !(MIB2 - 1);
     let start = scene.arena.take(bytes, MIB2);
     let before = stat(Stat::Released);
     let (mut calls, mut pages) = (0, 0);

@@ -2,7 +2,7 @@
 
 use guest_rt::{PAGE, call, check_eq, say};
 use hyp_abi::call::{
-    INVALID_PARAMETER, NO_MEMORY, POPULATE, PROTECT, PROTECT_MAX, RANGE_MAX, RELEASE,
+    AGE, INVALID_PARAMETER, NO_MEMORY, POPULATE, PROTECT, PROTECT_MAX, RANGE_MAX, RELEASE,
 };
 use smccc::Hvc;
 
@@ -38,7 +38,7 @@ pub(crate) fn check(scene: &mut Scene<'_>) {
         (0, !(size - 1)),
         (1 << 52, size),
     ] {
-        for function in [PROTECT, POPULATE, RELEASE] {
+        for function in [PROTECT, POPULATE, RELEASE, AGE] {
             refuses(function, [from, bytes, 0]);
         }
     }

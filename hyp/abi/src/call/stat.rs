@@ -64,11 +64,13 @@ pub enum Stat {
     Released = 28,
     /// Accesses to RAM that its permissions do not allow: each is an abort in the guest.
     Violations = 29,
+    /// Pages that AGE has looked at.
+    Aged = 30,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -99,6 +101,7 @@ impl Stat {
         Self::Relaxed,
         Self::Released,
         Self::Violations,
+        Self::Aged,
     ];
 
     /// The selector with this number, if there is one.
@@ -135,6 +138,7 @@ impl Stat {
             27 => Self::Relaxed,
             28 => Self::Released,
             29 => Self::Violations,
+            30 => Self::Aged,
             _ => return None,
         })
     }
