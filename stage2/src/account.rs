@@ -50,6 +50,12 @@ pub struct Account {
     pub runs_made: u64,
     /// Contiguous runs that were dissolved, other than by an unmap or a collapse.
     pub runs_dissolved: u64,
+    /// Leaves that protection transactions changed, harvests among them.
+    pub changed: u64,
+    /// Of these and of members of contiguous runs, how many were invalid until their flush.
+    pub broken: u64,
+    /// Transactions that granted something and flushed it on their PE alone.
+    pub local_grants: u64,
     /// Linked table pages that were given back to [`Memory`](crate::Memory).
     pub tables_freed: u64,
     /// Invalidations, in the order of [`TLBI_KINDS`]. An instruction of a range form is one.
@@ -97,6 +103,8 @@ impl fmt::Display for Account {
         write!(f, "resized       {} split, of these {} live ", self.split, marked + at_once)?;
         writeln!(f, "({marked} by nT), {} collapsed", self.collapsed)?;
         writeln!(f, "runs          {} made, {} dissolved", self.runs_made, self.runs_dissolved)?;
+        write!(f, "protected     {} changed, {} broken", self.changed, self.broken)?;
+        writeln!(f, ", {} grants flushed on one PE", self.local_grants)?;
         write!(f, "flushes       {} of {} pages", self.flushes, self.pages_flushed)?;
         writeln!(f, ", {} of everything", self.whole_flushes)?;
         write!(f, "TLBI          {}", self.tlbis())?;
@@ -122,6 +130,9 @@ pub(crate) struct Ledger {
     collapsed: AtomicU64,
     runs_made: AtomicU64,
     runs_dissolved: AtomicU64,
+    changed: AtomicU64,
+    broken: AtomicU64,
+    local_grants: AtomicU64,
     tables_freed: AtomicU64,
     tlbi: [AtomicU64; TLBI_KINDS.len()],
     flushes: AtomicU64,
@@ -144,6 +155,9 @@ impl Ledger {
             collapsed: get(&self.collapsed),
             runs_made: get(&self.runs_made),
             runs_dissolved: get(&self.runs_dissolved),
+            changed: get(&self.changed),
+            broken: get(&self.broken),
+            local_grants: get(&self.local_grants),
             tables_freed: get(&self.tables_freed),
             tlbi: self.tlbi.each_ref().map(get),
             flushes: get(&self.flushes),
@@ -188,6 +202,15 @@ impl Ledger {
     /// A contiguous run was made or dissolved.
     pub(crate) fn run(&self, made: bool) {
         add(if made { &self.runs_made } else { &self.runs_dissolved }, 1);
+    }
+
+    /// A transaction has changed and broken so many leaves, and perhaps granted something for a flush of its PE.
+    pub(crate) fn protected(&self, changed: u64, broken: u64, granted_here: bool) {
+        add(&self.changed, changed);
+        add(&self.broken, broken);
+        if granted_here {
+            add(&self.local_grants, 1);
+        }
     }
 
     fn resized(&self, level: Level, one: &[AtomicU64; 3], many: &[AtomicU64; 3], parts: u64) {

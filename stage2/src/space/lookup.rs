@@ -429,7 +429,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Every table on the way to `ipa`, from the root down.
     pub(super) fn path<'g>(&'g self, guard: &'g Guard<'_>, ipa: Ipa) -> Option<Path<'g>> {
         let mut path = Path { nodes: [None; 4], depth: 0 };
-        self.tables_to(guard, ipa, |node| path.push(node))?;
+        self.tables_to(guard, ipa, |node| path.push(node()))?;
         Some(path)
     }
 
@@ -438,13 +438,13 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         self.tables_to(guard, ipa, |_| {})
     }
 
-    /// Shows the tables on the way to `ipa`, and returns the last.
+    /// Shows the tables on the way to `ipa`, each to be made if it is wanted, and returns the last.
     #[inline(always)]
     fn tables_to<'g>(
         &'g self,
         guard: &'g Guard<'_>,
         ipa: Ipa,
-        mut show: impl FnMut(Node<'g>),
+        mut show: impl for<'n> FnMut(&'n dyn Fn() -> Node<'g>),
     ) -> Option<Node<'g>> {
         if !self.geometry.contains(ipa) || !self.domain.owns(guard) {
             return None;
@@ -454,11 +454,16 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let mut link = None;
         loop {
             let table = self.linked_table(guard, pa);
-            // SAFETY: (1) as the table itself: found linked under the guard, or a root.
-            let meta = unsafe { self.memory.meta(pa) };
-            let start = ipa.align_down(level.table_bytes());
-            let node = Node { table, meta, pa, level, start, link };
-            show(node);
+            let node = || Node {
+                table,
+                // SAFETY: (1) as the table itself: found linked under the guard, or a root.
+                meta: unsafe { self.memory.meta(pa) },
+                pa,
+                level,
+                start: ipa.align_down(level.table_bytes()),
+                link,
+            };
+            show(&node);
             let slot = table.slot(level.index(ipa));
             let seen = slot.load(&self.arch);
             match (seen.as_table(level), level.next()) {
@@ -467,7 +472,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                     pa = next;
                     level = below;
                 }
-                _ => return Some(node),
+                _ => return Some(node()),
             }
         }
     }

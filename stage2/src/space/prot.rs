@@ -188,6 +188,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// # Errors
     /// [`ProtError`]: nothing has changed.
+    // In line: it is large, and is made where it stays.
+    #[inline(always)]
     pub fn modify_prot<'t>(
         &'t self,
         guard: &'t Guard<'_>,

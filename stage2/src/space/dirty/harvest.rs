@@ -57,7 +57,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             transaction.harvests();
             let told = |first, level, slots| found.told(first, level, slots);
             let outcome = transaction.take(Taken::Dirty, told);
-            (outcome, transaction.finish())
+            (outcome, transaction.closed())
         };
         let pages = found.deliver(&session);
         let progress = modified.progress;

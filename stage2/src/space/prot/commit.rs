@@ -199,7 +199,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
     }
 
     /// The end of it, and what it did.
-    pub(super) fn closed(&mut self) -> Modified {
+    pub(in crate::space) fn closed(&mut self) -> Modified {
         self.close();
         let progress =
             if self.at < self.range.end() { Progress::Until(self.at) } else { Progress::Done };
@@ -213,6 +213,10 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
         }
         let space = self.space;
         self.table = None;
+        if self.changed + self.broken > 0 {
+            let here = self.here != Here::Nothing;
+            space.ledger.protected(self.changed, self.broken, here);
+        }
         if self.owed.flush().is_some() && self.broken > 0 {
             self.revive(self.at.max(Ipa::new(self.run_end)));
             space.arch.dsb(Dsb::IshSt);

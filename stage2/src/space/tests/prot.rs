@@ -176,6 +176,8 @@ fn what_is_broken_lives_again_after_the_flush() {
         let modified = vm.change(range(GIB, 4 * PAGE_SIZE), Change::WRITE_PROTECT);
         let expected = Modified { progress: Progress::Done, changed: 4, broken };
         assert_eq!(modified, expected, "{engine:?}");
+        let account = vm.space.account();
+        assert_eq!((account.changed, account.broken), (4, broken), "{engine:?}: counted");
         (0..4).for_each(|n| assert_eq!(vm.held(page(n)) & (DIRTY | DIRTY_MODIFIER | 1), 1));
 
         let log = vm.space.arch.take_log();
@@ -355,6 +357,8 @@ fn a_grant_is_flushed_here_and_what_takes_something_away_everywhere() {
     assert_eq!(run(5, Relax::Here, Prot::RW), [0, 0, 1], "several: all of this PE's");
     assert_eq!(run(5, Relax::Here, Prot::RX), [5, 0, 0], "one granted, one taken");
     assert_eq!(run(5, Relax::Everywhere, Prot::RWX), [5, 0, 0]);
+    let account = vm.space.account();
+    assert_eq!((account.changed, account.broken, account.local_grants), (22, 0, 2));
 }
 
 /// A change of all members leaves a run; a change of one dissolves it. Either way each has what any had recorded.
