@@ -93,8 +93,9 @@ pub(super) fn ask_for_pause(vm: &Vm, cpu: &PerCpu) -> bool {
 }
 
 /// Takes back what [`ask_for_pause`] has asked for. What this CPU has done is seen by those that go on.
-pub(super) fn take_back_pause() {
+pub(super) fn take_back_pause(vm: &Vm, cpu: &PerCpu) {
     LIVES.asked.fetch_and(!PAUSE, Ordering::Release);
+    kick_others(vm, cpu);
 }
 
 /// Has the VM's other CPUs come to their safe points.

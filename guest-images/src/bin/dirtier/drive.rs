@@ -17,13 +17,13 @@ use core::sync::atomic::Ordering;
 use guest_rt::rng::mix;
 use guest_rt::{MIB2, PAGE, check, check_eq, cpu, smp};
 use hyp_abi::call::{
-    COLLAPSE, COPY, DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, MOVE, POPULATE, PROT_EXEC_EL0,
-    PROT_EXEC_EL1, PROT_READ, PROT_WRITE, PROTECT, RELEASE, SHADOW, SHADOW_BEGIN, SHADOW_END,
-    SHADOW_ROUND, SPLIT,
+    COLLAPSE, COPY, DIRTY_HARVEST, DIRTY_START, MOVE, POPULATE, PROT_EXEC_EL0, PROT_EXEC_EL1,
+    PROT_READ, PROT_WRITE, PROTECT, RELEASE, SHADOW, SHADOW_BEGIN, SHADOW_END, SHADOW_ROUND, SPLIT,
 };
 
 use super::calls::{call, on_range};
 use super::page::Page;
+use super::steps;
 use super::work::{Progress, SHARED};
 
 /// Everything that a page may permit.
@@ -92,8 +92,8 @@ impl<'a> Driver<'a> {
         self.blocks * MIB2
     }
 
-    /// One session, with so many rounds. In every other one blocks are split.
-    pub(crate) fn session(&mut self, rounds: usize) {
+    /// Begins a session, and goes so many rounds. In every other session blocks are split.
+    pub(crate) fn begin(&mut self, rounds: usize) {
         let (start, bytes) = (self.start, self.bytes());
         let logged = (bytes + MIB2) as u64;
         call(DIRTY_START, [start as u64, logged, (self.sum.sessions + 1) & 1]);
@@ -104,10 +104,15 @@ impl<'a> Driver<'a> {
             self.something();
             self.wait_for_workers();
         }
+    }
+
+    /// One session, with so many rounds.
+    pub(crate) fn session(&mut self, rounds: usize) {
+        self.begin(rounds);
         let [copied, differs] = call(SHADOW, [SHADOW_END, 0, 0]);
         check_eq!(differs, 0, "the first page that is not what was reported of it");
         self.sum.stopped += copied;
-        self.stop();
+        steps::stop(self.bytes() + MIB2);
         self.sum.sessions += 1;
     }
 
@@ -132,11 +137,6 @@ impl<'a> Driver<'a> {
             copied += pages;
         }
         copied
-    }
-
-    /// Ends the log.
-    fn stop(&self) {
-        while call(DIRTY_STOP, [0; 3])[0] < (self.bytes() + MIB2) as u64 {}
     }
 
     /// Changes memory in one of the ways.

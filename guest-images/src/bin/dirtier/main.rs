@@ -13,11 +13,15 @@
 //!
 //! Arguments (`key=value`): `sessions` at the least (4), `rounds` of each (12), `seconds` at the most (60), `blocks=1` if RAM
 //! is populated by blocks, and the minimum of each: `min-dirtied`, `min-stopped`, `min-windows`, `min-refaults` (0).
+//! With `crowd=1` vCPUs stop each other while they come and go (`crowd`), before all that.
+//! With `end` a pass is not the end of it: in the middle of one more session, while the workers write, the VM ends by a
+//! verdict (1), by a reset of its machine (2), or by an access to where nothing is (3).
 
 #![no_std]
 #![no_main]
 
 mod calls;
+mod crowd;
 mod drive;
 mod page;
 mod steps;
@@ -28,7 +32,8 @@ mod work;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use drive::Driver;
-use guest_rt::{MIB2, Machine, check_eq, cpu, say, smp};
+use guest_rt::{GIB, MIB2, Machine, call, check_eq, cpu, fail, say, smp};
+use smccc::{Hvc, psci};
 use watch::{KINDS, Watch, key};
 use work::Progress;
 
@@ -36,9 +41,11 @@ guest_rt::guest!("dirtier", dirtier);
 
 /// vCPUs, the driver included.
 const VCPUS: usize = 4;
+/// Where there is no RAM: it begins at 1 GiB, and is not that large.
+const NOWHERE: usize = 3 * GIB;
 
-const KEYS: [&str; 4 + KINDS] =
-    ["sessions", "rounds", "seconds", "blocks", key(0), key(1), key(2), key(3)];
+const KEYS: [&str; 6 + KINDS] =
+    ["sessions", "rounds", "seconds", "blocks", "crowd", "end", key(0), key(1), key(2), key(3)];
 
 fn dirtier(machine: &Machine) {
     let args = machine.args(&KEYS);
@@ -46,6 +53,7 @@ fn dirtier(machine: &Machine) {
     let (sessions, rounds) = (args.number("sessions", 4) as u64, args.number("rounds", 12));
     let limit = args.number("seconds", 60) as u64 * cpu::tick_rate();
     let resizes = args.number("blocks", 0) != 0;
+    let end = args.number("end", 0);
     let Some(watch) = Watch::new(args) else {
         say!("dirtier: no hypervisor, so nobody logs what is written");
         return;
@@ -55,6 +63,9 @@ fn dirtier(machine: &Machine) {
     steps::run(alone, machine);
     if resizes {
         steps::block(alone + 2 * MIB2, alone + MIB2);
+    }
+    if args.number("crowd", 0) != 0 {
+        crowd::run(machine, alone);
     }
 
     let start = arena.take((VCPUS + 1) * MIB2, MIB2);
@@ -73,10 +84,31 @@ fn dirtier(machine: &Machine) {
         {
             driver.session(rounds);
         }
-        progress.stop.store(true, Ordering::Release);
         driver.verify();
+        if end != 0 {
+            watch.judge(driver.sum);
+            driver.begin(1);
+            leave(end);
+        }
+        progress.stop.store(true, Ordering::Release);
         say!("dirtier: {} sessions of {rounds} rounds", driver.sum.sessions);
         watch.judge(driver.sum);
     });
     say!("dirtier: {} steps of the workers meanwhile", progress.steps.load(Ordering::Relaxed));
+}
+
+/// Ends the VM as it is.
+fn leave(end: usize) {
+    match end {
+        1 => call::pass(),
+        2 => {
+            let refused = psci::system_reset::<Hvc>();
+            fail!("PSCI SYSTEM_RESET returned: {refused:?}");
+        }
+        _ => {
+            // SAFETY: 1. inside the identity map, where there is no RAM: the VM is stopped.
+            let found = unsafe { (NOWHERE as *const u64).read_volatile() };
+            fail!("the word at {NOWHERE:#x}, where nothing is, is {found:#x}");
+        }
+    }
 }

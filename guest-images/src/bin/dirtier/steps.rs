@@ -54,18 +54,6 @@ impl Log {
         found
     }
 
-    /// Ends the log; returns the blocks that were made again.
-    fn stop(&self) -> u64 {
-        let mut made = 0;
-        loop {
-            let [done, blocks] = call(DIRTY_STOP, [0; 3]);
-            made += blocks;
-            if done == MIB2 as u64 {
-                return made;
-            }
-        }
-    }
-
     /// Harvests, and expects these pages and no other.
     fn expect(&self, what: &str, pages: &[usize]) {
         let mut wanted = [0; WORDS];
@@ -79,6 +67,18 @@ impl Log {
                 word * 64,
                 word * 64 + 63
             );
+        }
+    }
+}
+
+/// Ends the log of so many bytes; returns the blocks that were made again.
+pub(crate) fn stop(bytes: usize) -> u64 {
+    let mut made = 0;
+    loop {
+        let [done, blocks] = call(DIRTY_STOP, [0; 3]);
+        made += blocks;
+        if done == bytes as u64 {
+            return made;
         }
     }
 }
@@ -157,7 +157,7 @@ pub(crate) fn run(start: usize, machine: &Machine) {
     call(SHADOW, [SHADOW_DROP, 0, 0]);
     refused(&log, "after it was given up");
 
-    log.stop();
+    stop(MIB2);
     let over = try_call(DIRTY_HARVEST, [range[0], range[1], log.bitmap as u64]);
     check_eq!(over, Err(INVALID_PARAMETER), "a harvest after the session");
 }
@@ -177,7 +177,7 @@ pub(crate) fn block(start: usize, bitmap: usize) {
         page.verify();
         page.poke(split as usize);
         log.expect("a page of it was written", written);
-        check_eq!(log.stop(), blocks, "blocks that were made again");
+        check_eq!(stop(MIB2), blocks, "blocks that were made again");
     }
     page.verify();
 }

@@ -23,6 +23,7 @@ mod calls;
 mod code;
 mod cost;
 mod crashes;
+mod dirtier;
 mod guests;
 mod images;
 mod leftovers;
