@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | MOVE pages of a worker | content that comes back in other frames |
 //! | DIRTY_HARVEST of a block that has no shadow, with the bitmap in a page that has | a write by EL2, which no table walk sees |
+//! | AGE, with its bitmap in the range, too | accessed flags go and come in the leaves that are logged |
 //! | POPULATE, RELEASE of pages of the driver | installs and unmaps that are no fault |
 //! | PROTECT of pages of the driver, and back some time later | a dirty record that somebody else takes |
 //! | SPLIT, COLLAPSE, COPY of a worker's block, if there are blocks | records that change their size |
@@ -17,7 +18,7 @@ use core::sync::atomic::Ordering;
 use guest_rt::rng::mix;
 use guest_rt::{MIB2, PAGE, check, check_eq, cpu, smp};
 use hyp_abi::call::{
-    COLLAPSE, COPY, DIRTY_HARVEST, DIRTY_START, MOVE, POPULATE, PROT_EXEC_EL0, PROT_EXEC_EL1,
+    AGE, COLLAPSE, COPY, DIRTY_HARVEST, DIRTY_START, MOVE, POPULATE, PROT_EXEC_EL0, PROT_EXEC_EL1,
     PROT_READ, PROT_WRITE, PROTECT, RELEASE, SHADOW, SHADOW_BEGIN, SHADOW_END, SHADOW_ROUND, SPLIT,
 };
 
@@ -28,7 +29,7 @@ use super::work::{Progress, SHARED};
 
 /// Everything that a page may permit.
 pub(crate) const ALL: u64 = PROT_READ | PROT_WRITE | PROT_EXEC_EL1 | PROT_EXEC_EL0;
-/// The driver's first page in the shared block, and the page of bitmaps that EL2 writes.
+/// The driver's first page in the shared block, and the first of two for bitmaps that EL2 writes.
 const FIRST: usize = SHARED + 8;
 const BITMAP: usize = SHARED;
 /// The driver's pages.
@@ -145,7 +146,7 @@ impl<'a> Driver<'a> {
         let dice = mix(self.dice) as usize;
         let block = self.start + (dice >> 8) % (self.blocks - 1) * MIB2;
         let shared = self.start + (self.blocks - 1) * MIB2;
-        match dice % if self.resizes { 8 } else { 5 } {
+        match dice % if self.resizes { 9 } else { 6 } {
             0 => {
                 let first = block + (dice >> 16) % 400 * PAGE;
                 call(MOVE, [first as u64, (1 + (dice >> 32) % 100) as u64 * PAGE as u64, 0]);
@@ -164,8 +165,11 @@ impl<'a> Driver<'a> {
                     page.poke(dice >> 16);
                 }
             }
-            5 => _ = on_range(SPLIT, block, MIB2, 0),
-            6 => _ = on_range(COLLAPSE, block, MIB2, 0),
+            5 => {
+                on_range(AGE, block, MIB2, (shared + (BITMAP + 1) * PAGE) as u64);
+            }
+            6 => _ = on_range(SPLIT, block, MIB2, 0),
+            7 => _ = on_range(COLLAPSE, block, MIB2, 0),
             _ => _ = on_range(COPY, block, MIB2, HOLES),
         }
     }
