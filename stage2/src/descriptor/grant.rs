@@ -157,7 +157,10 @@ mod tests {
                     let is = now.attributes(encoding).expect("what this crate writes");
                     let exec = if xnx { access } else { access | Prot::EXEC } & Prot::EXEC;
                     let exec = if access.intersects(Prot::EXEC) { exec } else { Prot::empty() };
-                    assert!(is.accessed && now.is_settled(hw_update));
+                    assert!(
+                        is.accessed && now.is_settled(hw_update),
+                        "nothing is left to hardware"
+                    );
                     assert_eq!(is.prot(), was.prot() | access | exec, "{was:?}, {access}");
                     let write = match was.write {
                         Write::Clean if clean && !managed => Write::Clean,

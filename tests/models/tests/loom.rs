@@ -6,7 +6,7 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
-    alike, clear, copy, dirty, disjoint, epoch, fill, hardware, install, look, policy, prot,
+    alike, clear, copy, dirty, disjoint, epoch, fill, hardware, install, look, policy, prot, relax,
     resize, retire, vmid,
 };
 
@@ -187,13 +187,19 @@ models! {
     a_write_protect_against_who_relies_on_it: None, 150,
         ["writable", "pending", "read-only"],
         prot::a_write_protect_against_who_relies_on_it;
+    a_protect_against_a_write_fault: Some(3), 50,
+        ["granted, then swept", "refused"],
+        relax::a_protect_against_a_write_fault;
+    an_access_fault_against_ageing: Some(3), 25,
+        ["set after it was taken", "was set still"],
+        relax::an_access_fault_against_ageing;
     a_harvest_against_a_write_of_el2: Some(3), 500,
         ["copied", "told by the next"],
         dirty::a_harvest_against_a_write_of_el2;
     a_harvest_by_a_break_against_a_write_of_el2: Some(3), 2_200,
         ["copied", "told by the next", "again"],
         dirty::a_harvest_by_a_break_against_a_write_of_el2;
-    a_harvest_against_a_write_fault: Some(3), 600,
+    a_harvest_against_a_write_fault: Some(3), 300,
         ["copied", "told by the next", "wrote"],
         dirty::a_harvest_against_a_write_fault;
     a_harvest_against_a_held_leaf: Some(3), 850,

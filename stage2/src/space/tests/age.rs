@@ -56,7 +56,8 @@ fn a_pass_says_what_was_accessed_and_the_next_one_what_was_since() {
         // Of the first 512 a third is idle, 171; two more do not count, of which none is.
         assert_eq!((accessed, idle_pages), (512 - 171 - 2 + 512, 171 + 512));
         for n in (0..512).filter(|n| !matches!(n, 100 | 101)) {
-            assert_eq!(vm.held(page(n)), before[n as usize] & !ACCESSED, "page {n}");
+            let taken = before[n as usize] & !ACCESSED;
+            assert_eq!(vm.held(page(n)), taken, "the flag is taken, page {n}");
         }
         assert_eq!(vm.held(page(101)), before[101], "it is not the VM's");
         let _ = vm.space.arch.take_log();

@@ -577,7 +577,7 @@ fn no_run_is_made_while_a_session_covers_the_place() {
         told
     };
     let stays = Contiguous::Stays(Obstacle::Logged { ipa: Ipa::new(page(16)) });
-    assert_eq!(make(page(16)), [(page(16), stays)], "logged");
+    assert_eq!(make(page(16)), [(page(16), stays)], "writes are logged here");
     assert_eq!(make(page(512)), [(page(512), Contiguous::Made)], "not logged");
     vm.stop(maps.range, usize::MAX);
     assert_eq!(make(page(16)), [(page(16), Contiguous::Made)], "logged no more");

@@ -45,8 +45,8 @@ fn a_write_makes_writable_clean_writable_dirty_and_accessed() {
         vm.alter(at, DIRTY, DIRTY_MODIFIER);
         let before = vm.held(at);
         let granted = vm.relax(at + 0x123, Prot::WRITE).unwrap();
-        let Relaxed::Granted(leaf) = granted else { panic!("{granted:?}") };
-        assert!(leaf.is_dirty() && leaf.is_accessed());
+        let Relaxed::Granted(leaf) = granted else { panic!("a write is recorded: {granted:?}") };
+        assert!(leaf.is_dirty() && leaf.is_accessed(), "a write is recorded: {leaf:?}");
         assert_eq!(vm.held(at), before | DIRTY, "and nothing else changes");
         let exchanges = |log: &[Logged]| {
             log.iter().filter(|event| matches!(event, Logged::CompareExchange(_))).count()
@@ -77,7 +77,8 @@ fn an_access_flag_is_set_without_a_flush() {
         let vm = vm_with(hw_update, &pages, &epochs).populated();
         vm.alter(page(0), ACCESSED | DIRTY, DIRTY_MODIFIER);
         let before = vm.held(page(0));
-        assert!(matches!(vm.relax(page(0), Prot::READ), Ok(Relaxed::Granted(_))));
+        let granted = vm.relax(page(0), Prot::READ);
+        assert!(matches!(granted, Ok(Relaxed::Granted(_))), "AF is granted: {granted:?}");
         assert_eq!(vm.held(page(0)), before | ACCESSED, "a read dirties nothing");
         let log = vm.space.arch.take_log();
         assert!(

@@ -14,6 +14,7 @@ pub mod policy;
 pub mod primitive;
 pub mod prot;
 pub mod ranges;
+pub mod relax;
 pub mod resize;
 pub mod retire;
 pub mod vmid;

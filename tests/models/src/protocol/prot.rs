@@ -20,7 +20,10 @@ const WRITABLE: u64 = 1 << 7;
 const MARK: u64 = 1 << 57;
 
 /// A transaction on the first three pages of table 0, in one batch.
-fn modify(pe: &Pe<'_>, mut decide: impl FnMut(u64, &Leaf) -> Option<Change>) -> Modified {
+pub(super) fn modify(
+    pe: &Pe<'_>,
+    mut decide: impl FnMut(u64, &Leaf) -> Option<Change>,
+) -> Modified {
     let (space, guard) = (pe.world.space(), pe.cpu.enter());
     let (mut claim, _) = pe.claim(pages(0, 3));
     let all = Batch::all_of(&claim);
@@ -31,7 +34,7 @@ fn modify(pe: &Pe<'_>, mut decide: impl FnMut(u64, &Leaf) -> Option<Change>) -> 
     modified
 }
 
-fn bits(world: &World, number: u64) -> u64 {
+pub(super) fn bits(world: &World, number: u64) -> u64 {
     world.walk(page(number)).seen.bits()
 }
 

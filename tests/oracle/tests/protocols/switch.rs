@@ -3,7 +3,7 @@
 use mmu_oracle::Event;
 use mmu_oracle::event::Span;
 use stage2::tlbi::LeafLevel;
-use stage2::{Arch, Attributes, Caps, Ipa, Level, MemType, Owner, Prot, flush};
+use stage2::{Arch, Attributes, Caps, Ipa, Level, MemType, Owner, Prot, Relaxed, flush};
 
 use crate::rig::{Pool, Rig, TLBI_CAPS, VMIDS, drain, map, range};
 
@@ -170,6 +170,34 @@ fn a_granted_permission_is_in_force_after_a_local_flush() {
                 rig.assert_sound(&(caps, level, hint, from_another));
                 assert_eq!(rig.vttbr(0), before, "the interrupted guest is another");
             }
+        }
+    }
+}
+
+/// What a fault handler has granted is in force on its PE, also where another VM has been entered since.
+#[test]
+fn what_a_fault_is_granted_is_in_force_on_its_pe() {
+    for caps in TLBI_CAPS {
+        for (level, from_another) in
+            [Level::L3, Level::L2].into_iter().flat_map(|level| [false, true].map(|f| (level, f)))
+        {
+            let rig = Rig::with(40, caps, stage2::HwUpdate::Off, 1);
+            let (vm, running) = (rig.vm(), rig.vm());
+            let vmid = rig.enter(&vm, 0);
+            let attributes = Attributes::new(Prot::RX, MemType::Normal);
+            let mapping = vm.mapping(level, &attributes, Owner::Vm).unwrap();
+            let (cpu, mut pool) = (rig.epochs.join(0).unwrap(), Pool::new(1, level, 1));
+            let (guard, at, tally) = (cpu.enter(), Ipa::new(PAGE), &mut Default::default());
+            vm.install(&guard, at, &mapping, &mut pool, tally).unwrap();
+            if from_another {
+                rig.enter(&running, 0);
+            }
+            let before = rig.vttbr(0);
+            let granted = vm.relax(&guard, at, Prot::WRITE, Prot::RWX);
+            assert!(matches!(granted, Ok(Relaxed::Granted(_))), "{granted:?}");
+            rig.relies_on_flush(vmid, range(PAGE, level.slot_bytes()));
+            rig.assert_sound(&(caps, level, from_another));
+            assert_eq!(rig.vttbr(0), before, "the interrupted guest is another");
         }
     }
 }
