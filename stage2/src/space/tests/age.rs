@@ -54,7 +54,8 @@ fn a_pass_says_what_was_accessed_and_the_next_one_what_was_since() {
         };
         let (accessed, idle_pages) = pass(&|n| if n < 512 { idle(n) } else { n < 1024 });
         // Of the first 512 a third is idle, 171; two more do not count, of which none is.
-        assert_eq!((accessed, idle_pages), (512 - 171 - 2 + 512, 171 + 512));
+        let wanted = (512 - 171 - 2 + 512, 171 + 512);
+        assert_eq!((accessed, idle_pages), wanted, "accessed and idle, and no others");
         for n in (0..512).filter(|n| !matches!(n, 100 | 101)) {
             let taken = before[n as usize] & !ACCESSED;
             assert_eq!(vm.held(page(n)), taken, "the flag is taken, page {n}");
