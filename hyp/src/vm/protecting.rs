@@ -16,7 +16,7 @@
 use alloc::format;
 
 use hyp_abi::call::{PROT_EXEC_EL0, PROT_EXEC_EL1, PROT_READ, PROT_WRITE, PROTECT_MAX, RANGE_MAX};
-use stage2::space::{Batch, Progress, Relax};
+use stage2::space::{Batch, Progress, ProtError, Relax};
 use stage2::{Attributes, Guard, Ipa, IpaRange, Level, MemType, Owner, Prot};
 
 use super::edges;
@@ -81,12 +81,16 @@ pub(crate) fn protect(env: Env<'_>, start: u64, bytes: u64, number: u64) -> Resu
     let gone = |why| Refused::Broken(format!("what is protected cannot be claimed: {why}"));
     claim = vm.space.claim(range).map_err(gone)?;
     let mut batch = Batch { from: range.start(), slots: BATCH };
-    while let Progress::Until(next) = vm
-        .space
-        .protect(guards, &mut claim, batch, prot, Relax::Everywhere)
-        .map_err(|error| Refused::Broken(format!("cannot protect: {error}")))?
-    {
-        batch.from = next;
+    while batch.from < range.end() {
+        match vm.space.protect(guards, &mut claim, batch, prot, Relax::Everywhere) {
+            Ok(Progress::Done) => break,
+            Ok(Progress::Until(next)) => batch.from = next,
+            // A fault has installed a block since: by the new policy, which allows the same in all of it.
+            Err(ProtError::Straddles { ipa, level }) => {
+                batch.from = Ipa::new(ipa.get() + level.slot_bytes());
+            }
+            Err(error) => return Err(Refused::Broken(format!("cannot protect: {error}"))),
+        }
     }
     Ok(Part { bytes: range.bytes(), count: split })
 }

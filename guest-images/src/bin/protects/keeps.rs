@@ -18,6 +18,7 @@ pub(crate) fn check(scene: &mut Scene<'_>) {
         blocks(scene);
         mixed(scene);
         loosened(scene);
+        same(scene);
     }
 }
 
@@ -166,4 +167,39 @@ fn loosened(scene: &mut Scene<'_>) {
         }
         protect(block, MIB2, ALL);
     }
+}
+
+/// A page is protected as all of its block is already, while the other vCPUs populate the block.
+fn same(scene: &mut Scene<'_>) {
+    const SPANS: usize = 8;
+    const ROUNDS: usize = 4;
+    let count = scene.machine.vcpus().len();
+    let start = scene.arena.take(SPANS * MIB2, MIB2);
+    for prot in [ALL, READ].into_iter().cycle().take(ROUNDS) {
+        protect(start, SPANS * MIB2, prot);
+        all(RELEASE, start, SPANS * MIB2, 0);
+        let (at, through) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        smp::run(scene.machine, count, &|me| {
+            for span in 0..SPANS {
+                let block = start + span * MIB2;
+                if me.index == 0 {
+                    at.store(span + 1, Ordering::Release);
+                    protect(block, PAGE, prot);
+                    while through.load(Ordering::Acquire) < (span + 1) * (count - 1) {
+                        smp::relax();
+                    }
+                } else {
+                    while at.load(Ordering::Acquire) <= span {
+                        smp::relax();
+                    }
+                    Access::Load.expect(block + me.index * PAGE, true);
+                    through.fetch_add(1, Ordering::Release);
+                }
+            }
+        });
+        for at in (start..start + SPANS * MIB2).step_by(MIB2 / 4) {
+            Access::Store.expect(at, prot == ALL);
+        }
+    }
+    protect(start, SPANS * MIB2, ALL);
 }
