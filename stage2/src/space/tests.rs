@@ -189,6 +189,7 @@ mod map;
 mod neighbours;
 mod prot;
 mod random;
+mod random_prot;
 mod relax;
 mod resize;
 mod scan;
