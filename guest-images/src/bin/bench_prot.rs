@@ -1,6 +1,6 @@
 //! Has the protections of its RAM changed in every way that MEASURE knows, for counting what that takes.
 //!
-//! Arguments: `pages=` (4096), the largest range, in pages of 4 KiB; `rounds=` (1), times that all is done, ranges of more than 4096 pages one time in three; `block=` 1 if RAM
+//! Arguments: `pages=` (4096), the largest range, in pages of 4 KiB; `rounds=` (1), times that all is done, ranges of more than 4096 pages every other time; `block=` 1 if RAM
 //! is populated by blocks (`--blocks`): then ranges begin at 512 pages; `write=` 1 has the other vCPUs write into the range all the
 //! time. Else they are started and sit still, in WFI.
 //!
@@ -21,7 +21,7 @@ use smccc::Hvc;
 
 guest_rt::guest!("bench-prot", bench);
 
-/// Larger ranges, in bytes, are measured in one round of three.
+/// Larger ranges, in bytes, are measured in every other round.
 const OFTEN: usize = 4096 * PAGE;
 
 /// Other vCPUs that are there.
@@ -54,7 +54,7 @@ fn bench(machine: &Machine) {
             smp::relax();
         }
         for round in 0..rounds {
-            let due = |&size: &usize| size <= OFTEN || round % 3 == 0;
+            let due = |&size: &usize| size <= OFTEN || round % 2 == 0;
             for size in sizes.clone().filter(due) {
                 BYTES.store(size, Ordering::Relaxed);
                 all_ways(start, size);

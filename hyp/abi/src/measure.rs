@@ -14,8 +14,8 @@ pub const MEASURE: u32 = 0xC600_0012;
 /// The most that one [`MEASURE`] takes, in bytes.
 pub const MEASURE_MAX: u64 = 1 << 30;
 
-/// The most that can be noted in one run.
-pub const SAMPLES: usize = 2048;
+/// The most that can be noted in one run: the report of that many fits into EL2's heap.
+pub const SAMPLES: usize = 1024;
 
 /// Ranges that are compared, in pages of 4 KiB.
 pub const SIZES: [u64; 6] = [1, 8, 64, 512, 4096, 65536];

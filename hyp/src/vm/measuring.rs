@@ -244,7 +244,10 @@ pub(crate) fn result() -> Vec<ProtSample> {
 impl Sample {
     fn told(&self) -> ProtSample {
         let Self { way, pages, ticks, window, counts } = *self;
-        let kinds = TLBI_KINDS.iter().zip(counts.tlbi).filter(|(_, count)| *count != 0);
+        let count = |name: &str| {
+            let kinds = TLBI_KINDS.iter().zip(counts.tlbi);
+            kinds.filter(|(kind, _)| **kind == name).map(|(_, count)| count).sum()
+        };
         ProtSample {
             way,
             pages,
@@ -252,7 +255,7 @@ impl Sample {
             window,
             changed: 0,
             broken: 0,
-            tlbi: kinds.map(|(name, count)| ((*name).into(), count)).collect(),
+            tlbi: ProtSample::TLBI.map(count),
             dsb: counts.dsb,
             faults: counts.faults,
             met: counts.met,

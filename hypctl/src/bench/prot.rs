@@ -68,7 +68,7 @@ struct Extent {
     counted: u64,
     /// Of the largest that is timed, if RAM is in pages.
     timed: u64,
-    /// Times that everything is timed; of ranges above 4096 pages, a third of that.
+    /// Times that everything is timed; of ranges above 4096 pages, half of that.
     rounds: u32,
 }
 
@@ -83,7 +83,7 @@ fn measure(wanted: &ProtArgs) -> Result<Exit, BenchError> {
     let bench = Bench::prepare(arguments)?;
     let extent = match arguments.quick {
         true => Extent { counted: 4096, timed: 512, rounds: 5 },
-        false => Extent { counted: 65536, timed: 65536, rounds: 9 },
+        false => Extent { counted: 65536, timed: 65536, rounds: 6 },
     };
     let progress = Progress::new(cpus.len() as u64 * 2 * 3, arguments.quiet);
     let words = mask.as_ref().map_or(String::new(), |names| format!("mask={names} "));

@@ -75,13 +75,15 @@ impl Counted {
     /// The samples of a run in which each cell was measured once.
     pub(super) fn all(samples: &[ProtSample]) -> Vec<Self> {
         let counted = |sample: &ProtSample| {
+            let tlbi =
+                ProtSample::TLBI.into_iter().zip(sample.tlbi).filter(|(_, count)| *count != 0);
             Some(Self {
                 key: Key::of(sample)?,
                 instructions: sample.ticks,
                 window: sample.window,
                 // What is broken is written twice.
                 writes: sample.changed + sample.broken,
-                tlbi: sample.tlbi.clone(),
+                tlbi: tlbi.map(|(kind, count)| (kind.to_owned(), count)).collect(),
                 dsb: sample.dsb,
             })
         };

@@ -81,13 +81,13 @@ fn flushes(text: &mut String, one: &Measured) {
 /// Wall time relative to the first method.
 fn times(text: &mut String, work: &str, settings: &[&Measured]) {
     let Some(range) = settings.first().map(|one| one.leaf.range()) else { return };
-    let column = |one: &&Measured| format!("{:>12}{:>14}", cpus(one.cpus), "quartiles");
+    let column = |one: &&Measured| format!("{:>12}{:>16}", cpus(one.cpus), "quartiles");
     let columns: Vec<_> = settings.iter().map(column).collect();
     rows(text, &format!("{work}, {range} pages"), &columns, |method| {
         let cell = |one: &&Measured| one.timed(work, method.name, range).map(|cell| cell.ratio);
         let ratios = settings.iter().filter_map(cell).map(|ratio| {
-            let quartiles = format!("{:.3}-{:.3}", ratio.low, ratio.high);
-            format!("{:>12.3}{quartiles:>14}", ratio.median)
+            let quartiles = format!("{:.4}-{:.4}", ratio.low, ratio.high);
+            format!("{:>12.4}{quartiles:>16}", ratio.median)
         });
         ratios.collect::<String>() + "   of the first's time"
     });
