@@ -20,7 +20,7 @@ pub struct ProtSample {
     /// Of these, those that were invalid until the flush was over.
     pub broken: u64,
     /// TLB invalidations, in the order of [`TLBI`](Self::TLBI).
-    pub tlbi: [u64; Self::TLBI.len()],
+    pub tlbi: [u64; 7],
     /// Data synchronisation barriers, those of other CPUs included.
     pub dsb: u64,
     /// Stage-2 faults of the VM, of any kind.
