@@ -44,6 +44,8 @@ struct Sample {
 /// What happens meanwhile.
 #[derive(Clone, Copy, Debug)]
 struct Counts {
+    changed: u64,
+    broken: u64,
     tlbi: [u64; TLBI_KINDS.len()],
     dsb: u64,
     faults: u64,
@@ -59,7 +61,8 @@ struct Samples {
 }
 
 static NOTED: Lock<Samples> = {
-    let counts = Counts { tlbi: [0; TLBI_KINDS.len()], dsb: 0, faults: 0, met: 0 };
+    let counts =
+        Counts { changed: 0, broken: 0, tlbi: [0; TLBI_KINDS.len()], dsb: 0, faults: 0, met: 0 };
     let none = Sample { way: 0, pages: 0, ticks: 0, window: 0, counts };
     Lock::new(Samples { session: None, count: 0, all: [none; SAMPLES] })
 };
@@ -216,6 +219,8 @@ fn now() -> u64 {
 impl Counts {
     fn now(account: &Account) -> Self {
         Self {
+            changed: account.changed,
+            broken: account.broken,
             tlbi: account.tlbi,
             dsb: counters::sum_own(Own::Dsb),
             faults: counters::sum(Stat::Faults),
@@ -227,6 +232,8 @@ impl Counts {
         let mut tlbi = self.tlbi;
         tlbi.iter_mut().zip(before.tlbi).for_each(|(now, then)| *now = now.wrapping_sub(then));
         Self {
+            changed: self.changed.wrapping_sub(before.changed),
+            broken: self.broken.wrapping_sub(before.broken),
             tlbi,
             dsb: self.dsb.wrapping_sub(before.dsb),
             faults: self.faults.wrapping_sub(before.faults),
@@ -253,8 +260,8 @@ impl Sample {
             pages,
             ticks,
             window,
-            changed: 0,
-            broken: 0,
+            changed: counts.changed,
+            broken: counts.broken,
             tlbi: ProtSample::TLBI.map(count),
             dsb: counts.dsb,
             faults: counts.faults,

@@ -11,6 +11,10 @@ const AT_MOST: u64 = 300;
 /// Of a write to a clean page that is logged, where hardware does not manage the dirty state: it may have no more.
 const REFAULT: u64 = 250;
 
+/// Instructions a page of 4 KiB, of 512 pages and more, flush included, at the most: write-protected or harvested in place.
+const IN_PLACE: u64 = 12;
+/// Harvested by a break.
+const BROKEN: u64 = 25;
 /// What `bench prot` does to a range.
 const WORKS: [&str; 4] = ["write-protect", "un-protect", "first harvest", "harvest"];
 
@@ -135,6 +139,18 @@ fn changes_of_protections_count_the_same_twice_and_on_any_number_of_cpus() {
         assert_eq!(timed, sizes * METHODS.len() * WORKS.len());
     }
     let one = setting(&numbers, 1, "4 KiB");
+    for pages in [512, 4096] {
+        let each = |method, work| {
+            let cell = counted(one, (method, work, pages));
+            cell["instructions"].as_u64().unwrap().div_ceil(pages)
+        };
+        for method in ["in place, TLBI by range", "in place, TLBI of the VM"] {
+            for work in ["write-protect", "harvest"] {
+                assert!(each(method, work) <= IN_PLACE, "{work}, {method}, {pages}: {one}");
+            }
+        }
+        assert!(each("break, batched", "harvest") <= BROKEN, "{pages}: {one}");
+    }
     for work in WORKS {
         let tlbi = |method| &counted(one, (method, work, 512))["tlbi"];
         let each = serde_json::json!({ "IPAS2E1IS": 512, "VMALLE1IS": 512 });
@@ -151,4 +167,21 @@ fn changes_of_protections_count_the_same_twice_and_on_any_number_of_cpus() {
     let picture = std::fs::read_to_string(plot).unwrap();
     let drawn = METHODS.iter().all(|method| picture.contains(&method.name.replace('\'', "&apos;")));
     assert!(picture.starts_with("<svg") && drawn, "{}", &picture[..picture.len().min(2000)]);
+}
+
+#[test]
+fn without_tlbi_by_range_and_single_instructions_protections_change_in_one_flush_too() {
+    let numbers = bench(&["prot", "--quick", "--cpus", "1", "--cpu", "cortex-a53"]);
+    let one = setting(&numbers, 1, "4 KiB");
+    for work in WORKS {
+        let tlbi = |method| &counted(one, (method, work, 512))["tlbi"];
+        assert_eq!(*tlbi("in place, TLBI of the VM"), serde_json::json!({ "VMALLS12E1IS": 1 }));
+        // As many as the cost model allows.
+        let most = serde_json::json!({ "IPAS2E1IS": 512, "VMALLE1IS": 1 });
+        for method in ["in place, TLBI by range", "break, batched", "the VM's own choice"] {
+            assert_eq!(*tlbi(method), most, "{work}, {method}");
+        }
+        let many = &counted(one, ("the VM's own choice", work, 4096))["tlbi"];
+        assert_eq!(*many, serde_json::json!({ "VMALLS12E1IS": 1 }), "{work}");
+    }
 }
