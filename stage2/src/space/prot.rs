@@ -12,6 +12,15 @@
 //! `ptep_modify_prot_start` and `_commit`. There the start makes the entry invalid. Here it leaves the leaf alone, so
 //! a leaf that the caller looks at and leaves as it is costs neither a break nor a flush.)
 //!
+//! # Leaves that are alike
+//!
+//! What changes all leaves of a range in the same way ([`Space::protect`], [`Space::write_protect`],
+//! [`Transaction::take`]) decides once for leaves side by side that are alike but for their address, and alters them in one
+//! loop: `prot/bulk.rs`. Where bits are only cleared, that is one atomic clear a leaf instead of an exchange. It is sound
+//! although a record may be set just before: all bits of the change are cleared, whichever a leaf had, and a leaf in which
+//! something may be set meanwhile was to be broken before and is to be broken after. While a dirty session runs, what the
+//! clear found is looked at, too.
+//!
 //! # Two engines
 //!
 //! A change of permissions needs no break \[RWHZWS\]. But where hardware manages the dirty state, it may lose or invent

@@ -15,8 +15,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// Counts as slots those of leaves, and what else walks end in. Remote PEs go by the old permissions until the
     /// flush within, at the latest; what is broken meanwhile faults, and is repeated: see [`Engine`](super::Engine).
-    /// Accessed and dirty state of a leaf that stays writable is kept; what a leaf that was write-protected had
-    /// recorded goes with it, so a dirty log uses [`modify_prot`](Space::modify_prot).
+    /// Accessed and dirty state of a leaf that stays writable is kept. What a leaf that is write-protected had
+    /// recorded goes with it; if a [dirty session](Space::dirty_start) covers it, that is told after the flush.
     ///
     /// # Errors
     /// [`ProtError`]: nothing has changed in this call. A batch that comes to something in the way ends before it, and
