@@ -11,7 +11,7 @@ use alloc::format;
 
 use hyp_core::PaRange;
 use stage2::space::WriteError;
-use stage2::{Ipa, IpaRange};
+use stage2::{Ipa, IpaRange, Prot};
 
 use super::outcome::Refused;
 use super::populating;
@@ -22,16 +22,19 @@ use crate::mem::{PAGE, clean};
 /// Times that a page is tried again: its slot is in transition, or the stock was empty.
 const TRIES: usize = 64;
 
-/// Whether so many bytes are the guest's RAM.
+/// Whether so many bytes, of a few pages, are RAM that the guest may write.
 ///
 /// # Errors
-/// [`Refused::Invalid`] if not.
+/// [`Refused::Invalid`] if not: nothing has been written of an answer, then.
 pub(crate) fn check(env: Env<'_>, ipa: u64, bytes: u64) -> Result<(), Refused> {
     let end = ipa.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(PAGE));
     let (start, end) = (ipa & !(PAGE - 1), end.ok_or(Refused::Invalid)?);
     let range = IpaRange::new(Ipa::new(start), end - start).map_err(|_| Refused::Invalid)?;
     let guard = env.guards.enter();
-    if env.vm.policy(&guard).main.covers(&range) { Ok(()) } else { Err(Refused::Invalid) }
+    let policy = env.vm.policy(&guard);
+    let may = |page: u64| policy.allows(Ipa::new(page)).is_some_and(|it| it.contains(Prot::WRITE));
+    let all = policy.main.covers(&range) && (start..end).step_by(PAGE as usize).all(may);
+    if all { Ok(()) } else { Err(Refused::Invalid) }
 }
 
 /// Writes bytes to the guest's memory from `ipa` on. Called with no guard open.

@@ -7,7 +7,7 @@
 //! reported shows there, and only there. The workers verify what they have written all the time: a write that
 //! was lost shows at once.
 //!
-//! Before that one vCPU alone takes the log step by step, and knows each page that it has to report (`steps`).
+//! Before that one vCPU alone takes the log step by step, and knows each page that it has to report (`steps`, `parts`).
 //!
 //! It goes on until everything has happened more often than its minimum (`watch`), or until the time is over, which fails.
 //!
@@ -24,6 +24,7 @@ mod calls;
 mod crowd;
 mod drive;
 mod page;
+mod parts;
 mod steps;
 mod walk;
 mod watch;
@@ -61,6 +62,7 @@ fn dirtier(machine: &Machine) {
     let mut arena = machine.arena();
     let alone = arena.take(3 * MIB2, MIB2);
     steps::run(alone, machine);
+    parts::run(alone, machine);
     if resizes {
         steps::block(alone + 2 * MIB2, alone + MIB2);
     }
