@@ -97,6 +97,24 @@ fn moves_of_memory_are_sound_and_a_flush_that_lacks_a_step_is_found() {
     }
 }
 
+/// Harvests while others write, with a break where hardware manages the dirty state, and in place; the first one's flush is
+/// that of the first page.
+#[test]
+fn a_dirty_log_is_sound_and_a_harvest_that_lacks_its_flush_is_found() {
+    for mask in ["", "hw-dirty"] {
+        let trace = Trace::none();
+        let guest = Scenario::of("dirtier").vcpus(4).flag("--icount").trace(&trace.path());
+        let guest = if mask.is_empty() { guest } else { guest.with("--mask", mask) };
+        guest.append("sessions=1 rounds=2").timeout(120).passes();
+        trace.check().exits(0).shows("in total order").shows("verdicts             none");
+        let flush = trace.find("flush of a page", |event| {
+            matches!(event, Event::Tlbi { aim: Aim::Ipa(_) | Aim::IpaRange(_), .. })
+        });
+        let without = trace.doctored(|lines| drop(lines.remove(flush)));
+        without.check().exits(1).shows("stale-translation: ");
+    }
+}
+
 /// A run in which blocks are split with FEAT_BBM of this level at the most, made again and copied, and runs of pages
 /// made and dissolved.
 fn resized(bbm: u8) -> Trace {
