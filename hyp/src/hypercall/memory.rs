@@ -1,6 +1,6 @@
 //! Calls that change the caller's memory, or how it is kept: who does what they ask for, and how they are answered.
 //!
-//! A guest that is not allowed to make them ([`Plan::manage`](crate::vm::create::Plan)) is told that there are none.
+//! A guest that is not allowed to make them (`Plan::manage`) is told that there are none.
 //!
 //! | calls | file |
 //! | --- | --- |

@@ -8,7 +8,7 @@
 //! | everything else | a block where one may be ([`blocks`](super::blocks)), or a page |
 //!
 //! So the path of most faults asks for one range, whatever else there is: the largest part of RAM in which nothing special is
-//! the case. A policy is immutable. Who has the turn ([`Vm::moving`]) [publishes](publish) another, and
+//! the case. A policy is immutable. Who has the turn ([`Vm::moving`](super::Vm)) [publishes](publish) another, and
 //! waits until nobody goes by the old one. What the next one takes on the heap is taken beforehand ([`Room`]), while it may
 //! still be refused.
 
