@@ -108,10 +108,15 @@ impl Memory {
     }
 
     /// Whether a store that fills this descriptor is still under way: another PE's, or with `own` anybody's. An
-    /// exchange of another PE fills nothing: it found a table in use, and what it replaced was as good to read.
+    /// exchange of another PE fills nothing: it found a table in use, and what it replaced was as good to read. Nor
+    /// does a store from one invalid descriptor to another: a walk ends at either.
     pub(crate) fn fill_pending(&self, pe: Pe, own: bool, slot: u64) -> bool {
         let fills = |o: &Overwritten| own || o.by != pe && !o.exchanged;
-        self.old.get(&slot).is_some_and(|old| old.iter().any(fills))
+        let valid = |bits: u64| bits & 1 != 0;
+        self.old.get(&slot).is_some_and(|old| {
+            let readable = valid(self.current(slot)) || old.iter().any(|o| valid(o.bits));
+            readable && old.iter().any(fills)
+        })
     }
 
     /// A descriptor to which a store of `pe` is still under way.
