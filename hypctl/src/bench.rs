@@ -1,7 +1,7 @@
 //! `hypctl bench`: what the hypervisor's work takes, in instructions, by deterministic counting.
 //!
 //! The hypervisor's variant `measure` counts with the cycle counter, which advances by one an instruction under
-//! `-icount shift=0`, and reports what it counted. The whole run is deterministic: it is made twice, and both the
+//! `-icount shift=0`, and reports what it counted. Such a run is deterministic: it is made twice, and both the
 //! console and the report must agree to the byte. If they do not, the numbers mean nothing, and the command
 //! fails.
 
@@ -96,6 +96,7 @@ fn told(result: Result<Exit, BenchError>) -> Exit {
 
 /// Prints the result and writes the numbers where they are wanted; fails if the runs differed.
 fn publish(json: Option<&Path>, numbers: &impl Serialize, text: &str, identical: bool) -> Exit {
+    let _ = io::stdout().write_all(text.as_bytes());
     if let Some(path) = json {
         let written = serde_json::to_vec_pretty(numbers)
             .map_err(io::Error::other)
@@ -105,7 +106,6 @@ fn publish(json: Option<&Path>, numbers: &impl Serialize, text: &str, identical:
             return Exit::NO_REPORT;
         }
     }
-    let _ = io::stdout().write_all(text.as_bytes());
     if identical {
         let _ = writeln!(io::stdout(), "two runs were identical");
         return Exit::OK;

@@ -233,14 +233,14 @@ pub struct ProtArgs {
         value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
     pub cpus: Vec<u32>,
     /// Features of the CPU that stage 2 is to do without, such as hw-dirty or tlbi-range
-    #[arg(long, value_name = "NAME,...")]
-    pub mask: Option<String>,
+    #[arg(long, value_name = "NAME,...", value_parser = mask)]
+    pub mask: Option<Mask>,
 }
 
-/// `hypctl bench fault` and `hypctl bench resize`.
+/// What all of `hypctl bench` has.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Less memory
+    /// Less memory, smaller ranges, fewer rounds
     #[arg(long)]
     pub quick: bool,
     /// CPU model
@@ -279,7 +279,9 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 fn mask(names: &str) -> Result<Mask, String> {
-    Mask::parse(names).ok_or_else(|| format!("known: {}", Mask::all()))
+    let unknown = names.split(',').find(|name| Mask::parse(name).is_none());
+    let wrong = || format!("{:?} is not known; known: {}", unknown.unwrap_or(names), Mask::all());
+    Mask::parse(names).ok_or_else(wrong)
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {

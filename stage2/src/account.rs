@@ -7,7 +7,8 @@
 //! nothing. An install does not: an addition to a line that all PEs share would cost it more than
 //! its own compare-exchange. It fills the caller's [`Tally`], which may be one for each CPU, and the
 //! caller adds that when it suits ([`Space::credit`](crate::Space::credit)). Nor does
-//! [`Space::relax`](crate::Space::relax) count: one that is not in vain invalidates by one IPAS2E1 and one VMALLE1.
+//! [`Space::relax`](crate::Space::relax) count on the PE that runs the VM: one that gives a permission, or finds it given, invalidates
+//! by one IPAS2E1 and one VMALLE1 there.
 //!
 //! The counters order nothing and are read one by one: exact when no operation is under way, and never
 //! going back while some are.

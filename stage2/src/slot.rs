@@ -274,7 +274,7 @@ pub mod native {
     /// 1. As of [`Arch::compare_exchange`](crate::Arch::compare_exchange).
     #[inline]
     pub unsafe fn compare_exchange(slot: &Slot, old: u64, new: u64) -> Result<u64, u64> {
-        slot.0.compare_exchange(old, new, Ordering::Release, Ordering::Acquire)
+        slot.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
     }
 
     /// Clears bits of the slot; returns what it held.

@@ -18,7 +18,7 @@ use core::ops::Range;
 use guest_rt::rng::mix;
 use guest_rt::{MIB2, Machine, PAGE, call, check_eq, fail, say, smp};
 use hyp_abi::call::{
-    self as vendor, BLOCK, BUSY, COLLAPSE, CONTIGUOUS, COPY, DIRTY_HARVEST, DIRTY_START,
+    self as vendor, AGE, BLOCK, BUSY, COLLAPSE, CONTIGUOUS, COPY, DIRTY_HARVEST, DIRTY_START,
     DIRTY_STOP, DISSOLVE, INVALID_PARAMETER, MOVE, MOVE_MAX, NO_MEMORY, POPULATE, PROTECT,
     RANGE_MAX, RELEASE, RESIZE_MAX, SCAN, SCAN_MAX, SHADOW, SPLIT, SUCCESS,
 };
@@ -26,7 +26,7 @@ use smccc::{Hvc, psci};
 
 guest_rt::guest!("storm", storm);
 
-const CALLS: [u32; 14] = [
+const CALLS: [u32; 15] = [
     MOVE,
     SPLIT,
     COLLAPSE,
@@ -41,6 +41,7 @@ const CALLS: [u32; 14] = [
     DIRTY_HARVEST,
     DIRTY_STOP,
     SHADOW,
+    AGE,
 ];
 /// Blocks that hold nothing.
 const SPARE: usize = 4;
@@ -140,7 +141,7 @@ impl Asked {
             SCAN => [bytes / PAGE as u64 % 80, start, dice],
             SHADOW => [dice >> 20 & 7, start, bytes],
             DIRTY_START => [start, bytes, dice >> 20 & 3],
-            DIRTY_HARVEST => [start, bytes, self.bitmap(dice)],
+            DIRTY_HARVEST | AGE => [start, bytes, self.bitmap(dice)],
             PROTECT => [start, bytes, dice >> 20 & 0x1f],
             _ => [start, bytes, dice >> 20 & 0x3ff],
         };
@@ -220,8 +221,8 @@ impl Asked {
             }
             PROTECT => pages(first, second) && third < 16,
             POPULATE | RELEASE => pages(first, second),
-            DIRTY_START | DIRTY_HARVEST if pages(first, second) => return Answers::Either,
-            DIRTY_START | DIRTY_HARVEST => false,
+            DIRTY_START | DIRTY_HARVEST | AGE if pages(first, second) => return Answers::Either,
+            DIRTY_START | DIRTY_HARVEST | AGE => false,
             DIRTY_STOP => return Answers::Either,
             SHADOW if first <= vendor::SHADOW_DROP => return Answers::Either,
             SHADOW => false,

@@ -13,7 +13,7 @@
 //! | `manage` | the guest may make the calls that change its memory (crate `hyp-abi`, `call.rs`) | off: only if the node of its image has the property `stage2,manage` |
 //! | `bbm=LEVEL` | change the size of mappings as on a machine whose FEAT_BBM has at most this level: 0, 1 or 2 | 2: what the machine has |
 //! | `mask=NAME,…` | do without parts of the architecture that the machine has ([`Mask`]): `vmid16`, `hw-access`, `hw-dirty`, `tlbi-range`, `lse`, `ttl`, `fwb`, `xnx`, `idc`, `dic` | everything is used |
-//! | `measure` | time each populate fault (needs a build with the feature `measure`) | off |
+//! | `measure` | time faults, and do what `MEASURE` asks for (needs a build with the feature `measure`) | off |
 //! | `trace=ORDER` | record every step of table maintenance in memory, in the order `total` or `per-pe` (needs a build with the feature `trace`, and `report=`) | off |
 //! | `trace-max=N` | record at most so many | as the buffer holds |
 //!

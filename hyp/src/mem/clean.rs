@@ -156,7 +156,7 @@ pub(crate) fn for_guest(range: PaRange) {
     data(range, needs().before_guest.data);
 }
 
-/// Makes EL2 see what a guest wrote, past the caches or through them. No vCPU can write there any more.
+/// Makes EL2 see what a guest wrote, past the caches or through them. What a vCPU writes there meanwhile may be missed.
 pub(crate) fn from_guest(range: PaRange) {
     data(range, needs().before_el2);
 }

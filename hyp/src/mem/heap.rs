@@ -3,7 +3,7 @@
 //! It serves what is made at boot, at a VM's start and at its end: the device tree's contents, EL2's tables, the guest's
 //! device tree, the VM, the report, and one diagnosis a CPU when the VM ends. Of what a guest does only calls that change its memory
 //! allocate here, one at a time, and are refused when there is no room: `MOVE` lists of 512 pages and three policies, `RELEASE` two,
-//! `PROTECT` one; a policy has a list of up to 64 ranges. So a guest cannot exhaust it; running out is a build-time mistake and ends in a crash dump.
+//! `PROTECT` one; a policy has a list of up to 64 ranges. `SHADOW` keeps one list of 4097 pages. So a guest cannot exhaust it; running out is a build-time mistake and ends in a crash dump.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;

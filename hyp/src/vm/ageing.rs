@@ -39,14 +39,17 @@ pub(crate) fn age(env: Env<'_>, start: u64, bytes: u64, buffer: u64) -> Result<P
     if !start.is_multiple_of(WORD * PAGE) || !buffer.is_multiple_of(8) {
         return Err(Refused::Invalid);
     }
+    let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
     let mut image = [0; WORDS * 8];
     let length = part.pages().div_ceil(WORD) as usize * 8;
     if buffer != 0 {
-        guest_memory::write(env, buffer, image.get(..length).unwrap_or_default())?;
+        guest_memory::check(env, buffer, length as u64)?;
     }
-    let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
     let whole = with_all_of_its_leaves(env, part)?;
     let mut claim = vm.space.claim(whole).map_err(|_| Refused::Busy)?;
+    if buffer != 0 {
+        guest_memory::write(env, buffer, image.get(..length).unwrap_or_default())?;
+    }
     let mut words = [0; WORDS];
     let words = words.get_mut(..IdlePages::words(whole)).unwrap_or_default();
     let mut idle = IdlePages::new(whole, words).map_err(broken)?;

@@ -4,12 +4,14 @@ use aarch64_cpu::registers::{
     ELR_EL1, ESR_EL1, FAR_EL1, Readable, SCTLR_EL1, SPSR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1,
     VBAR_EL1, Writeable,
 };
+use hyp_core::PaRange;
 use hyp_core::stage1::Regime;
 use hyp_core::syndrome::Abort;
 use stage2::Ipa;
 
 use super::context::Context;
 use super::run::Env;
+use crate::mem::clean;
 use crate::sysreg;
 
 /// `ESR_EL1` of an undefined instruction: EC 0, IL.
@@ -44,7 +46,10 @@ pub(super) fn level_of_walk(env: Env<'_>, va: u64, page: u64) -> Option<i8> {
     Regime { tcr, ttbr0, ttbr1 }.level_in(va, page, |at| {
         let at = Ipa::new(at & !7);
         let translation = env.vm.space.translate(&guard, at)?;
-        let word = core::ptr::with_exposed_provenance::<u64>(translation.pa.get() as usize);
+        let pa = translation.pa.get();
+        // The guest may have written it past the caches.
+        clean::from_guest(PaRange { start: pa, end: pa + 8 });
+        let word = core::ptr::with_exposed_provenance::<u64>(pa as usize);
         // SAFETY: (1) 8 bytes of a frame that is the VM's while the guard lives, aligned, which EL2 maps; (2) any bits are a
         // descriptor, and nobody has a reference.
         Some(unsafe { word.read_volatile() })

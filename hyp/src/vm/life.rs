@@ -32,7 +32,7 @@ use crate::lock::relax;
 use crate::platform::{gic, power};
 use crate::{end, say};
 
-/// Seconds to wait for the others: they are in EL2 for microseconds only.
+/// Seconds to wait for the others: the longest that a call takes is milliseconds.
 const PATIENCE: u64 = 10;
 
 /// Somebody has claimed the end of this life: leave the VM.

@@ -25,7 +25,7 @@ use stage2::{Claim, Ipa, IpaRange};
 
 use super::blocks::count_splits;
 use super::outcome::{Part, Refused};
-use super::protecting::wanted;
+use super::protecting::{self, wanted};
 use super::run::Env;
 use super::{guest_memory, scan};
 use crate::lock::relax;
@@ -204,13 +204,13 @@ pub(crate) fn harvest_with(
     Ok(Part { bytes: part.bytes(), count })
 }
 
-/// The first part of a range of the session: all, or 64 words of bits.
+/// The first part of a range of the session: all, or 64 words of bits at the most, up to where a block may end.
 fn first_part(logging: &Logging, start: u64, bytes: u64) -> Result<IpaRange, Refused> {
     let range = IpaRange::new(Ipa::new(start), bytes).map_err(|_| Refused::Invalid)?;
     if !logging.asked.covers(&range) {
         return Err(Refused::Invalid);
     }
-    IpaRange::new(range.start(), bytes.min(PART)).map_err(|_| Refused::Invalid)
+    Ok(protecting::first_part(range, PART))
 }
 
 /// Groups of 64 pages, from the first page of a range on, each with the bits that are in it.
@@ -286,7 +286,20 @@ fn stop_batch(env: Env<'_>, claim: &mut Claim<'_>, made: &mut u64) -> Result<Pro
     Ok(stopped.progress)
 }
 
-/// What the arguments of a call cannot bring about.
+/// What the guest hears of it: that there is no such session, or one that it has begun to stop. Everything else no arguments of
+/// a call can bring about.
 fn broken(why: DirtyError) -> Refused {
-    Refused::Broken(format!("the dirty log: {why}"))
+    match why {
+        DirtyError::NoSession | DirtyError::Running { .. } | DirtyError::Stopping { .. } => {
+            Refused::Invalid
+        }
+        why => Refused::Broken(format!("the dirty log: {why}")),
+    }
+}
+
+/// What the guest has asked to be logged, while it is.
+pub(super) fn asked(env: Env<'_>) -> Result<IpaRange, Refused> {
+    let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
+    let held = env.vm.logging.lock();
+    held.as_ref().map(|logging| logging.asked).ok_or(Refused::Invalid)
 }

@@ -22,7 +22,9 @@ use hyp_abi::call::Stat;
 use hyp_abi::measure::{Engine, Flush, MEASURE_MAX, SAMPLES, Way, Work};
 use hyp_core::report::ProtSample;
 use stage2::account::TLBI_KINDS;
-use stage2::space::{Batch, Bitmaps, DirtyError, Engine as Pinned, LogBlocks, Progress, Relax};
+use stage2::space::{
+    Batch, Bitmaps, DirtyError, Engine as Pinned, LogBlocks, Progress, ProtError, Relax,
+};
 use stage2::{Account, Claim, Ipa, IpaRange, PAGE_SIZE, Pinned as Form, Prot};
 
 use super::outcome::Refused;
@@ -86,13 +88,15 @@ pub(crate) fn measure(env: Env<'_>, start: u64, bytes: u64, word: u64) -> Result
         return Err(Refused::NoMemory);
     }
     match way.work {
-        Work::FirstHarvest if noted.session.is_some() => return Err(Refused::Invalid),
+        Work::FirstHarvest if env.vm.space.dirty_range().is_some() => return Err(Refused::Invalid),
         Work::FirstHarvest => {
             SPANS.iter().for_each(|word| word.store(0, Ordering::Relaxed));
             start_session(env, &mut claim)?;
             noted.session = Some(range);
         }
-        Work::Harvest if noted.session != Some(range) => return Err(Refused::Invalid),
+        Work::Harvest if noted.session != Some(range) || env.vm.space.dirty_range().is_none() => {
+            return Err(Refused::Invalid);
+        }
         _ => {}
     }
     let before = Counts::now(&env.vm.space.account());
@@ -169,12 +173,12 @@ fn batch(
 ) -> Result<Progress, Refused> {
     let (space, guards) = (&env.vm.space, env.guards);
     match work {
-        Work::WriteProtect => space.write_protect(guards, claim, batch).map_err(broken),
+        Work::WriteProtect => space.write_protect(guards, claim, batch).map_err(prot),
         Work::Unprotect => {
-            space.protect(guards, claim, batch, Prot::RWX, Relax::Everywhere).map_err(broken)
+            space.protect(guards, claim, batch, Prot::RWX, Relax::Everywhere).map_err(prot)
         }
         Work::FirstHarvest | Work::Harvest => {
-            let harvested = space.dirty_harvest(guards, claim, batch).map_err(broken)?;
+            let harvested = space.dirty_harvest(guards, claim, batch).map_err(dirty)?;
             Ok(harvested.progress)
         }
     }
@@ -209,6 +213,21 @@ fn stop_session(env: Env<'_>, claim: &mut Claim<'_>) -> Result<(), Refused> {
 
 fn broken(error: impl fmt::Display) -> Refused {
     Refused::Broken(format!("cannot change protections: {error}"))
+}
+
+/// A range that cuts a block, or a session that an earlier life of the VM had, is the guest's mistake.
+fn dirty(error: DirtyError) -> Refused {
+    match error {
+        DirtyError::NoSession | DirtyError::Prot(ProtError::Straddles { .. }) => Refused::Invalid,
+        error => broken(error),
+    }
+}
+
+fn prot(error: ProtError) -> Refused {
+    match error {
+        ProtError::Straddles { .. } => Refused::Invalid,
+        error => broken(error),
+    }
 }
 
 #[inline]

@@ -94,8 +94,7 @@ pub(crate) fn call(
 impl Shadow {
     /// Takes the frames for a copy of a range that is logged.
     fn begin(env: Env<'_>, range: IpaRange) -> Result<Self, Refused> {
-        let logged = env.vm.space.dirty_range();
-        if range.bytes() > SHADOW_MAX || !logged.is_some_and(|logged| logged.covers(&range)) {
+        if range.bytes() > SHADOW_MAX || !logging::asked(env)?.covers(&range) {
             return Err(Refused::Invalid);
         }
         let wanted = range.pages() as usize + 1;

@@ -8,6 +8,8 @@
 //! For several numbers of CPUs, and RAM in pages and in blocks. Ranges of blocks begin at 512 pages: smaller ones are less than
 //! a leaf. What was counted is then put on a cost model of real cores (`prot/cores.rs`).
 
+use std::collections::BTreeSet;
+
 use cells::{Counted, Timed};
 use cores::{Cores, Projected};
 use serde::Serialize;
@@ -31,7 +33,7 @@ struct Numbers<'a> {
     schema: u32,
     what: &'a str,
     cpu: &'a str,
-    mask: Option<&'a str>,
+    mask: Option<String>,
     qemu: String,
     settings: Vec<Measured>,
     cores: Cores,
@@ -79,6 +81,8 @@ pub fn prot(arguments: &ProtArgs) -> Exit {
 
 fn measure(wanted: &ProtArgs) -> Result<Exit, BenchError> {
     let ProtArgs { bench: arguments, plot, cpus, mask } = wanted;
+    // Columns and curves go from few to many.
+    let cpus: Vec<u32> = cpus.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
     let cores = Cores::published().map_err(|why| BenchError::Parameters(why.to_string()))?;
     let bench = Bench::prepare(arguments)?;
     let extent = match arguments.quick {
@@ -89,7 +93,7 @@ fn measure(wanted: &ProtArgs) -> Result<Exit, BenchError> {
     let words = mask.as_ref().map_or(String::new(), |names| format!("mask={names} "));
     let (mut settings, mut identical) = (Vec::new(), true);
     for leaf in [Leaf::Page, Leaf::Block] {
-        for &cpus in cpus {
+        for &cpus in &cpus {
             let machine = (cpus, leaf, words.as_str());
             let (mut measured, same) = setting(&bench, machine, extent, &progress)?;
             measured.projected = cores.all(&measured.counted);
@@ -99,23 +103,23 @@ fn measure(wanted: &ProtArgs) -> Result<Exit, BenchError> {
     }
     drop(progress);
     let text = table::text(&arguments.cpu, &settings, &cores);
-    if let Some(path) = plot
-        && let Err(why) = plot::draw(path, &arguments.cpu, &settings)
-    {
-        say(&format!("{}: {why}", path.display()));
-        return Ok(Exit::NO_REPORT);
-    }
+    let drawn = plot.as_ref().map(|path| (path, plot::draw(path, &arguments.cpu, &settings)));
     let numbers = Numbers {
         schema: 1,
         what: "EL2's work to change protections",
         cpu: &arguments.cpu,
-        mask: mask.as_deref(),
+        mask: mask.map(|names| names.to_string()),
         qemu: bench.qemu.version().to_string(),
         settings,
         cores,
         identical,
     };
-    Ok(publish(arguments.json.as_deref(), &numbers, &text, identical))
+    let published = publish(arguments.json.as_deref(), &numbers, &text, identical);
+    if let Some((path, Err(why))) = drawn {
+        say(&format!("{}: {why}", path.display()));
+        return Ok(Exit::NO_REPORT);
+    }
+    Ok(published)
 }
 
 /// Measures on so many CPUs; says whether what was counted came to the same twice.

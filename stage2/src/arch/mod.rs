@@ -142,7 +142,7 @@ pub unsafe trait Arch: Sync {
     /// 2. `bits` are what the table of slot states lets it become.
     unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64;
 
-    /// Writes `new` if the slot holds `old`: release order on success, acquire on failure. Both
+    /// Writes `new` if the slot holds `old`: acquire and release order on success, acquire on failure. Both
     /// ways it returns what the slot held.
     ///
     /// `None` where there is no such atomic, which is the default, as in Linux' generic

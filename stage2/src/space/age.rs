@@ -86,7 +86,8 @@ impl fmt::Display for AgeError {
 
 impl core::error::Error for AgeError {}
 
-/// A bitmap of the pages of a range, in the caller's memory: bit *n* is page *n*.
+/// A bitmap of the pages of a range, in the caller's memory: bit *n* is page *n*. For one pass: what is no leaf in a pass keeps the
+/// bit that it had.
 #[derive(Debug)]
 pub struct IdlePages<'b> {
     range: IpaRange,

@@ -90,13 +90,13 @@ pub struct Stopped {
 }
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
-    /// Starts the VM's dirty session, for all of the claimed range. The bits of `bitmaps` that are set stay set.
+    /// Starts the VM's dirty session, for all of the claimed range. The bits of pages that are set stay set.
     ///
     /// Changes no leaf, so it costs the guest nothing. Waits for a grace period; `relax` runs while it lasts.
     ///
     /// # Errors
-    /// [`DirtyError`]: there is a session, or a bitmap is not of the size that [`Bitmaps::words`] says. Nothing has
-    /// changed.
+    /// [`DirtyError`]: there is a session, a bitmap is not of the size that [`Bitmaps::words`] says, the claim is another VM's,
+    /// or this CPU is inside a guard. Nothing has changed.
     ///
     /// # Safety
     /// 1. The bitmaps stay where they are, and are written by atomic accesses only, until

@@ -125,7 +125,8 @@ pub enum RelaxError {
         /// What is allowed.
         allowed: Prot,
     },
-    /// A slot on the way is being changed: let the guest fault again.
+    /// A slot on the way is being changed, or changes all the time; or the leaf is a block within which the policy differs, so
+    /// that somebody is about to split it. Let the guest fault again.
     Retry {
         /// Level of the slot.
         level: Level,

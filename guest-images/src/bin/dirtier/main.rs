@@ -42,6 +42,8 @@ guest_rt::guest!("dirtier", dirtier);
 
 /// vCPUs, the driver included.
 const VCPUS: usize = 4;
+/// Blocks of a log that takes more than one call to stop.
+const STOPPED: usize = 12;
 /// Where there is no RAM: it begins at 1 GiB, and is not that large.
 const NOWHERE: usize = 3 * GIB;
 
@@ -63,6 +65,7 @@ fn dirtier(machine: &Machine) {
     let alone = arena.take(3 * MIB2, MIB2);
     steps::run(alone, machine);
     parts::run(alone, machine);
+    parts::stopped(arena.take(STOPPED * MIB2, MIB2), STOPPED, alone);
     if resizes {
         steps::block(alone + 2 * MIB2, alone + MIB2);
     }

@@ -1,6 +1,6 @@
 //! Parts of a logged range, and buffers good and bad: what a harvest is not asked for, or cannot tell, it tells later.
 
-use guest_rt::{MIB2, Machine, PAGE, check_eq};
+use guest_rt::{MIB2, Machine, PAGE, check, check_eq};
 use hyp_abi::call::{
     DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, INVALID_PARAMETER, PROT_EXEC_EL0, PROT_EXEC_EL1,
     PROT_READ, PROT_WRITE, PROTECT, RELEASE,
@@ -44,6 +44,27 @@ impl Parts {
             check_eq!(found, wanted, "{what}: word {word}");
         }
     }
+}
+
+/// A log that is stopped in parts: nothing is harvested any more, and it comes to its end. In so many blocks from `start` on, more
+/// than one part.
+pub(crate) fn stopped(start: usize, blocks: usize, buffer: usize) {
+    (0..blocks).for_each(|block| Page::new(start + block * MIB2).rewrite());
+    let range = [start as u64, (blocks * MIB2) as u64];
+    call(DIRTY_START, [range[0], range[1], 1]);
+    on_range(DIRTY_HARVEST, start, blocks * MIB2, buffer as u64);
+    let mut stopped = call(DIRTY_STOP, [0; 3])[0];
+    check!(0 < stopped && stopped < range[1], "{stopped:#x} bytes stopped at once: no part");
+    let answer = try_call(DIRTY_HARVEST, [range[0], PAGE as u64, buffer as u64]);
+    check_eq!(answer, Err(INVALID_PARAMETER), "a harvest of what is being stopped");
+    let answer = try_call(DIRTY_START, [range[0], range[1], 0]);
+    check_eq!(answer, Err(INVALID_PARAMETER), "a session beside one that is being stopped");
+    while stopped < range[1] {
+        let more = call(DIRTY_STOP, [0; 3])[0];
+        check!(more > stopped, "{more:#x} bytes stopped, {stopped:#x} before");
+        stopped = more;
+    }
+    check_eq!(try_call(DIRTY_STOP, [0; 3]), Err(INVALID_PARAMETER), "a stop of nothing");
 }
 
 /// In the first of two blocks from `start` on.

@@ -140,7 +140,8 @@ impl Spread {
     fn of(mut numbers: Vec<f64>) -> Option<Self> {
         numbers.sort_by(f64::total_cmp);
         let at = |part: usize| numbers.get(numbers.len() * part / 4).copied();
-        Some(Self { low: at(1)?, median: at(2)?, high: at(3)? })
+        let below = numbers.get(numbers.len().checked_sub(1)? / 2)?;
+        Some(Self { low: at(1)?, median: (below + at(2)?) / 2.0, high: at(3)? })
     }
 }
 

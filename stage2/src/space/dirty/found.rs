@@ -50,7 +50,7 @@ impl Found {
         Self { groups: [const { MaybeUninit::uninit() }; GROUPS], count: 0, rest: None }
     }
 
-    /// Bit n of `slots` is a dirty leaf n slots of `level` behind `first`. No leaf is told of twice.
+    /// Bit n of `slots` is a dirty leaf n slots of `level` behind `first`. A group may be told of more than once, a leaf is not.
     #[inline]
     pub(super) fn told(&mut self, first: Ipa, level: Level, slots: u64) {
         let group = Group::new(first, level);

@@ -87,6 +87,8 @@ impl Session {
         let lasting = |words: &[AtomicU64]| unsafe {
             core::slice::from_raw_parts(words.as_ptr(), words.len())
         };
+        // What another session knew of these spans is nothing to this one.
+        of_spans.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         let (split, seen) = of_spans.split_at(spans / 2);
         let (pages, split, seen) = (lasting(of_pages), lasting(split), lasting(seen));
         Ok(Self { range, pages, split, seen, blocks, stopped: None })

@@ -40,7 +40,7 @@ impl Taken {
 impl<M: Memory, A: Arch> Transaction<'_, M, A> {
     /// Takes a record from each leaf of the batch that has it and is the VM's. `report(first, level, slots)` says which:
     /// bit n of `slots` is the leaf n slots of `level` behind `first`, where a multiple of 64 such slots begins.
-    /// Those come in ascending order, perhaps one more than once, and none is 0.
+    /// Those come in ascending order, perhaps one more than once, but no leaf is in two; and none is 0.
     ///
     /// What has no record costs no more than to be read. Of a contiguous run each member has what any has; a run that loses
     /// its records is dissolved.
