@@ -19,19 +19,18 @@ use guest_rt::rng::mix;
 use guest_rt::{MIB2, Machine, PAGE, call, check_eq, fail, say, smp};
 use hyp_abi::call::{
     self as vendor, AGE, BLOCK, BUSY, COPY, DIRTY_HARVEST, DIRTY_START, DIRTY_STOP,
-    INVALID_PARAMETER, MANAGING, MOVE, MOVE_MAX, NO_MEMORY, POPULATE, PROTECT, RANGE_MAX, RELEASE,
-    RESIZE_MAX, SCAN, SCAN_MAX, SHADOW, SUCCESS,
+    INVALID_PARAMETER, MANAGING, MOVE, MOVE_MAX, NO_MEMORY, POPULATE, PROTECT, RANGE_MAX, RECOVER,
+    RECOVER_STOP, RELEASE, RESIZE_MAX, SCAN, SCAN_MAX, SHADOW, SUCCESS,
 };
 use hyp_abi::measure::MEASURE;
 use smccc::{Hvc, psci};
 
 guest_rt::guest!("storm", storm);
 
-/// All that change memory, but for the last: `MEASURE` is of builds that measure.
-const CALLS: &[u32] = match MANAGING.split_last() {
-    Some((&MEASURE, others)) => others,
-    _ => panic!("MEASURE is the last"),
-};
+/// All that change memory, in builds for use: `MEASURE` is of builds that measure.
+fn calls() -> impl Iterator<Item = u32> {
+    MANAGING.into_iter().filter(|&function| function != MEASURE && function != RECOVER)
+}
 /// Blocks that hold nothing.
 const SPARE: usize = 4;
 /// Blocks of each vCPU.
@@ -120,10 +119,12 @@ enum Answers {
 impl Asked {
     /// Makes a call, and judges the answer. Returns whether it was served.
     fn something(&self, dice: u64) -> bool {
-        let function = CALLS[(dice >> 48) as usize % CALLS.len()];
+        let Some(function) = calls().nth((dice >> 48) as usize % calls().count()) else {
+            fail!("there are no calls");
+        };
         let mut start = self.start(dice, mix(dice));
         let bytes = self.bytes(dice, mix(!dice));
-        if matches!(function, PROTECT | RELEASE | SHADOW) {
+        if matches!(function, PROTECT | RELEASE | SHADOW | RECOVER) {
             start = self.harmless(start, bytes);
         }
         let [first, second, third] = match function {
@@ -132,6 +133,7 @@ impl Asked {
             DIRTY_START => [start, bytes, dice >> 20 & 3],
             DIRTY_HARVEST | AGE => [start, bytes, self.bitmap(dice)],
             PROTECT => [start, bytes, dice >> 20 & 0x1f],
+            RECOVER => [start, bytes, dice >> 20 & 7],
             _ => [start, bytes, dice >> 20 & 0x3ff],
         };
         let [status, ..] = call::raw::<Hvc>(function, [first, second, third]);
@@ -210,6 +212,7 @@ impl Asked {
             }
             PROTECT => pages(first, second) && third < 16,
             POPULATE | RELEASE => pages(first, second),
+            RECOVER => pages(first, second) && third <= RECOVER_STOP,
             DIRTY_START | DIRTY_HARVEST | AGE if pages(first, second) => return Answers::Either,
             DIRTY_START | DIRTY_HARVEST | AGE => false,
             DIRTY_STOP => return Answers::Either,

@@ -11,7 +11,7 @@
 //!
 //! # Calls on a range
 //!
-//! [`PROTECT`], [`POPULATE`], [`RELEASE`], [`AGE`], [`DIRTY_START`] and [`DIRTY_HARVEST`] take a range of the caller's RAM:
+//! [`PROTECT`], [`POPULATE`], [`RELEASE`], [`AGE`], [`DIRTY_START`], [`DIRTY_HARVEST`] and [`RECOVER`] take a range of the caller's RAM:
 //! `x1` is the first address, `x2` the bytes; whole pages, at least one, at most [`RANGE_MAX`]. A call does a bounded part of
 //! it. It returns [`SUCCESS`] in `x0`, in `x1` the bytes from the first address on that are done, in `x2` a count that it
 //! states. Who wants the rest calls again with it. Or it returns in `x0` [`INVALID_PARAMETER`] for a range that is not RAM,
@@ -132,7 +132,8 @@ pub const PROTECT_MAX: usize = 64;
 pub const POPULATE: u32 = 0xC600_000B;
 
 /// Gives a range of RAM back: what it held is gone, its next touch finds what the first one found. Permissions of
-/// [`PROTECT`] stay. A [call on a range](self#calls-on-a-range). `x2` counts the pages that there were.
+/// [`PROTECT`] stay. A [call on a range](self#calls-on-a-range). `x2` counts the pages that there were. In a
+/// [recovery window](RECOVER) holes are left, in one outside of RAM, too: scratch pages go, and are not counted.
 ///
 /// It does not ask who uses the range: a guest that releases its own code or stack finds that out.
 pub const RELEASE: u32 = 0xC600_000C;
@@ -192,6 +193,39 @@ pub const SHADOW_UNIT: u64 = 256 << 10;
 /// The most that a shadow has, in bytes.
 pub const SHADOW_MAX: u64 = 16 << 20;
 
+/// Declares a *recovery window*, or takes it back: what becomes of an access to addresses of the caller's where there is no memory.
+/// `x3` is a policy:
+///
+/// | `x3` | an access to an address of the range at which nothing is mapped |
+/// | --- | --- |
+/// | [`RECOVER_NONE`] | is what it was before: RAM is populated, all else is as the VM's default says |
+/// | [`RECOVER_SCRATCH`] | goes to the VM's scratch page, is recorded, and the guest goes on; an instruction fetch is answered as by [`RECOVER_INJECT`] |
+/// | [`RECOVER_INJECT`] | is a synchronous external abort at the guest's EL1, as of [`PROTECT`], and is recorded |
+/// | [`RECOVER_STOP`] | ends the VM with a diagnosis |
+///
+/// The range is RAM, or has no RAM in it; it has no device's address. In RAM, what is mapped stays, and what is not is a *hole*: no
+/// touch populates it. [`POPULATE`] does, in place of the scratch page too, and [`RELEASE`] makes holes again. All holes of a VM share
+/// one scratch page: what is written there anybody may find anywhere, or not.
+///
+/// A [call on a range](self#calls-on-a-range). `x2` counts the scratch pages that were taken away, because the policy is another now.
+/// [`INVALID_PARAMETER`] also for another `x3`, for addresses beyond the VM's, and if windows would have more than
+/// [`RECOVER_MAX_BYTES`] outside of RAM; [`NO_MEMORY`] also if there would be more than [`RECOVER_MAX`] windows.
+pub const RECOVER: u32 = 0xC600_0013;
+
+/// Of [`RECOVER`]: no window.
+pub const RECOVER_NONE: u64 = 0;
+/// Of [`RECOVER`]: the scratch page.
+pub const RECOVER_SCRATCH: u64 = 1;
+/// Of [`RECOVER`]: an abort.
+pub const RECOVER_INJECT: u64 = 2;
+/// Of [`RECOVER`]: the VM's end.
+pub const RECOVER_STOP: u64 = 3;
+
+/// The most recovery windows that a VM has; neighbours alike are one.
+pub const RECOVER_MAX: usize = 16;
+/// The most bytes that they have outside of RAM, all together.
+pub const RECOVER_MAX_BYTES: u64 = 1 << 30;
+
 /// The most that a [call on a range](self#calls-on-a-range) takes at once, in bytes.
 pub const RANGE_MAX: u64 = 1 << 30;
 
@@ -202,7 +236,7 @@ pub const BLOCK: u64 = 2 << 20;
 pub const RESIZE_MAX: u64 = 1 << 30;
 
 /// The calls that change memory, or how it is kept: for guests that are [allowed to](self#who-may-call).
-pub const MANAGING: [u32; 16] = [
+pub const MANAGING: [u32; 17] = [
     MOVE,
     SPLIT,
     COLLAPSE,
@@ -219,12 +253,13 @@ pub const MANAGING: [u32; 16] = [
     DIRTY_STOP,
     SHADOW,
     MEASURE,
+    RECOVER,
 ];
 
 /// Whether a call is one of [`MANAGING`].
 #[must_use]
 pub const fn manages(function: u32) -> bool {
-    MOVE <= function && function <= MEASURE
+    MOVE <= function && function <= RECOVER
 }
 
 /// What [`VENDOR_UID`] answers: `w0`..`w3`.
@@ -255,7 +290,7 @@ mod tests {
             assert_eq!(id, number, "in order, without gaps");
             assert!(manages(id));
         }
-        assert!([VENDOR_UID, VERDICT, STAT, MEASURE + 1].into_iter().all(|id| !manages(id)));
+        assert!([VENDOR_UID, VERDICT, STAT, RECOVER + 1].into_iter().all(|id| !manages(id)));
     }
 
     #[test]

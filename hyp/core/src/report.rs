@@ -142,6 +142,14 @@ pub struct Stats {
     pub violations: u64,
     /// Pages that the guest has given back.
     pub released: u64,
+    /// Pages at which the scratch page was installed.
+    pub scratched: u64,
+    /// Accesses to addresses without memory that went on, on the scratch page.
+    pub recovered: u64,
+    /// Accesses to addresses without memory that were an abort in the guest.
+    pub injected: u64,
+    /// Violations that no record was made of, because a log was full.
+    pub violations_lost: u64,
     /// Emulated device accesses.
     pub mmio: u64,
     /// HVC and SMC calls.
@@ -471,6 +479,15 @@ impl Stats {
         }
         if self.released != 0 {
             row(f, "pages released", self.released)?;
+        }
+        let of_windows = [
+            ("recovered", self.recovered),
+            ("scratch pages", self.scratched),
+            ("injected", self.injected),
+            ("violations lost", self.violations_lost),
+        ];
+        for (label, count) in of_windows.into_iter().filter(|(_, count)| *count != 0) {
+            row(f, label, count)?;
         }
         row(f, "device accesses", self.mmio)?;
         row(f, "hypercalls", self.hypercalls)?;

@@ -66,11 +66,19 @@ pub enum Stat {
     Violations = 29,
     /// Pages that AGE has looked at.
     Aged = 30,
+    /// Pages at which the scratch page was installed.
+    Scratched = 31,
+    /// Accesses to addresses without memory that were recovered: each went on, on the scratch page.
+    Recovered = 32,
+    /// Accesses to addresses without memory that were an abort in the guest.
+    Injected = 33,
+    /// Violations that no record was made of, because a log was full.
+    ViolationsLost = 34,
 }
 
 impl Stat {
     /// All selectors, in the order of their numbers.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 35] = [
         Self::Faults,
         Self::Installed,
         Self::LostRaces,
@@ -102,6 +110,10 @@ impl Stat {
         Self::Released,
         Self::Violations,
         Self::Aged,
+        Self::Scratched,
+        Self::Recovered,
+        Self::Injected,
+        Self::ViolationsLost,
     ];
 
     /// The selector with this number, if there is one.
@@ -139,6 +151,10 @@ impl Stat {
             28 => Self::Released,
             29 => Self::Violations,
             30 => Self::Aged,
+            31 => Self::Scratched,
+            32 => Self::Recovered,
+            33 => Self::Injected,
+            34 => Self::ViolationsLost,
             _ => return None,
         })
     }
