@@ -36,9 +36,14 @@ pub struct Account {
     pub tables: u64,
     /// Table pages given back because another PE had linked one.
     pub lost_tables: u64,
+    /// Scratch leaves that faults installed, likewise credited. They are not among what is installed or unmapped.
+    pub scratched: u64,
+    /// Leaves of memory that is not the VM's ([`Owner::Other`](crate::Owner::Other)), scratch or mapped, that range operations took
+    /// away or replaced.
+    pub others_unmapped: u64,
     /// Leaves that range operations mapped: blocks of 1 GiB, of 2 MiB, pages.
     pub mapped: [u64; 3],
-    /// Leaves that they took away, likewise.
+    /// Leaves of the VM's that they took away, likewise.
     pub unmapped: [u64; 3],
     /// Blocks that were split into 512 parts.
     pub split: u64,
@@ -82,11 +87,12 @@ impl Account {
         self.tables.wrapping_sub(self.tables_freed)
     }
 
-    /// Leaves that are mapped, under the same conditions.
+    /// Leaves that are mapped, under the same conditions, whosever the memory behind them is.
     #[must_use]
     pub fn leaves_now(&self) -> u64 {
         let sum = |counts: &[u64; 3]| counts.iter().sum::<u64>();
-        (self.installed + sum(&self.mapped)).wrapping_sub(sum(&self.unmapped))
+        (self.installed + self.scratched + sum(&self.mapped))
+            .wrapping_sub(sum(&self.unmapped) + self.others_unmapped)
     }
 }
 
@@ -96,6 +102,8 @@ impl fmt::Display for Account {
             writeln!(f, "{name:<13} {gib} x 1 GiB, {mib} x 2 MiB, {pages} x 4 KiB")
         };
         writeln!(f, "installed     {}, races lost {}", self.installed, self.lost_races)?;
+        write!(f, "not the VM's  {} scratch leaves installed", self.scratched)?;
+        writeln!(f, ", {} leaves taken away", self.others_unmapped)?;
         sizes(f, "mapped", self.mapped)?;
         sizes(f, "unmapped", self.unmapped)?;
         write!(f, "tables        {} linked, {} given back", self.tables, self.tables_freed)?;
@@ -124,6 +132,8 @@ pub(crate) struct Ledger {
     lost_races: AtomicU64,
     tables: AtomicU64,
     lost_tables: AtomicU64,
+    scratched: AtomicU64,
+    others_unmapped: AtomicU64,
     mapped: [AtomicU64; 3],
     unmapped: [AtomicU64; 3],
     split: AtomicU64,
@@ -149,6 +159,8 @@ impl Ledger {
             lost_races: get(&self.lost_races),
             tables: get(&self.tables),
             lost_tables: get(&self.lost_tables),
+            scratched: get(&self.scratched),
+            others_unmapped: get(&self.others_unmapped),
             mapped: self.mapped.each_ref().map(get),
             unmapped: self.unmapped.each_ref().map(get),
             split: get(&self.split),
@@ -172,6 +184,7 @@ impl Ledger {
         add(&self.lost_races, tally.lost_races);
         add(&self.tables, tally.tables);
         add(&self.lost_tables, tally.lost_tables);
+        add(&self.scratched, tally.scratched);
     }
 
     /// A range operation has mapped leaves, counted by level, and linked tables.
@@ -221,6 +234,11 @@ impl Ledger {
             add(block, 1);
             add(part, parts);
         }
+    }
+
+    /// A range operation has taken away leaves of memory that is not the VM's.
+    pub(crate) fn others_unmapped(&self, leaves: u64) {
+        add(&self.others_unmapped, leaves);
     }
 
     /// A range operation has taken leaves away, counted by level, and given tables back.

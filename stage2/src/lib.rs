@@ -88,6 +88,6 @@ pub use region::{Backing, Region, RegionMap};
 pub use scan::Scan;
 pub use slot::Slot;
 pub use space::{
-    Frames, Install, InstallError, Mapping, Notes, Progress, RelaxError, Relaxed, Release, Space,
-    Tally, UnmapError,
+    Frames, Install, InstallError, Mapping, Notes, Progress, RelaxError, Relaxed, Release, Scratch,
+    Space, Tally, UnmapError,
 };

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `space/install.rs` | populate one slot, from a fault handler | a guard |
 //! | `space/relax.rs` | give a leaf what an access needs, from a fault handler | a guard |
+//! | `space/scratch.rs` | show the scratch page where nothing is, from a fault handler; put memory in its place | a guard; a claim |
 //! | `space/lookup.rs` | find a table; from there to one that may be written | a guard, then the table's lock |
 //! | `space/map.rs` | map a range | a claim |
 //! | `space/unmap.rs` | take a range away, and give its tables back | a claim |
@@ -53,6 +54,7 @@ mod map;
 mod pins;
 mod prot;
 mod relax;
+mod scratch;
 mod split;
 mod unmap;
 mod visit;
@@ -70,6 +72,7 @@ pub use install::{Frames, Install, Tally};
 pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
 pub use prot::{Engine, Modified, ProtError, Relax, Started, Taken, Transaction};
 pub use relax::{Allows, RelaxError, Relaxed};
+pub use scratch::Scratch;
 pub use split::SplitError;
 pub use unmap::{Notes, Release};
 pub use visit::{Census, Visit};

@@ -51,6 +51,7 @@ pub(super) fn tally() -> Tally {
         lost_races: sum(Stat::LostRaces),
         tables: sum(Stat::Tables),
         lost_tables: sum(Stat::LostTables),
+        ..Tally::default()
     }
 }
 
@@ -93,6 +94,7 @@ pub(super) unsafe fn take_down(
         lost_races: now.lost_races - since.lost_races,
         tables: now.tables - since.tables,
         lost_tables: now.lost_tables - since.lost_tables,
+        scratched: now.scratched - since.scratched,
     });
     // SAFETY: (1) the caller's clause.
     let end = unsafe { space.destroy(guards, relax, &mut pool) };

@@ -66,6 +66,8 @@ pub struct Tally {
     pub tables: u64,
     /// Table pages given back because another PE had linked one.
     pub lost_tables: u64,
+    /// Scratch leaves installed.
+    pub scratched: u64,
 }
 
 /// How an install ended well. The guest may resume, if what is there permits its access.
@@ -137,7 +139,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 
     /// Where a slot leads that held no table a moment ago: to a fresh one, if it is Empty.
     #[cold]
-    fn link(
+    pub(super) fn link(
         &self,
         guard: &Guard<'_>,
         slot: &Slot,
@@ -202,7 +204,12 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 
     /// Tries the slot; whoever wins it makes that observable.
     #[inline(always)]
-    fn try_set(&self, guard: &Guard<'_>, slot: &Slot, new: Descriptor) -> Result<(), Lost> {
+    pub(super) fn try_set(
+        &self,
+        guard: &Guard<'_>,
+        slot: &Slot,
+        new: Descriptor,
+    ) -> Result<(), Lost> {
         // SAFETY: (1) the slot was found under this guard. (2) The descriptor was made for its level,
         // from a table page fresh from `Memory` or a frame fresh from `Frames`, which promise the rest.
         match unsafe { slot.try_set(&self.arch, guard, new) } {
@@ -217,7 +224,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 }
 
 /// Why a page that was at hand did not go into the slot.
-enum Lost {
+pub(super) enum Lost {
     /// Another PE was first; this is what the slot held.
     Race(Descriptor),
     /// It could not be.
@@ -239,7 +246,7 @@ impl Lost {
 }
 
 /// Where a slot above the wanted level leads.
-enum Step {
+pub(super) enum Step {
     Table(Pa),
     Leaf(Leaf),
 }
@@ -256,7 +263,7 @@ fn step(seen: Descriptor, level: Level) -> Result<Step, InstallError> {
 
 /// What a non-empty slot at the wanted level means for an install.
 #[cold]
-fn present(seen: Descriptor, level: Level) -> Result<Leaf, InstallError> {
+pub(super) fn present(seen: Descriptor, level: Level) -> Result<Leaf, InstallError> {
     match seen.view(level) {
         View::Leaf(leaf) => Ok(leaf),
         other => Err(obstacle(other, seen, level)),

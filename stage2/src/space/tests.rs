@@ -193,6 +193,7 @@ mod random_prot;
 mod relax;
 mod resize;
 mod scan;
+mod scratch;
 mod take;
 mod unmap;
 mod whole;

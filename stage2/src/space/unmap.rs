@@ -116,10 +116,12 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                 release,
                 log,
                 leaves: [0; 4],
+                others: 0,
                 tables: 0,
             };
             releaser.roots(batch.from.get(), high);
             self.ledger.unmapped(releaser.leaves, releaser.tables);
+            self.ledger.others_unmapped(releaser.others);
         }
         outcome?;
         Ok(if at < range.end() { Progress::Until(at) } else { Progress::Done })
@@ -393,8 +395,9 @@ struct Releaser<'w, 'e, M, A, R> {
     release: &'w mut R,
     /// The dirty session that covers a part of it.
     log: Option<Session>,
-    /// Leaves that ended, by level, and tables.
+    /// Leaves of the VM's that ended, by level; those of others, and tables.
     leaves: [u64; 4],
+    others: u64,
     tables: u64,
 }
 
@@ -465,16 +468,15 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
                 self.tables += 1;
                 self.release.table(ipa);
             }
-            None => {
+            None if former.owner() == Owner::Vm => {
                 self.leaves[former.level() as usize] += 1;
                 if let Some(log) = &self.log {
                     // Whatever its record says: what was there is gone.
                     log.mark_leaf(ipa, former.level());
                 }
-                if former.owner() == Owner::Vm {
-                    self.release.frame(ipa, former, self.flushed);
-                }
+                self.release.frame(ipa, former, self.flushed);
             }
+            None => self.others += 1,
         }
         // SAFETY: (1) in Drain since the sweep, or in a table that is; under this claim; flushed since.
         unsafe { slot.empty(&self.space.arch) };
