@@ -43,6 +43,12 @@ doctor *args: hypctl
 bench *args: hypctl
     @{{ hypctl }} bench "$@"
 
+# The recovery suite: `./just recover`, `./just recover --cpu max read storm`; `--list` says what there is
+[group('use')]
+[no-exit-message]
+recover *args: hypctl
+    @{{ hypctl }} recover "$@"
+
 # Judge a trace: `./just run hello --icount --trace out.jsonl`, `./just check-trace out.jsonl`
 [group('use')]
 [no-exit-message]

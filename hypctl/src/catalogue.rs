@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use crate::build::DEFAULT_GUEST;
 use crate::workspace::Workspace;
@@ -14,8 +15,13 @@ pub const UBOOT: &str = "u-boot";
 #[error("{UBOOT} could not be fetched: {0}")]
 pub struct FetchError(String);
 
-/// The names of our guests: the programs of the package `guest-images`, as cargo knows them.
+/// The names of our guests: the programs of the package `guest-images`, as cargo knows them. It is asked once.
 pub fn ours(workspace: &Workspace) -> Vec<String> {
+    static ASKED: OnceLock<Vec<String>> = OnceLock::new();
+    ASKED.get_or_init(|| ask(workspace)).clone()
+}
+
+fn ask(workspace: &Workspace) -> Vec<String> {
     let mut cargo = Command::new("cargo");
     cargo
         .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])

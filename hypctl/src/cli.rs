@@ -52,6 +52,19 @@ Example:
   hypctl run hello --vcpus 4 --icount --trace hello.jsonl
   hypctl check-trace hello.jsonl";
 
+const RECOVER_CODES: &str = "\
+Exit codes:
+    0  every scenario came to what was expected of it
+    1  one did not; the reasons are below the table
+    2  usage or bad input; nothing was started
+    6  the JSON cannot be written
+  130  Ctrl-C (128+N: signal N)
+
+Examples:
+  hypctl recover                          all scenarios, on four CPU models
+  hypctl recover --cpu max read storm     two of them, on one
+  hypctl recover --list                   what there is, each with the command that runs it alone";
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -65,6 +78,12 @@ pub enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
+    /// Run the recovery suite: wild accesses of every kind, and what has to come of each
+    ///
+    /// Each scenario is one guest under the hypervisor's build with selftests. A table says how many violations
+    /// were expected and how many there were, by CPU model. Ctrl-C ends it with the table of what is done.
+    #[command(after_help = RECOVER_CODES)]
+    Recover(RecoverArgs),
     /// Judge a trace that `run --trace` has written
     ///
     /// The trace is put through a model of the architecture that holds every translation which any CPU may
@@ -162,6 +181,11 @@ pub struct RunArgs {
     /// Record at most so many steps [default: 524288, which is what the buffer holds]
     #[arg(long, value_name = "N", requires = "trace")]
     pub trace_max: Option<u64>,
+    /// Run the hypervisor's build with selftests
+    ///
+    /// It can be made to fail on purpose, and panics where a fault handler asks for a lock or for memory.
+    #[arg(long)]
+    pub selftest: bool,
     /// Only the console: no progress, no hints
     #[arg(long, short)]
     pub quiet: bool,
@@ -250,6 +274,32 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Say nothing but the result
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `hypctl recover`.
+#[derive(Args, Debug)]
+pub struct RecoverArgs {
+    /// Scenarios, by name [default: all]
+    #[arg(value_name = "SCENARIO")]
+    pub scenarios: Vec<String>,
+    /// CPU model; may be repeated [default: max, neoverse-n2, cortex-a76, cortex-a53]
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Vec<String>,
+    /// Scenarios that run at the same time
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: u32,
+    /// Write the table here, with the report of each run
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Say what scenarios there are, and stop
+    #[arg(long)]
+    pub list: bool,
+    /// Run what is built already
+    #[arg(long)]
+    pub no_build: bool,
+    /// Say nothing but the table
     #[arg(long, short)]
     pub quiet: bool,
 }

@@ -10,7 +10,7 @@
 //!            └─ trace ──── what the hypervisor's debug build recorded
 //! ```
 //!
-//! `bench`, `check_trace` and `doctor` stand beside `run` on the same parts. Nothing here parses what the guest
+//! `bench`, `recover`, `check_trace` and `doctor` stand beside `run` on the same parts. Nothing here parses what the guest
 //! prints; what a program needs to know comes in the hypervisor's report (`console`).
 
 pub mod atomic;
@@ -29,6 +29,7 @@ pub mod machine;
 pub mod process;
 pub mod progress;
 pub mod qemu;
+pub mod recover;
 pub mod run;
 pub mod script;
 pub mod session;
@@ -68,6 +69,7 @@ pub fn main() -> ExitCode {
         cli::Command::Bench(Bench::Fault(arguments)) => bench::fault::fault(&arguments),
         cli::Command::Bench(Bench::Resize(arguments)) => bench::resize::resize(&arguments),
         cli::Command::Bench(Bench::Prot(arguments)) => bench::prot::prot(&arguments),
+        cli::Command::Recover(arguments) => recover::recover(&arguments),
         cli::Command::CheckTrace(arguments) => check_trace::check(&arguments),
         cli::Command::Cargo(arguments) => or_usage(cargo(&arguments)),
     }

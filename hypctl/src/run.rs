@@ -21,7 +21,7 @@ use crate::machine::{Machine, shell_line};
 use crate::qemu::Qemu;
 use crate::script::{self, Step};
 use crate::session::{self, End, Input, Outcome};
-use crate::summary::{SCHEMA, Summary};
+use crate::summary::Summary;
 use crate::terminal::ControlC;
 use crate::trace::{self, Ram};
 use crate::workspace::{Variant, Workspace};
@@ -33,20 +33,16 @@ const DEFAULT_MEM: u64 = 1 << 30;
 
 /// Runs `hypctl run`.
 pub fn run(arguments: &RunArgs) -> Exit {
-    let mut summary = Summary {
-        schema: SCHEMA,
-        guest: arguments.guest.clone(),
-        cpu: arguments.cpu.clone(),
-        smp: smp(arguments),
-        ended: "not-started",
-        ..Summary::default()
-    };
+    let mut summary = Summary::of(arguments);
     let exit = match prepare(arguments, &mut summary) {
         Ok(plan) if arguments.dry_run => {
             let _ = writeln!(io::stdout(), "{}", plan.line());
             return Exit::OK;
         }
-        Ok(plan) => plan.play(arguments, &mut summary),
+        Ok(mut plan) => {
+            let input = plan.input(arguments);
+            plan.play(arguments, input, &mut io::stdout(), &mut summary)
+        }
         Err(error) => {
             if matches!(error, Error::NoFolder { option: "json", .. }) {
                 say(&error.to_string());
@@ -67,6 +63,23 @@ pub fn run(arguments: &RunArgs) -> Exit {
         }
         _ => exit,
     }
+}
+
+/// Runs it by itself: no keyboard is read, and the console goes to `sink`.
+pub(crate) fn unattended(arguments: &RunArgs, sink: &mut dyn Write) -> Summary {
+    let mut summary = Summary::of(arguments);
+    let exit = match prepare(arguments, &mut summary) {
+        Ok(mut plan) => {
+            let script = Input::Script(plan.script.take().unwrap_or_default());
+            plan.play(arguments, script, sink, &mut summary)
+        }
+        Err(error) => {
+            summary.message = Some(error.to_string());
+            Exit::USAGE
+        }
+    };
+    summary.exit_code = exit.code();
+    summary
 }
 
 /// A run that nothing is known to be wrong with.
@@ -172,10 +185,15 @@ fn script_of(arguments: &RunArgs) -> Result<Option<Vec<Step>>, Error> {
 }
 
 fn variant(arguments: &RunArgs) -> Variant {
-    if arguments.trace.is_some() { Variant::Debug } else { Variant::Plain }
+    match (arguments.trace.is_some(), arguments.selftest) {
+        (true, _) => Variant::Debug,
+        (_, true) => Variant::Selftest,
+        _ => Variant::Plain,
+    }
 }
 
-fn smp(arguments: &RunArgs) -> u32 {
+/// CPUs of the machine.
+pub(crate) fn smp(arguments: &RunArgs) -> u32 {
     arguments.smp.or(arguments.vcpus).unwrap_or(DEFAULT_SMP)
 }
 
@@ -185,7 +203,29 @@ impl Plan {
         shell_line(self.qemu.program(), &self.machine.arguments(&self.addresses))
     }
 
-    fn play(mut self, arguments: &RunArgs, summary: &mut Summary) -> Exit {
+    /// Who types; says at the terminal how to end the run.
+    fn input(&mut self, arguments: &RunArgs) -> Input {
+        if let Some(steps) = self.script.take() {
+            return Input::Script(steps);
+        }
+        if !arguments.quiet && io::stdin().is_terminal() {
+            say(match self.control_c {
+                ControlC::EndsTheRun => "Ctrl-C ends the run",
+                ControlC::GoesToTheGuest => {
+                    "the keyboard is the guest's, Ctrl-C too; Ctrl-A x ends the run"
+                }
+            });
+        }
+        Input::Keyboard(self.control_c)
+    }
+
+    fn play(
+        mut self,
+        arguments: &RunArgs,
+        input: Input,
+        sink: &mut dyn Write,
+        summary: &mut Summary,
+    ) -> Exit {
         let nonce = nonce();
         let separator = if self.machine.append.is_empty() { "" } else { " " };
         self.machine.append.push_str(&format!("{separator}report={nonce}"));
@@ -197,20 +237,6 @@ impl Plan {
             let most = arguments.trace_max.map(|most| format!(" trace-max={most}"));
             self.machine.append.push_str(&most.unwrap_or_default());
         }
-        let input = match self.script.take() {
-            Some(steps) => Input::Script(steps),
-            None => {
-                if !arguments.quiet && io::stdin().is_terminal() {
-                    say(match self.control_c {
-                        ControlC::EndsTheRun => "Ctrl-C ends the run",
-                        ControlC::GoesToTheGuest => {
-                            "the keyboard is the guest's, Ctrl-C too; Ctrl-A x ends the run"
-                        }
-                    });
-                }
-                Input::Keyboard(self.control_c)
-            }
-        };
         let failed = |summary: &mut Summary, what: &Path, error: &dyn std::fmt::Display| {
             summary.message = Some(format!("{}: {error}", what.display()));
             Exit::NO_REPORT
@@ -225,8 +251,7 @@ impl Plan {
         if let Some(ram) = &ram {
             ram.lend(&mut command);
         }
-        let mut stdout = io::stdout();
-        let outcome = session::run(&mut command, &nonce, input, arguments.timeout, &mut stdout);
+        let outcome = session::run(&mut command, &nonce, input, arguments.timeout, sink);
         let exit = match &outcome {
             Ok(outcome) => judge(outcome, summary),
             Err(error) => return failed(summary, self.qemu.program(), error),

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::cli::RunArgs;
+
 /// The version of this format.
 pub const SCHEMA: u32 = 1;
 
@@ -44,6 +46,18 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Of a run that has not begun.
+    pub fn of(arguments: &RunArgs) -> Self {
+        Self {
+            schema: SCHEMA,
+            guest: arguments.guest.clone(),
+            cpu: arguments.cpu.clone(),
+            smp: crate::run::smp(arguments),
+            ended: "not-started",
+            ..Self::default()
+        }
+    }
+
     /// Writes the file whole or not at all.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(self)?;

@@ -100,6 +100,8 @@ pub enum Variant {
     Plain,
     /// With the cycle counter read around every fault.
     Measure,
+    /// With selftests: it can be made to fail on purpose, and has the call PROBE.
+    Selftest,
     /// With every step of table maintenance recorded, and selftests.
     Debug,
 }
@@ -109,6 +111,7 @@ impl Variant {
         match self {
             Self::Plain => "hyp",
             Self::Measure => "hyp-measure",
+            Self::Selftest => "hyp-selftest",
             Self::Debug => "hyp-debug",
         }
     }
@@ -118,6 +121,7 @@ impl Variant {
         match self {
             Self::Plain => &[],
             Self::Measure => &["--features", "measure"],
+            Self::Selftest => &["--features", "selftest"],
             Self::Debug => &["--features", "trace,selftest"],
         }
     }
