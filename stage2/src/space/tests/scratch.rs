@@ -134,8 +134,8 @@ fn what_is_missing_is_said_and_nothing_is_lost() {
 
 #[test]
 fn unmap_takes_scratch_like_any_leaf_and_tells_nobody_of_a_frame() {
-    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
     for budget in [1, 7, 512, 100_000] {
+        let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
         let mut vm = Vm::new(&pages, &epochs);
         let (tables, mut tally) = (pages.live(), Tally::default());
         let frame = vm.map(HOLE + 0x3000, Level::L3, Owner::Vm);
