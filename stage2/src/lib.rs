@@ -33,6 +33,7 @@
 //! * [`coherency`]: what caches need when memory changes hands.
 //! * [`epoch`]: how a decision and the change that it leads to are kept together.
 //! * [`scan`]: which pages are worth a block.
+//! * [`fault`]: what is done about each abort of a guest.
 //! * [`geometry`], [`attr`], [`features`], [`region`]: the shapes; [`errata`]: what is wrong with which CPU.
 //!
 //! Rule names in brackets, such as \[RXCLRD\], are those of the Arm Architecture Reference Manual,
@@ -52,6 +53,7 @@ pub mod cost;
 pub mod descriptor;
 pub mod epoch;
 pub mod errata;
+pub mod fault;
 pub mod features;
 pub mod flush;
 mod gather;

@@ -1,15 +1,14 @@
 //! ESR_EL2, decoded: as fields for the exit handlers, and in words for people.
 //!
 //! The word forms name the field values as the Arm ARM does (D24.2, ESR_EL2), so that a reader can look
-//! them up. Nothing here fails: a class or status that is not known is shown as its number.
+//! them up. Aborts are decoded by crate `stage2`. Nothing here fails: a class or status that is not known is shown as its number.
 
-mod abort;
 #[cfg(test)]
 mod tests;
 
 use core::fmt;
 
-pub use abort::{Abort, LoadStore, Status};
+pub use stage2::fault::{Abort, LoadStore, Status};
 
 /// A value of ESR_EL2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -198,12 +197,7 @@ impl Syndrome {
     /// The abort fields, for an instruction or data abort.
     #[must_use]
     pub const fn abort(self) -> Option<Abort> {
-        let is_instruction = match self.class() {
-            Class::InstructionAbortLower | Class::InstructionAbortSame => true,
-            Class::DataAbortLower | Class::DataAbortSame => false,
-            _ => return None,
-        };
-        Some(Abort { iss: self.iss(), is_instruction })
+        Abort::new(self.0)
     }
 
     /// The register and direction, for a trapped MSR, MRS or system instruction.

@@ -6,8 +6,8 @@ use aarch64_cpu::registers::{
 };
 use hyp_core::PaRange;
 use hyp_core::stage1::Regime;
-use hyp_core::syndrome::Abort;
 use stage2::Ipa;
+use stage2::fault::{Abort, El, Entry};
 
 use super::context::Context;
 use super::run::Env;
@@ -16,26 +16,17 @@ use crate::sysreg;
 
 /// `ESR_EL1` of an undefined instruction: EC 0, IL.
 const UNDEFINED: u64 = 1 << 25;
-/// N, Z, C, V and DIT, which an exception keeps; PAN, which it may set.
-const KEPT: u64 = 0b1111 << 28 | 1 << 24 | PAN;
-const PAN: u64 = 1 << 22;
-const SSBS: u64 = 1 << 12;
-/// D, A, I, F masked, EL1 with SP_EL1.
-const HANDLER: u64 = 0x3c5;
-const LEVEL: u64 = 0b1100;
-const STACK: u64 = 1;
-
 /// Makes the guest take an Undefined Instruction exception at its current instruction
 /// \[AArch64.TakeException\].
 pub(super) fn undefined(context: &mut Context) {
     take(context, UNDEFINED);
 }
 
-/// Makes the guest take a synchronous external abort instead of an abort of its current instruction: what it has
-/// accessed at `far` is not there for it. On a walk of its stage 1 `walk` is the level that the walk had come to.
-pub(super) fn external_abort(context: &mut Context, abort: Abort, far: u64, walk: Option<i8>) {
+/// Makes the guest take an abort of its own instead of `abort`: what it has accessed at `far` is not there for it. On a
+/// walk of its stage 1 `walk` is the level that the walk had come to.
+pub(super) fn abort(context: &mut Context, abort: Abort, far: u64, walk: Option<i8>) {
     FAR_EL1.set(far);
-    take(context, abort.as_external(is_el0(context), walk));
+    take(context, abort.injected(El::of_spsr(context.pstate), walk));
 }
 
 /// The level of stage 1 at which a walk for `va` came to the page at `page`; `None` if none does any more, or the guest's
@@ -56,31 +47,12 @@ pub(super) fn level_of_walk(env: Env<'_>, va: u64, page: u64) -> Option<i8> {
     })
 }
 
-const fn is_el0(context: &Context) -> bool {
-    context.pstate & LEVEL == 0
-}
-
 /// The exception itself, synchronous, to EL1.
 fn take(context: &mut Context, esr: u64) {
-    let from = context.pstate;
-    let offset = match (from & LEVEL, from & STACK) {
-        (0, _) => 0x400,
-        (_, 0) => 0x000,
-        _ => 0x200,
-    };
     ESR_EL1.set(esr);
     ELR_EL1.set(context.pc);
-    SPSR_EL1.set(from);
-    let sctlr = SCTLR_EL1.get();
-    let mut state = from & KEPT | HANDLER;
-    // SPAN (bit 23) clear: PAN is set, where there is one.
-    if sctlr >> 23 & 1 == 0 && sysreg::read!("id_aa64mmfr1_el1") >> 20 & 0xf != 0 {
-        state |= PAN;
-    }
-    // DSSBS (bit 44).
-    if sctlr >> 44 & 1 != 0 {
-        state |= SSBS;
-    }
-    context.pstate = state;
-    context.pc = VBAR_EL1.get().wrapping_add(offset);
+    SPSR_EL1.set(context.pstate);
+    let has_pan = sysreg::read!("id_aa64mmfr1_el1") >> 20 & 0xf != 0;
+    let entry = Entry::synchronous(context.pstate, VBAR_EL1.get(), SCTLR_EL1.get(), has_pan);
+    (context.pc, context.pstate) = (entry.pc, entry.pstate);
 }

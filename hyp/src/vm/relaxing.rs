@@ -254,6 +254,6 @@ fn violation(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, page: u64) -> Step {
     env.cpu.counters.bump(Stat::Violations);
     let va = FAR_EL2.get();
     let walk = abort.is_stage1_walk().then(|| inject::level_of_walk(env, va, page));
-    inject::external_abort(&mut vcpu.context, abort, va, walk.flatten());
+    inject::abort(&mut vcpu.context, abort, va, walk.flatten());
     Step::Resume
 }

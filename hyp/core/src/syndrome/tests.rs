@@ -153,31 +153,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-fn an_external_abort_says_what_access_it_was_and_nothing_of_stage_2() {
-    // ISV and the register, S1PTW and a level mean EL2 only.
-    let store = data_abort(1 << 24 | 2 << 22 | 1 << 16 | 1 << 15 | 1 << 6 | 0x0f).abort().unwrap();
-    assert_eq!(store.as_external(false, None), 0x25 << 26 | 1 << 25 | 1 << 6 | 0x10);
-    assert_eq!(store.as_external(true, None), 0x24 << 26 | 1 << 25 | 1 << 6 | 0x10);
-    let load = data_abort(1 << 24 | 3 << 22 | 0x0f).abort().unwrap();
-    assert_eq!(load.as_external(false, None), 0x25 << 26 | 1 << 25 | 0x10);
-    let maintenance = data_abort(1 << 8 | 1 << 6 | 0x0f).abort().unwrap();
-    assert_eq!(maintenance.as_external(true, None), 0x24 << 26 | 1 << 25 | 1 << 8 | 1 << 6 | 0x10);
-    let fetch = Syndrome(0x20 << 26 | 1 << 25 | 0x0f).abort().unwrap();
-    assert_eq!(fetch.as_external(false, None), 0x21 << 26 | 1 << 25 | 0x10);
-    assert_eq!(fetch.as_external(true, None), 0x20 << 26 | 1 << 25 | 0x10);
-}
-
-#[test]
-fn an_external_abort_on_a_walk_has_the_level_of_stage_1() {
-    // The level in ESR_EL2 is that of stage 2, and WnR is of the walker.
-    let walk = data_abort(1 << 7 | 1 << 6 | 0x0e).abort().unwrap();
-    for (level, status) in [(-1, 0x13), (0, 0x14), (1, 0x15), (2, 0x16), (3, 0x17)] {
-        let esr = walk.as_external(false, Some(level));
-        assert_eq!(esr, 0x25 << 26 | 1 << 25 | status);
-        assert_eq!(Syndrome(esr).abort().unwrap().status(), Status::ExternalOnWalk(level));
-    }
-    let maintenance = data_abort(1 << 8 | 1 << 7 | 0x0e).abort().unwrap();
-    assert_eq!(maintenance.as_external(false, Some(3)) & 0x1ff, 1 << 8 | 1 << 6 | 0x17);
-}

@@ -1,0 +1,3 @@
+//! Every syndrome, slot and place.
+
+mod injected;
