@@ -72,7 +72,7 @@ pub use install::{Frames, Install, Tally};
 pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
 pub use prot::{Engine, Modified, ProtError, Relax, Started, Taken, Transaction};
 pub use relax::{Allows, RelaxError, Relaxed};
-pub use scratch::Scratch;
+pub use scratch::{ReplaceError, Replaced, Replacements, Scratch};
 pub use split::SplitError;
 pub use unmap::{Notes, Release};
 pub use visit::{Census, Visit};

@@ -16,7 +16,8 @@
 //!
 //! Its page is behind many addresses at once and belongs to none of them: NON_OWNED is set ([`Owner::Other`]). It is a page of
 //! 4 KiB that is read and written and never executed, with AF set and without DBM, so that hardware has nothing to record in it.
-//! **Nothing changes such a leaf but what takes it away.**
+//! **Nothing changes such a leaf but what takes it away**: unmap, the give-back of its table, [`remove_scratch`](Space::remove_scratch)
+//! and real memory ([`replace_scratch`](Space::replace_scratch)).
 //!
 //! | who meets a leaf that is not the VM's | what he does |
 //! | --- | --- |
@@ -56,13 +57,21 @@
 
 use core::ops::ControlFlow::{Break, Continue};
 
+mod replace;
+
+pub use replace::{ReplaceError, Replaced, Replacements};
+
 use super::install::{Lost, Step, present};
-use super::{Install, InstallError, MappingError, Shape, Space, Tally};
+use super::{
+    Batch, Install, InstallError, MappingError, Notes, Progress, Release, Shape, Space, Tally,
+    UnmapError,
+};
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
 use crate::attr::{Attributes, MemType, Prot};
+use crate::claim::Claim;
 use crate::descriptor::{Descriptor, Leaf, LeafTemplate, Owner};
-use crate::epoch::Guard;
+use crate::epoch::{Cpu, Guard};
 use crate::memory::Memory;
 use crate::slot::Slot;
 
@@ -95,7 +104,8 @@ impl Scratch {
     #[inline]
     #[must_use]
     pub const fn is_behind(&self, leaf: &Leaf) -> bool {
-        matches!(leaf.owner(), Owner::Other) && leaf.pa().get() == self.pa.get()
+        let page = matches!(leaf.level(), Level::L3) && leaf.pa().get() == self.pa.get();
+        page && matches!(leaf.owner(), Owner::Other)
     }
 }
 
@@ -167,5 +177,25 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             Err(Lost::Race(seen)) => Ok(Install::Present(present(seen, Level::L3)?)),
             Err(Lost::Error(error)) => Err(error),
         }
+    }
+
+    /// Takes scratch out of a batch of the claimed range, and nothing else: memory, notes and whatever else is there stay. Tables
+    /// in which nothing is left are given back.
+    ///
+    /// An [`unmap`](Self::unmap) in every other respect: the caller has seen to it that nobody shows scratch there any
+    /// more. `release` hears of what an operation that was given up has left in Drain, and of tables.
+    ///
+    /// # Errors
+    /// As of [`unmap`](Self::unmap). What was drained before the error is flushed and released.
+    pub fn remove_scratch(
+        &self,
+        cpu: &Cpu<'_>,
+        claim: &mut Claim<'_>,
+        batch: Batch,
+        scratch: &Scratch,
+        relax: impl FnMut(),
+        release: &mut impl Release,
+    ) -> Result<Progress, UnmapError> {
+        self.take_away(cpu, claim, batch, (Notes::Keep, Some(scratch)), relax, release)
     }
 }

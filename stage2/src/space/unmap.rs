@@ -39,7 +39,7 @@
 use super::contiguous::{members_of, run_bytes};
 use super::dirty::Session;
 use super::lookup::{LockedTable, Node};
-use super::{Batch, Progress, Space, UnmapError};
+use super::{Batch, Progress, Scratch, Space, UnmapError};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::Arch;
 use crate::claim::Claim;
@@ -90,6 +90,19 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         relax: impl FnMut(),
         release: &mut impl Release,
     ) -> Result<Progress, UnmapError> {
+        self.take_away(cpu, claim, batch, (notes, None), relax, release)
+    }
+
+    /// The same; of leaves, if so wanted, those alone that show a scratch page.
+    pub(super) fn take_away(
+        &self,
+        cpu: &Cpu<'_>,
+        claim: &mut Claim<'_>,
+        batch: Batch,
+        (notes, only): (Notes, Option<&Scratch>),
+        relax: impl FnMut(),
+        release: &mut impl Release,
+    ) -> Result<Progress, UnmapError> {
         let range = self.claimed(claim, batch.from).map_err(UnmapError::Claim)?;
         if !cpu.is_quiescent() {
             return Err(UnmapError::NotQuiescent);
@@ -102,6 +115,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             high: batch.from.get(),
             left: batch.slots.max(1),
             notes,
+            only,
             owed: Owed::new(self.tlb()),
         };
         let outcome = sweep.run(cpu);
@@ -140,6 +154,8 @@ struct Sweep<'w, 'e, M: Memory, A: Arch> {
     high: u64,
     left: usize,
     notes: Notes,
+    /// Leaves that are something else stay.
+    only: Option<&'w Scratch>,
     owed: Owed<'w, A>,
 }
 
@@ -221,6 +237,9 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 unsafe { arch.store(slot, seen.bits()) };
                 self.drained(ipa, level, former.is_table());
                 Ok(Drain::Shut)
+            }
+            View::Leaf(leaf) if self.only.is_some_and(|scratch| !scratch.is_behind(&leaf)) => {
+                Ok(Drain::Stays)
             }
             View::Leaf(leaf) if inside && leaf.is_contiguous() => self.drain_run(node, ipa),
             View::Leaf(_) if inside => {
@@ -327,10 +346,11 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
     /// owes.
     fn kill_all(&mut self, table: &LockedTable<'_, A>) -> bool {
         let (node, arch) = (table.node, &self.space.arch);
+        let all = self.only.is_none();
         node.table.slots().iter().enumerate().all(|(index, slot)| {
             let ipa = node.ipa_of(index);
             let single = |leaf: Leaf| !leaf.is_contiguous();
-            if self.from <= ipa && slot.load(arch).as_leaf(node.level).is_some_and(single) {
+            if all && self.from <= ipa && slot.load(arch).as_leaf(node.level).is_some_and(single) {
                 // By far the most frequent. SAFETY: (1) the table's lock is held, and the claim covers it.
                 unsafe { slot.clear(arch, node.level) }.is_some()
             } else {
