@@ -12,9 +12,10 @@
 //! | `mmu.rs`, `cache.rs` | the identity map, alias mappings, maintenance between them |
 //! | `exception.rs`, `fault.rs` | the vectors: report, or hand the exception to a scenario that expects it |
 //! | `el0.rs` | one instruction at EL0 |
+//! | `access.rs` | loads, stores and fetches whose abort is checked field by field |
 //! | `machine.rs` | what the device tree says: RAM, CPUs, command line |
 //! | `console.rs` | PL011 output in whole lines |
-//! | `call.rs` | hypercalls, PSCI, the verdict |
+//! | `call.rs`, `ranges.rs` | hypercalls, PSCI, the verdict; calls on a range |
 //! | `smp.rs`, `race.rs` | vCPU start, barriers; two vCPUs at the same moment |
 //! | `cpu.rs`, `promises.rs`, `fpsimd.rs` | what CPU this is, and whether what it promises works |
 //!
@@ -23,6 +24,7 @@
 
 #![no_std]
 
+pub mod access;
 pub mod cache;
 pub mod call;
 pub mod console;
@@ -35,6 +37,7 @@ pub mod machine;
 pub mod mmu;
 pub mod promises;
 pub mod race;
+pub mod ranges;
 pub mod rng;
 pub mod smp;
 pub mod start;

@@ -2,13 +2,13 @@
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use guest_rt::access::{Access, RET_AND_SVC, expect, load, store};
 use guest_rt::cache::sync_code;
 use guest_rt::mmu::{self, ALIAS_SLOT, Attr, Size, Table};
 use guest_rt::{PAGE, check_eq, fail, say, smp};
 use hyp_abi::call::{INVALID_PARAMETER, PROT_EXEC_EL0, PROT_EXEC_EL1, PROTECT, Stat};
 
 use crate::Scene;
-use crate::access::{Access, RET_AND_SVC, expect, load, store};
 use crate::calls::{ALL, NOTHING, READ, READ_EXEC, READ_WRITE, part, protect, stat};
 
 /// A root slot of its own.

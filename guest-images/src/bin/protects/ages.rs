@@ -1,11 +1,11 @@
 //! AGE: what was accessed, page by page. QEMU accesses nothing that a guest does not.
 
+use guest_rt::access::{load, store};
 use guest_rt::{MIB2, PAGE, call, check_eq, say};
 use hyp_abi::call::{AGE, INVALID_PARAMETER, POPULATE};
 use smccc::Hvc;
 
 use crate::Scene;
-use crate::access::{load, store};
 use crate::calls::{READ, all, part, protect};
 
 /// Pages of a word.

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use guest_rt::access::{Access, RET_AND_SVC, expect, load, store};
 use guest_rt::cache::sync_code;
 use guest_rt::{MIB2, PAGE, check_eq, fail, say, smp};
 use hyp_abi::call::{
@@ -9,7 +10,6 @@ use hyp_abi::call::{
 };
 
 use crate::Scene;
-use crate::access::{Access, RET_AND_SVC, expect, load, store};
 use crate::calls::{ALL, READ, READ_EXEC, all, part, protect};
 
 pub(crate) fn check(scene: &mut Scene<'_>) {

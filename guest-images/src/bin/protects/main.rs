@@ -14,7 +14,6 @@
 #![no_main]
 
 mod aborts;
-mod access;
 mod ages;
 mod calls;
 mod keeps;

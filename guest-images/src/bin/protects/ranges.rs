@@ -1,10 +1,10 @@
 //! POPULATE and RELEASE, counted page by page.
 
+use guest_rt::access::{load, store};
 use guest_rt::{MIB2, PAGE, check, check_eq, say};
 use hyp_abi::call::{POPULATE, RELEASE, Stat};
 
 use crate::Scene;
-use crate::access::{load, store};
 use crate::calls::{all, part, stat};
 
 pub(crate) fn check(scene: &mut Scene<'_>) {

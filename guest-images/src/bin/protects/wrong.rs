@@ -1,5 +1,6 @@
 //! What the calls refuse: nothing changes then, and the answer has nothing but a status.
 
+use guest_rt::access::{Access, load, store};
 use guest_rt::{PAGE, call, check_eq, say};
 use hyp_abi::call::{
     AGE, INVALID_PARAMETER, NO_MEMORY, POPULATE, PROTECT, PROTECT_MAX, RANGE_MAX, RELEASE,
@@ -7,7 +8,6 @@ use hyp_abi::call::{
 use smccc::Hvc;
 
 use crate::Scene;
-use crate::access::{Access, load, store};
 use crate::calls::{ALL, READ, part, protect};
 
 pub(crate) fn check(scene: &mut Scene<'_>) {

@@ -12,9 +12,9 @@ const UART: usize = UART_BASE as usize;
 const FLASH: usize = FLASH_BASE as usize;
 
 /// A load of 1, 2, 4 or 8 bytes, zero-extended.
-fn load(at: usize, size: usize) -> u64 {
+pub(crate) fn load(at: usize, size: usize) -> u64 {
     let value: u64;
-    // SAFETY: device memory, mapped by the identity map; the registers read here have no effect
+    // SAFETY: mapped by the identity map; what is read here, registers of devices among it, has no effect
     // that matters.
     unsafe {
         match size {

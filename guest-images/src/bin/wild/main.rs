@@ -13,9 +13,11 @@ mod calls;
 mod cpus;
 mod devices;
 mod memory;
+mod recovery;
 mod sysreg;
 
 use guest_rt::{Args, Machine, fail, say};
+use recovery::{aborts, kinds, walks, wide, windows};
 
 guest_rt::guest!("wild", wild);
 
@@ -77,6 +79,26 @@ static CASES: &[Case] = &[
     case("panic", "panics", End::Named("verdict fail"), cpus::panic),
     case("restart", "starts a vCPU again after it has filled its registers", End::Pass, cpus::restart),
     case("idregs", "reads the whole block of ID registers", End::Pass, sysreg::idregs),
+    // In a recovery window (`hypctl recover`).
+    case("hole-read", "loads of 1 to 8 bytes", End::Pass, kinds::read),
+    case("hole-write", "stores of 1 to 8 bytes", End::Pass, kinds::write),
+    case("hole-pair", "pairs, and bases that are written back", End::Pass, kinds::pair),
+    case("hole-simd", "SIMD registers, one to four", End::Pass, kinds::simd),
+    case("hole-exclusive", "exclusives, acquire and release", End::Pass, kinds::exclusive),
+    case("hole-lse", "LSE atomics", End::Pass, kinds::lse),
+    case("hole-zva", "DC ZVA", End::Pass, kinds::zva),
+    case("hole-maintenance", "cache maintenance by address", End::Pass, kinds::maintenance),
+    case("hole-el0", "loads and stores at EL0", End::Pass, kinds::at_el0),
+    case("hole-pages", "accesses over the edge of two pages", End::Pass, wide::pages),
+    case("hole-ram", "accesses over the edge of RAM", End::Pass, wide::ram),
+    case("hole-beyond", "addresses beyond the VM's", End::Pass, wide::beyond),
+    case("hole-walk", "stage-1 tables", End::Pass, walks::tables),
+    case("hole-code", "fetches, which are aborts", End::Pass, walks::code),
+    case("hole-declared", "windows declared by calls", End::Pass, windows::declared),
+    case("inject-el1", "aborts at EL1", End::Pass, aborts::el1),
+    case("inject-el0", "aborts at EL0", End::Pass, aborts::at_el0),
+    case("inject-other", "aborts that are not decoded", End::Pass, aborts::others),
+    case("inject-walk", "aborts on a walk", End::Pass, aborts::walk),
     case("sysreg", "accesses the system register reg=", End::Named("a report"), sysreg::any),
 ];
 

@@ -2,24 +2,24 @@
 
 use core::arch::global_asm;
 
-use guest_rt::exception::{
+use crate::exception::{
     EC_DATA_ABORT, EC_DATA_ABORT_EL0, EC_INSTRUCTION_ABORT, EC_INSTRUCTION_ABORT_EL0, FSC_EXTERNAL,
     Fault, Resume, catch, probe_call,
 };
-use guest_rt::{check_eq, el0, fail};
+use crate::{check_eq, el0, fail};
 
 unsafe extern "C" {
-    fn protects_load(at: usize) -> u64;
-    fn protects_store(at: usize, value: u64);
+    fn access_load(at: usize) -> u64;
+    fn access_store(at: usize, value: u64);
 }
 
 global_asm!(
     r#"
 .pushsection .text, "ax"
-protects_load:
+access_load:
     ldr     x0, [x0]
     ret
-protects_store:
+access_store:
     str     x1, [x0]
     ret
 .popsection
@@ -36,40 +36,47 @@ const EL1: u64 = 0x3c5;
 const EL0: u64 = 0x3c0;
 
 /// Reads 8 bytes at EL1.
-pub(crate) fn load(at: usize) -> Result<u64, Fault> {
+pub fn load(at: usize) -> Result<u64, Fault> {
     // SAFETY: 1. a load that faults is skipped by `catch`; 2. any bits are a u64.
-    catch(Resume::Next, || unsafe { protects_load(at) })
+    catch(Resume::Next, || unsafe { access_load(at) })
 }
 
 /// Writes 8 bytes at EL1. Callers give addresses of memory of theirs.
-pub(crate) fn store(at: usize, value: u64) -> Result<(), Fault> {
+pub fn store(at: usize, value: u64) -> Result<(), Fault> {
     // SAFETY: 1. a store that faults is skipped by `catch`; 2. RAM of the arena, which the caller took.
-    catch(Resume::Next, || unsafe { protects_store(at, value) })
+    catch(Resume::Next, || unsafe { access_store(at, value) })
 }
 
 /// Runs what is at `at` at EL1: RET, whatever is in x0.
-pub(crate) fn fetch(at: usize) -> Result<(), Fault> {
+pub fn fetch(at: usize) -> Result<(), Fault> {
     // SAFETY: 1. a RET, or it faults.
     unsafe { probe_call(at) }.map(|_| ())
 }
 
 /// Who accesses, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
+pub enum Access {
+    /// A load of 8 bytes at EL1.
     Load,
+    /// A store of 8 bytes at EL1.
     Store,
+    /// An instruction fetch at EL1.
     Fetch,
+    /// A load at EL0.
     LoadEl0,
+    /// A store at EL0.
     StoreEl0,
+    /// An instruction fetch at EL0.
     FetchEl0,
 }
 
 impl Access {
-    pub(crate) const EVERY: [Self; 6] =
+    /// All of them.
+    pub const EVERY: [Self; 6] =
         [Self::Load, Self::Store, Self::Fetch, Self::LoadEl0, Self::StoreEl0, Self::FetchEl0];
 
     /// Whether permissions of PROTECT allow it.
-    pub(crate) fn is_allowed(self, prot: u64) -> bool {
+    pub fn is_allowed(self, prot: u64) -> bool {
         let bit = match self {
             Self::Load | Self::LoadEl0 => hyp_abi::call::PROT_READ,
             Self::Store | Self::StoreEl0 => hyp_abi::call::PROT_WRITE,
@@ -94,7 +101,7 @@ impl Access {
     }
 
     /// Makes it, and fails unless it is allowed, or is the abort that it should be.
-    pub(crate) fn expect(self, at: usize, allowed: bool) {
+    pub fn expect(self, at: usize, allowed: bool) {
         let fault = match (self.make(at), allowed) {
             (Ok(()), true) => return,
             (Ok(()), false) => fail!("{self:?} at {at:#x} was allowed"),
@@ -113,8 +120,8 @@ impl Access {
         check_eq!(fault.far, far as u64, "FAR of {what}");
         check_eq!(fault.spsr & STATE, state, "SPSR of {what}");
         let instruction = match self {
-            Self::Load => Some(protects_load as *const () as usize),
-            Self::Store => Some(protects_store as *const () as usize),
+            Self::Load => Some(access_load as *const () as usize),
+            Self::Store => Some(access_store as *const () as usize),
             Self::Fetch | Self::FetchEl0 => Some(far),
             Self::LoadEl0 | Self::StoreEl0 => None,
         };
@@ -125,9 +132,9 @@ impl Access {
 }
 
 /// What a page begins with: RET, then SVC #0.
-pub(crate) const RET_AND_SVC: u64 = 0xd65f_03c0 | 0xd400_0001 << 32;
+pub const RET_AND_SVC: u64 = 0xd65f_03c0 | 0xd400_0001 << 32;
 
 /// Fails unless a page allows what `prot` says, and nothing else.
-pub(crate) fn expect(at: usize, prot: u64) {
+pub fn expect(at: usize, prot: u64) {
     Access::EVERY.into_iter().for_each(|access| access.expect(at, access.is_allowed(prot)));
 }
