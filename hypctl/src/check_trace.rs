@@ -227,6 +227,8 @@ fn instruction(scope: Scope, aim: Aim) -> String {
         Aim::VmStage1 => "VMALLE1",
         Aim::Vm => "VMALLS12E1",
         Aim::All => "ALLE1",
+        Aim::El2Va(_) => "VAE2",
+        Aim::El2All => "ALLE2",
     };
     let suffix = match scope {
         Scope::Is => "IS",

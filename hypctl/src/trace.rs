@@ -203,6 +203,8 @@ fn event(record: &Record) -> (Event, Option<u64>) {
                 Invalidation::Vmalls12e1Is => (Scope::Is, Aim::Vm),
                 Invalidation::Alle1Is => (Scope::Is, Aim::All),
                 Invalidation::Vmalls12e1 => (Scope::Local, Aim::Vm),
+                Invalidation::Vae2Is => (Scope::Is, Aim::El2Va(operand)),
+                Invalidation::Alle2Is => (Scope::Is, Aim::El2All),
             };
             Event::Tlbi { pe, scope, aim }
         }
@@ -216,6 +218,8 @@ fn event(record: &Record) -> (Event, Option<u64>) {
         What::Flushed { vmid, range } => {
             Event::Flushed { pe, vmid, span: range.map(|(ipa, bytes)| Span { ipa, bytes }) }
         }
+        What::El2Root { root } => Event::El2Root { pe, root },
+        What::El2Flushed => Event::El2Flushed { pe },
     };
     (event, None)
 }
@@ -292,6 +296,10 @@ mod tests {
             (What::Tlbi(Invalidation::Vmalls12e1Is, 0), tlbi(is, Aim::Vm)),
             (What::Tlbi(Invalidation::Alle1Is, 0), tlbi(is, Aim::All)),
             (What::Tlbi(Invalidation::Vmalls12e1, 0), tlbi(Scope::Local, Aim::Vm)),
+            (What::Tlbi(Invalidation::Vae2Is, 7), tlbi(is, Aim::El2Va(7))),
+            (What::Tlbi(Invalidation::Alle2Is, 0), tlbi(is, Aim::El2All)),
+            (What::El2Root { root: 0x8000 }, Event::El2Root { pe: 1, root: 0x8000 }),
+            (What::El2Flushed, Event::El2Flushed { pe: 1 }),
             (What::AllocTable { table: 0x1000 }, Event::AllocTable { pe: 1, table: 0x1000 }),
             (What::FreeTable { table: 0x1000 }, Event::FreeTable { pe: 1, table: 0x1000 }),
             (

@@ -34,6 +34,7 @@
 //! * [`epoch`]: how a decision and the change that it leads to are kept together.
 //! * [`scan`]: which pages are worth a block.
 //! * [`fault`]: what is done about each abort of a guest.
+//! * [`window`]: EL2's own addresses for a VM's memory.
 //! * [`geometry`], [`attr`], [`features`], [`region`]: the shapes; [`errata`]: what is wrong with which CPU.
 //!
 //! Rule names in brackets, such as \[RXCLRD\], are those of the Arm Architecture Reference Manual,
@@ -70,6 +71,7 @@ mod sync;
 pub mod sync;
 pub mod tlbi;
 pub mod vmid;
+pub mod window;
 
 pub use account::Account;
 pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};

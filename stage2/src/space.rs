@@ -16,6 +16,7 @@
 //! | `space/dirty.rs` | which pages were written since somebody asked last | a claim; EL2's own writes a guard |
 //! | `space/age.rs` | which pages were accessed since it was last asked | a claim |
 //! | `space/annotate.rs` | notes in slots where nothing is mapped | a claim |
+//! | `space/window.rs` | EL2's own way to the VM's memory: built, filled by EL2's faults | a guard |
 //! | `space/visit.rs` | see all that is there | a guard |
 //! | `space/destroy.rs` | the end | everything |
 //!
@@ -36,6 +37,7 @@ use crate::flush::Stage2Tlb;
 use crate::geometry::Geometry;
 use crate::memory::{Memory, Table};
 use crate::vmid::{self, EntryError, Loan, Running};
+use crate::window::Window;
 
 mod age;
 mod alike;
@@ -54,10 +56,12 @@ mod map;
 mod pins;
 mod prot;
 mod relax;
+mod revoke;
 mod scratch;
 mod split;
 mod unmap;
 mod visit;
+mod window;
 pub use age::{AgeError, Aged, IdlePages, WorkingSet};
 pub use alike::Obstacle;
 pub use batch::{Batch, Progress};
@@ -93,6 +97,7 @@ pub struct Space<'e, M, A> {
     memory: M,
     arch: A,
     log: dirty::Log,
+    window: Window,
 }
 
 /// What to map at an address, checked and encoded: see [`Space::mapping`].
@@ -149,6 +154,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
             memory,
             arch,
             log: dirty::Log::new(),
+            window: Window::default(),
         })
     }
 

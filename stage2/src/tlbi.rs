@@ -35,6 +35,10 @@ pub enum Tlbi {
     Vmalls12e1,
     /// All entries of all VMIDs, all PEs.
     Alle1Is,
+    /// Entries of EL2's own regime for one page, of any level of its walk, all PEs. No VMID: EL2 has none.
+    Vae2Is(VaOperand),
+    /// All entries of EL2's own regime, all PEs.
+    Alle2Is,
 }
 
 /// Where an invalidation stands among the `SYS` instructions with CRn = 8 (C5.5): op1, CRm, op2.
@@ -65,6 +69,10 @@ impl Sys {
     pub const VMALLS12E1: Self = Self { op1: 4, crm: 7, op2: 6 };
     /// `TLBI ALLE1IS`.
     pub const ALLE1IS: Self = Self { op1: 4, crm: 3, op2: 4 };
+    /// `TLBI VAE2IS`.
+    pub const VAE2IS: Self = Self { op1: 4, crm: 3, op2: 1 };
+    /// `TLBI ALLE2IS`.
+    pub const ALLE2IS: Self = Self { op1: 4, crm: 3, op2: 0 };
 
     /// The instruction word, with its operand in register `rt`.
     #[must_use]
@@ -90,6 +98,8 @@ impl Tlbi {
             Self::Vmalls12e1Is => "VMALLS12E1IS",
             Self::Vmalls12e1 => "VMALLS12E1",
             Self::Alle1Is => "ALLE1IS",
+            Self::Vae2Is(_) => "VAE2IS",
+            Self::Alle2Is => "ALLE2IS",
         }
     }
 }
@@ -172,6 +182,43 @@ impl PageOperand {
 impl fmt::Debug for PageOperand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ttl={:#b}", self.ipa(), self.0 >> Self::TTL_SHIFT & 0xf)
+    }
+}
+
+/// Operand of `VAE2IS` (C5.5.63): bits 55:12 of the address, the level hint, and no ASID, as EL2's own regime has none.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VaOperand(u64);
+
+impl VaOperand {
+    const ADDRESS_BITS: u32 = 44;
+
+    /// The page of 4 KiB in which `va` lies: with the level hint if `caps` has FEAT_TTL.
+    #[must_use]
+    pub const fn page(va: u64, caps: Caps) -> Self {
+        let address = (va >> PAGE_SHIFT) & ((1 << Self::ADDRESS_BITS) - 1);
+        let ttl = match LeafLevel::L3.hint(caps) {
+            Some(level) => GRANULE_4K << 2 | level,
+            None => 0,
+        };
+        Self(ttl << PageOperand::TTL_SHIFT | address)
+    }
+
+    /// The register value.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The first byte of the page that is invalidated.
+    #[must_use]
+    pub const fn va(self) -> u64 {
+        (self.0 & ((1 << Self::ADDRESS_BITS) - 1)) << PAGE_SHIFT
+    }
+}
+
+impl fmt::Debug for VaOperand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} ttl={:#b}", self.va(), self.0 >> PageOperand::TTL_SHIFT & 0xf)
     }
 }
 
@@ -301,6 +348,8 @@ mod tests {
         assert_eq!(Sys::VMALLS12E1IS.word(31), 0xd50c_83df, "tlbi vmalls12e1is");
         assert_eq!(Sys::VMALLS12E1.word(31), 0xd50c_87df, "tlbi vmalls12e1");
         assert_eq!(Sys::ALLE1IS.word(31), 0xd50c_839f, "tlbi alle1is");
+        assert_eq!(Sys::VAE2IS.word(3), 0xd50c_8323, "tlbi vae2is, x3");
+        assert_eq!(Sys::ALLE2IS.word(31), 0xd50c_831f, "tlbi alle2is");
     }
 
     #[test]
@@ -366,6 +415,14 @@ mod tests {
         assert_eq!(range(2, LeafLevel::Unknown, Caps::TTL), 0b01 << 46 | 0x4_0200);
         let most = RangeOperand::largest(Ipa::new(0), MAX_PAGES, LeafLevel::Unknown, Caps::TTL);
         assert_eq!(most.unwrap().bits(), 0b01 << 46 | 3 << 44 | 14 << 39);
+    }
+
+    #[test]
+    fn an_address_of_el2_stands_where_the_manual_puts_it() {
+        let bits = |va, caps| VaOperand::page(va, caps).bits();
+        assert_eq!(bits(0x8000_4020_1fff, Caps::TTL), 0b0111 << 44 | 0x8_0004_0201);
+        assert_eq!(bits(0x8000_4020_1fff, Caps::empty()), 0x8_0004_0201, "RES0 without FEAT_TTL");
+        assert_eq!(VaOperand::page(0x8000_4020_1fff, Caps::TTL).va(), 0x8000_4020_1000);
     }
 
     #[test]

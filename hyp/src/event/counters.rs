@@ -46,7 +46,7 @@ pub(crate) enum Own {
 }
 
 /// Names of the invalidations that are counted.
-pub(crate) const TLBI_NAMES: [&str; 9] = [
+pub(crate) const TLBI_NAMES: [&str; 11] = [
     "IPAS2E1IS",
     "IPAS2LE1IS",
     "RIPAS2E1IS",
@@ -56,6 +56,8 @@ pub(crate) const TLBI_NAMES: [&str; 9] = [
     "VMALLS12E1IS",
     "VMALLS12E1",
     "ALLE1IS",
+    "VAE2IS",
+    "ALLE2IS",
 ];
 
 const OWN: usize = Stat::ALL.len();

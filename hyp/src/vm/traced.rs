@@ -113,6 +113,8 @@ unsafe impl<A: Arch> Arch for Traced<A> {
             Tlbi::Vmalls12e1Is => (Invalidation::Vmalls12e1Is, 0),
             Tlbi::Vmalls12e1 => (Invalidation::Vmalls12e1, 0),
             Tlbi::Alle1Is => (Invalidation::Alle1Is, 0),
+            Tlbi::Vae2Is(operand) => (Invalidation::Vae2Is, operand.bits()),
+            Tlbi::Alle2Is => (Invalidation::Alle2Is, 0),
         };
         step(|| (self.0.tlbi(op), Some(What::Tlbi(invalidation, operand))));
     }
@@ -145,6 +147,7 @@ unsafe impl<A: Arch> Arch for Traced<A> {
                 let range = range.map(|range| (range.start().get(), range.bytes()));
                 What::Flushed { vmid: vmid.get(), range }
             }
+            Observation::El2Flushed => What::El2Flushed,
             Observation::Lent { vmid } => What::Lent { vmid: vmid.get() },
             Observation::Locked { table } => What::Locked { table: table.get() },
             Observation::Unlocked { table } => What::Unlocked { table: table.get() },

@@ -175,6 +175,8 @@ unsafe impl Arch for Aarch64 {
             Tlbi::Vmalls12e1Is => tlbi!(Sys::VMALLS12E1IS),
             Tlbi::Vmalls12e1 => tlbi!(Sys::VMALLS12E1),
             Tlbi::Alle1Is => tlbi!(Sys::ALLE1IS),
+            Tlbi::Vae2Is(operand) => tlbi!(Sys::VAE2IS, operand.bits()),
+            Tlbi::Alle2Is => tlbi!(Sys::ALLE2IS),
         }
     }
 

@@ -37,6 +37,9 @@ pub enum Observation {
         /// Its IPAs; `None` is all of them.
         range: Option<IpaRange>,
     },
+    /// A flush of EL2's own regime has completed: the caller goes on as if no PE translated EL2's addresses by what its tables held
+    /// before the flush began.
+    El2Flushed,
     /// The VMID is about to be lent to a VM: the caller goes on as if it had never been used.
     Lent {
         /// The VMID.

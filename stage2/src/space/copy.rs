@@ -7,6 +7,7 @@
 //!  flush    one for the batch, over each whole span, without a level hint: the table is cached as the
 //!           next step of walks, too [RRVJDB]
 //!  grace    nobody who looked a page or the table up before still uses it
+//!  revoke   EL2's window, where it leads to a page of these: `space/revoke.rs`
 //!  copy     looked at once more; every page into its place in the block, and each hole filled
 //!  make     parent slot -> block, with the OR of the A/D, by one release store; DSB ISHST
 //!  release  the pages to the caller, the table to Memory
@@ -296,10 +297,14 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         blocks: &mut impl Blocks,
         relax: impl FnMut(),
     ) -> Result<Told, CopyError> {
-        let owed = core::mem::replace(&mut self.owed, Owed::new(self.space.tlb()));
-        let Some(flushed) = owed.settle() else { return Ok(self.told) };
+        let mut owed = core::mem::replace(&mut self.owed, Owed::new(self.space.tlb()));
+        let Some(flushed) = owed.flush() else { return Ok(self.told) };
         // Nothing of ours is held, so this fails only after a `take` that left a guard open.
         let waited = cpu.wait(relax);
+        let revoked = match waited {
+            Ok(()) => self.space.revoke_window(owed.ranges().iter()),
+            Err(_) => 0,
+        };
         for Broken { ipa, block, told } in self.broken.into_iter().flatten() {
             let Some((slot, former)) = self.broken_slot(ipa) else { continue };
             let what = match waited {
@@ -315,6 +320,10 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 blocks.give_back(block);
                 CopyCollapse::Stays(obstacle)
             });
+            if revoked > 0 {
+                // The parent slot is live again: the block, or the table as it was.
+                self.space.reopen_window(ipa, Level::L2.slot_bytes());
+            }
             self.told[told] = Some((ipa, what));
         }
         waited.map(|()| self.told).map_err(|_| CopyError::NotQuiescent)

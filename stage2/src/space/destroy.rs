@@ -58,6 +58,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// # Safety
     /// 1. No PE runs the VM, or will: VTTBR_EL2 holds its value nowhere.
+    /// 2. EL2's window was never hooked, or is [unhooked](Self::unhook_window).
     #[expect(clippy::result_large_err, reason = "what could not be taken down comes back")]
     pub unsafe fn destroy(
         self,
@@ -69,6 +70,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             return Err(DestroyError { space: self, why });
         }
         let _ = self.tlb().vm();
+        // SAFETY: (1) the caller's clause 2.
+        unsafe { self.free_window() };
         let pages = self.geometry.root_tables();
         // SAFETY: (1) the root, which nobody runs on; (2) flushed, and the last grace period ended after
         // the last lookup could begin: the space is ours alone; (3) every slot was found Empty.

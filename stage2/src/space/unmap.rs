@@ -5,6 +5,7 @@
 //!  sweep   live -> Drain; in tables that end, Empty -> Dead, then their parent slot -> Drain
 //!  flush   one for the batch: DSB ISH, stage 2 by IPA, DSB ISH, VMALLE1IS, DSB ISH
 //!  grace   nobody who looked up a translation or a table before still uses it
+//!  revoke  EL2's window, where it leads to a page of these: `space/revoke.rs`
 //!  release frames to the caller against the flush's token, tables to Memory; Drain and Dead -> Empty
 //! ```
 //!
@@ -119,16 +120,18 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             owed: Owed::new(self.tlb()),
         };
         let outcome = sweep.run(cpu);
-        let Sweep { at, high, owed, .. } = sweep;
-        if let Some(flushed) = owed.settle() {
+        let Sweep { at, high, mut owed, .. } = sweep;
+        if let Some(flushed) = owed.flush() {
             // Nothing is held here, so this cannot fail; if it did, nothing would be released.
             cpu.wait(relax).map_err(|_| UnmapError::NotQuiescent)?;
+            let revoked = self.revoke_window(owed.ranges().iter());
             let log = self.log.covering(range);
             let mut releaser = Releaser {
                 space: self,
                 flushed: &flushed,
                 release,
                 log,
+                revoked,
                 leaves: [0; 4],
                 others: 0,
                 tables: 0,
@@ -415,6 +418,8 @@ struct Releaser<'w, 'e, M, A, R> {
     release: &'w mut R,
     /// The dirty session that covers a part of it.
     log: Option<Session>,
+    /// Slots of EL2's window that are in Drain.
+    revoked: usize,
     /// Leaves of the VM's that ended, by level; those of others, and tables.
     leaves: [u64; 4],
     others: u64,
@@ -500,5 +505,9 @@ impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
         }
         // SAFETY: (1) in Drain since the sweep, or in a table that is; under this claim; flushed since.
         unsafe { slot.empty(&self.space.arch) };
+        if self.revoked > 0 && !former.is_table() {
+            let reopened = self.space.reopen_window(ipa, former.level().slot_bytes());
+            self.revoked = self.revoked.saturating_sub(reopened);
+        }
     }
 }

@@ -57,8 +57,20 @@ pub enum Aim {
     VmStage1,
     /// `VMALLS12E1*`: everything of the current VMID.
     Vm,
-    /// `ALLE1*`: everything.
+    /// `ALLE1*`: everything of every VMID.
     All,
+    /// `VAE2*`: entries of EL2's own regime, of any level on the way to one address, as the hint allows.
+    El2Va(u64),
+    /// `ALLE2*`: everything of EL2's own regime.
+    El2All,
+}
+
+impl Aim {
+    /// Whether it is aimed at EL2's own regime, and so at no VMID.
+    #[must_use]
+    pub const fn is_el2(&self) -> bool {
+        matches!(self, Self::El2Va(_) | Self::El2All)
+    }
 }
 
 /// IPAs side by side.
@@ -202,6 +214,19 @@ pub enum Event {
         #[serde(default)]
         span: Option<Span>,
     },
+    /// EL2's own walks, of every PE, start at this page, an L0 table, from here on: TTBR0_EL2 names it. What is written there is in the
+    /// trace from here on; what was before is none of its business.
+    El2Root {
+        /// Who says so.
+        pe: Pe,
+        /// Its address.
+        root: u64,
+    },
+    /// Software goes on as if no PE translated EL2's own addresses by anything but the tables as they are.
+    El2Flushed {
+        /// Who.
+        pe: Pe,
+    },
     /// Software goes on as if VMID had never been used.
     ReuseVmid {
         /// Who.
@@ -263,6 +288,8 @@ impl Event {
             | Self::FreeFrame { pe, .. }
             | Self::Published { pe }
             | Self::Flushed { pe, .. }
+            | Self::El2Root { pe, .. }
+            | Self::El2Flushed { pe }
             | Self::ReuseVmid { pe, .. }
             | Self::Lock { pe, .. }
             | Self::Unlock { pe, .. }

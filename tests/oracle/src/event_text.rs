@@ -38,6 +38,8 @@ impl fmt::Display for Event {
                 write!(f, "{pe} flushed {:#x} {:#x} of VMID {vmid}", span.ipa, span.bytes)
             }
             Self::Flushed { vmid, span: None, .. } => write!(f, "{pe} flushed all of VMID {vmid}"),
+            Self::El2Root { root, .. } => write!(f, "{pe} el2-root {root:#x}"),
+            Self::El2Flushed { .. } => write!(f, "{pe} el2-flushed"),
             Self::ReuseVmid { vmid, .. } => write!(f, "{pe} reuse {vmid}"),
             Self::Lock { table, .. } => write!(f, "{pe} lock {table:#x}"),
             Self::Unlock { table, .. } => write!(f, "{pe} unlock {table:#x}"),
@@ -83,5 +85,11 @@ fn tlbi(f: &mut fmt::Formatter<'_>, pe: usize, scope: Scope, aim: Aim) -> fmt::R
         Aim::VmStage1 => write!(f, "{pe} tlbi vmalle1{is}"),
         Aim::Vm => write!(f, "{pe} tlbi vmalls12e1{is}"),
         Aim::All => write!(f, "{pe} tlbi alle1{is}"),
+        Aim::El2Va(operand) => {
+            let (va, ttl) = ((operand & ((1 << 44) - 1)) << 12, operand >> 44 & 0xf);
+            write!(f, "{pe} tlbi vae2{is} {va:#x}")?;
+            if ttl == 0 { Ok(()) } else { write!(f, " ttl={ttl:#06b}") }
+        }
+        Aim::El2All => write!(f, "{pe} tlbi alle2{is}"),
     }
 }

@@ -8,22 +8,29 @@
 
 use crate::descriptor::{self, Kind, LEAF_LEVEL, shift};
 use crate::event::Aim;
-use crate::tlb::{Entry, Form};
+use crate::tlb::{EL2, Entry, Form};
 
-/// Whether an invalidation must hit an entry of the VM that it is aimed at.
+/// Whether an invalidation must hit an entry of the VM that it is aimed at, or of EL2's own regime if it is aimed at that.
 pub(crate) fn hits(aim: Aim, entry: &Entry, form: Form) -> bool {
     let stage2 = form == Form::Stage2;
+    if aim.is_el2() != (entry.vmid == EL2) {
+        return false;
+    }
     match aim {
+        Aim::El2All => true,
+        Aim::El2Va(operand) => address_hits(operand, va_page(operand), entry),
         Aim::All | Aim::Vm => true,
         Aim::VmStage1 => form == Form::Combined,
-        Aim::Ipa(operand) => stage2 && page_hits(operand, entry),
-        Aim::IpaLast(operand) => stage2 && entry.is_leaf() && page_hits(operand, entry),
+        Aim::Ipa(operand) => stage2 && address_hits(operand, page_ipa(operand), entry),
+        Aim::IpaLast(operand) => {
+            stage2 && entry.is_leaf() && address_hits(operand, page_ipa(operand), entry)
+        }
         Aim::IpaRange(operand) => stage2 && range_hits(operand, entry),
         Aim::IpaRangeLast(operand) => stage2 && entry.is_leaf() && range_hits(operand, entry),
     }
 }
 
-/// The IPAs that an invalidation by IPA is aimed at: first, and one past the last.
+/// The addresses that an invalidation by address is aimed at: first, and one past the last.
 pub(crate) fn span(aim: Aim) -> Option<(u64, u64)> {
     match aim {
         Aim::Ipa(operand) | Aim::IpaLast(operand) => {
@@ -34,7 +41,11 @@ pub(crate) fn span(aim: Aim) -> Option<(u64, u64)> {
             let (base, bytes) = range_span(operand);
             Some((base, base + bytes))
         }
-        Aim::VmStage1 | Aim::Vm | Aim::All => None,
+        Aim::El2Va(operand) => {
+            let va = va_page(operand);
+            Some((va, va + (1 << descriptor::GRANULE)))
+        }
+        Aim::VmStage1 | Aim::Vm | Aim::All | Aim::El2All => None,
     }
 }
 
@@ -51,8 +62,13 @@ const fn page_ipa(operand: u64) -> u64 {
     (operand & ((1 << 36) - 1)) << descriptor::GRANULE
 }
 
-fn page_hits(operand: u64, entry: &Entry) -> bool {
-    let ipa = page_ipa(operand);
+/// `VAE2*`: bits 55:12 of the address in bits 43:0 of the operand.
+const fn va_page(operand: u64) -> u64 {
+    (operand & ((1 << 44) - 1)) << descriptor::GRANULE
+}
+
+/// The operand's hint stands in bits 47:44 of every form by address.
+fn address_hits(operand: u64, ipa: u64, entry: &Entry) -> bool {
     let (start, end) = entry.span();
     let ttl = operand >> 44 & 0xf;
     let level = match (ttl >> 2, ttl & 0b11) {

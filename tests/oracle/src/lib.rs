@@ -82,7 +82,8 @@
 //!   complete for other PEs at a DSB of its PE and scope, for the PE itself at the context
 //!   synchronization after that. What a walk could fetch again at once is not removed.
 //! * Events come in one total order. For a trace with an order for each PE only, see [`recorded`].
-//! * Software runs at EL2; a PE that executes it walks for no guest until it returns \[RNRJPP\].
+//! * Software runs at EL2; a PE that executes it walks for no guest until it returns \[RNRJPP\]. EL2's own tables, where a trace
+//!   names their root, every PE may walk at any moment.
 //!
 //! # What it does not model
 //!

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Pe};
 use crate::memory::{Memory, page};
-use crate::tlb::{Entry, Form, Mask, Place, Tlb};
+use crate::tlb::{EL2, Entry, Form, Mask, Place, Regime, Tlb};
 use crate::verdict::{Defect, Verdict};
 
 mod check;
@@ -105,7 +105,9 @@ pub struct Model {
     dirty: dirty::Dirty,
     owners: owner::Owners,
     /// The value of VTTBR_EL2 last used for each VMID.
-    roots: BTreeMap<u16, u64>,
+    roots: BTreeMap<Regime, u64>,
+    /// EL2's own root.
+    el2_root: Option<u64>,
     trace: Vec<Event>,
     verdicts: Vec<Verdict>,
 }
@@ -127,6 +129,7 @@ impl Model {
             dirty: dirty::Dirty::default(),
             owners: owner::Owners::default(),
             roots: BTreeMap::new(),
+            el2_root: None,
             trace: Vec::new(),
             verdicts: Vec::new(),
         }
@@ -190,7 +193,7 @@ impl Model {
             Event::Dsb { .. } | Event::Tlbi { .. } | Event::SetVttbr { .. } | Event::Isb { .. } => {
                 began.get_or_insert(now);
             }
-            Event::Flushed { .. } => {}
+            Event::Flushed { .. } | Event::El2Flushed { .. } => {}
             _ => *began = None,
         }
     }
@@ -230,7 +233,12 @@ impl Model {
             Event::Published { pe } => self.check_published(pe),
             Event::Flushed { pe, vmid, span } => {
                 let since = self.pes[pe].maintains.take().unwrap_or(self.now());
-                self.check_flushed(pe, vmid, span, since);
+                self.check_flushed(pe, Regime::from(vmid), span, since);
+            }
+            Event::El2Root { root, .. } => self.set_el2_root(page(root)),
+            Event::El2Flushed { pe } => {
+                let since = self.pes[pe].maintains.take().unwrap_or(self.now());
+                self.check_flushed(pe, EL2, None, since);
             }
             Event::ReuseVmid { vmid, .. } => self.check_vmid_gone(vmid),
             Event::Lock { pe, table } => self.lock(pe, page(table)),

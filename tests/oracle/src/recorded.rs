@@ -325,6 +325,7 @@ fn check(event: &Event, machine: &Machine) -> Result<(), String> {
         | Event::ListTable { table, .. }
         | Event::Scribble { table, .. }
         | Event::Lock { table, .. }
+        | Event::El2Root { root: table, .. }
         | Event::Unlock { table, .. } => aligned("a table at", table, PAGE),
         Event::FreeFrame { frame, bytes, .. } => inside("a frame at", frame, bytes),
         Event::Flushed { span: Some(span), .. } => inside("IPAs from", span.ipa, span.bytes),
@@ -333,6 +334,7 @@ fn check(event: &Event, machine: &Machine) -> Result<(), String> {
         | Event::Isb { .. }
         | Event::Dsb { .. }
         | Event::Tlbi { .. }
+        | Event::El2Flushed { .. }
         | Event::ReuseVmid { .. } => Ok(()),
     }
 }

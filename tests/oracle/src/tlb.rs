@@ -8,12 +8,21 @@
 //! Entries are found by IPA, by the descriptor that they were read from, and by the memory that they
 //! reach; the *orphans*, combined entries whose stage-2 entry is gone from the same PE, by themselves:
 //! they are all that `VMALLE1` can be required to remove.
+//!
+//! EL2's own regime has one stage. Its entries are kept beside the others, under a number that is no VMID, as stage-2 entries are:
+//! there is nothing to combine them with.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::descriptor::{self, Kind, LEAF_LEVEL, kind, shift};
 use crate::event::Pe;
 use crate::memory::page;
+
+/// Whose translations: a VM's, by its VMID, or EL2's own.
+pub(crate) type Regime = u32;
+
+/// EL2's own regime: no VMID has 17 bits.
+pub(crate) const EL2: Regime = 1 << 16;
 
 /// How an entry is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +33,10 @@ pub(crate) enum Form {
     Combined,
 }
 
-/// One descriptor as a walk may have read it. The order makes entries of one level neighbours by IPA.
+/// One descriptor as a walk may have read it. Under EL2's own regime `ipa` is an address of EL2's. The order makes entries of one level neighbours by IPA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Entry {
-    pub(crate) vmid: u16,
+    pub(crate) vmid: Regime,
     pub(crate) level: u8,
     /// First IPA of the slot's span.
     pub(crate) ipa: u64,
@@ -99,7 +108,7 @@ pub(crate) const RUN: u64 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub(crate) table: u64,
-    pub(crate) vmid: u16,
+    pub(crate) vmid: Regime,
     pub(crate) level: u8,
     pub(crate) ipa: u64,
 }
@@ -157,7 +166,7 @@ impl Tlb {
         }
         let (known, was_orphan) = (held.any() != 0, held.orphan());
         held.stage2 |= mask;
-        if entry.is_leaf() {
+        if entry.is_leaf() && entry.vmid != EL2 {
             held.combined |= mask;
         }
         if was_orphan && !held.orphan() {
@@ -196,7 +205,7 @@ impl Tlb {
     }
 
     /// Every entry of a VM.
-    pub(crate) fn of_vm(&self, vmid: u16) -> impl Iterator<Item = (&Entry, Held)> {
+    pub(crate) fn of_vm(&self, vmid: Regime) -> impl Iterator<Item = (&Entry, Held)> {
         self.range(vmid, 0, 0, vmid, u8::MAX, u64::MAX)
     }
 
@@ -249,7 +258,7 @@ impl Tlb {
     /// Entries of a VM whose slot spans an IPA in `[start, end)`.
     pub(crate) fn spanning(
         &self,
-        vmid: u16,
+        vmid: Regime,
         start: u64,
         end: u64,
     ) -> impl Iterator<Item = (&Entry, Held)> {
@@ -262,7 +271,7 @@ impl Tlb {
     /// Entries of a VM whose extent meets `[start, end)`.
     pub(crate) fn overlapping(
         &self,
-        vmid: u16,
+        vmid: Regime,
         start: u64,
         end: u64,
     ) -> impl Iterator<Item = (&Entry, Held)> {
@@ -281,10 +290,10 @@ impl Tlb {
     /// Entries from one (VMID, level, IPA) to another, both included.
     fn range(
         &self,
-        vmid: u16,
+        vmid: Regime,
         level: u8,
         ipa: u64,
-        to_vmid: u16,
+        to_vmid: Regime,
         to_level: u8,
         to_ipa: u64,
     ) -> impl Iterator<Item = (&Entry, Held)> {

@@ -40,10 +40,12 @@ pub enum Invalidation {
     Vmalls12e1Is = 5,
     Alle1Is = 6,
     Vmalls12e1 = 7,
+    Vae2Is = 8,
+    Alle2Is = 9,
 }
 
 impl Invalidation {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Ipas2e1Is,
         Self::Ripas2e1Is,
         Self::Ipas2e1,
@@ -52,6 +54,8 @@ impl Invalidation {
         Self::Vmalls12e1Is,
         Self::Alle1Is,
         Self::Vmalls12e1,
+        Self::Vae2Is,
+        Self::Alle2Is,
     ];
 }
 
@@ -137,6 +141,13 @@ pub enum What {
         /// The first address and how many bytes; `None` is all of the VM's.
         range: Option<(u64, u64)>,
     },
+    /// EL2's own walks, of every CPU, start at this L0 table: what is hooked into it is recorded from here on.
+    El2Root {
+        /// Its address.
+        root: u64,
+    },
+    /// Software goes on as if no CPU translated EL2's addresses by anything but the tables.
+    El2Flushed,
 }
 
 /// What happened, and where.
@@ -167,6 +178,8 @@ impl Record {
             What::Locked { table } => (11, 0, [table, 0, 0]),
             What::Unlocked { table } => (12, 0, [table, 0, 0]),
             What::Lent { vmid } => (13, 0, [u64::from(vmid), 0, 0]),
+            What::El2Root { root } => (14, 0, [root, 0, 0]),
+            What::El2Flushed => (15, 0, [0; 3]),
         };
         let [a, b, c] = operands;
         let number = number.wrapping_add(1);
@@ -204,6 +217,8 @@ impl Record {
             (11, 0) => What::Locked { table: a },
             (12, 0) => What::Unlocked { table: a },
             (13, 0) => What::Lent { vmid: u16::try_from(a).map_err(|_| unknown)? },
+            (14, 0) => What::El2Root { root: a },
+            (15, 0) => What::El2Flushed,
             _ => return Err(unknown),
         };
         Ok(Some(Self { cpu: (head >> 8 & 0xff) as u8, what }))

@@ -130,6 +130,8 @@ unsafe impl Arch for &OracleMachine {
             Tlbi::Vmalls12e1Is => (Scope::Is, Aim::Vm),
             Tlbi::Vmalls12e1 => (Scope::Local, Aim::Vm),
             Tlbi::Alle1Is => (Scope::Is, Aim::All),
+            Tlbi::Vae2Is(operand) => (Scope::Is, Aim::El2Va(operand.bits())),
+            Tlbi::Alle2Is => (Scope::Is, Aim::El2All),
         };
         self.invalidate(scope, aim);
     }
@@ -151,6 +153,7 @@ unsafe impl Arch for &OracleMachine {
                     range.map(|range| Span { ipa: range.start().get(), bytes: range.bytes() });
                 Event::Flushed { pe, vmid: vmid.get(), span }
             }
+            Observation::El2Flushed => Event::El2Flushed { pe },
             Observation::Lent { vmid } => Event::ReuseVmid { pe, vmid: vmid.get() },
             Observation::Locked { table } => Event::Lock { pe, table: table.get() },
             Observation::Unlocked { table } => Event::Unlock { pe, table: table.get() },

@@ -9,7 +9,7 @@ use super::walk::Publisher;
 use crate::descriptor::{self, Kind, kind, memory, shift};
 use crate::event::{Pe, Span};
 use crate::memory::page;
-use crate::tlb::{Entry, Held, Mask, Place, pes};
+use crate::tlb::{EL2, Entry, Held, Mask, Place, Regime, pes};
 use crate::verdict::Defect;
 
 /// From when on `pe` need not know of a change.
@@ -71,11 +71,11 @@ impl Model {
             });
         if let Some((defect, held, mask)) = found {
             let what = format!(
-                "PE {} may hold {:#x} and {:#x} for IPA {:#x}",
+                "PE {} may hold {:#x} and {:#x} for {}",
                 list(mask & self.everybody()),
                 held.bits,
                 entry.bits,
-                start.max(held.extent().0)
+                address(entry.vmid, start.max(held.extent().0))
             );
             self.blame(defect, what, &[About::Entry(held), About::Slot(entry.slot)]);
         }
@@ -111,10 +111,9 @@ impl Model {
     pub(super) fn check_table_gone(&mut self, table: u64, defect: Defect) {
         let Some((place, mask)) = self.places_of(table).next() else { return };
         let what = format!(
-            "table {table:#x}: PE {} may walk it for VMID {}, IPA {:#x}",
+            "table {table:#x}: PE {} may walk it for {}",
             list(mask & self.everybody()),
-            place.vmid,
-            place.ipa
+            whose(place.vmid, place.ipa)
         );
         let by = self.tlb.leading_to(&place).next().map(|(entry, _)| *entry);
         match by {
@@ -141,7 +140,7 @@ impl Model {
 
     /// No PE may translate a span by what its slots held before event `since`, when the flush of `pe`
     /// began. What others change meanwhile, or have not completed, they flush themselves.
-    pub(super) fn check_flushed(&mut self, pe: Pe, vmid: u16, span: Option<Span>, since: usize) {
+    pub(super) fn check_flushed(&mut self, pe: Pe, vmid: Regime, span: Option<Span>, since: usize) {
         let Span { ipa, bytes } = span.unwrap_or(Span { ipa: 0, bytes: 1 << 52 });
         let end = ipa + bytes.max(1);
         let since = Since { pe, event: since };
@@ -167,8 +166,9 @@ impl Model {
         });
         if let Some((pe, entry)) = own {
             let what = format!(
-                "PE {pe} itself may use {:#x} for IPA {:#x} until its next context synchronization",
-                entry.bits, entry.ipa
+                "PE {pe} itself may use {:#x} for {} until its next context synchronization",
+                entry.bits,
+                address(entry.vmid, entry.ipa)
             );
             self.blame(Defect::StaleTranslation, what, &[About::Entry(entry)]);
         }
@@ -176,8 +176,12 @@ impl Model {
 
     /// Whether a table has been linked as this place at any time since then, whoever runs the VM.
     fn linked(&self, place: &Place, since: Since) -> bool {
-        let Some(root) = self.roots.get(&place.vmid) else { return false };
-        let roots = self.root_places(*root);
+        let roots = match (place.vmid, self.roots.get(&place.vmid)) {
+            (EL2, _) => self.el2_place().into_iter().collect(),
+            (_, Some(root)) => self.root_places(*root),
+            (_, None) => return false,
+        };
+        let start = roots.first().map_or(0, |root| root.level);
         let mut pages: Vec<u64> = roots
             .iter()
             .filter(|root| {
@@ -185,7 +189,7 @@ impl Model {
             })
             .map(|root| root.table)
             .collect();
-        for level in self.machine.start_level..place.level {
+        for level in start..place.level {
             let index = place.ipa >> shift(level) & 511;
             pages = pages
                 .iter()
@@ -226,7 +230,7 @@ impl Model {
     }
 
     pub(super) fn check_vmid_gone(&mut self, vmid: u16) {
-        let holder = self.tlb.of_vm(vmid).next().map(|(entry, held)| (*entry, held));
+        let holder = self.tlb.of_vm(Regime::from(vmid)).next().map(|(entry, held)| (*entry, held));
         if let Some((entry, held)) = holder {
             let what = format!("VMID {vmid}: {}", self.describe(&entry, held));
             self.blame(Defect::VmidStillCached, what, &[About::Entry(entry)]);
@@ -238,17 +242,29 @@ impl Model {
         let form = match (held.stage2, held.combined, entry.is_leaf()) {
             (0, _, _) => "combined with stage 1",
             (_, _, false) => "as the next step of a walk",
+            _ if entry.vmid == EL2 => "of EL2's stage 1",
             _ => "of stage 2",
         };
         format!(
-            "PE {} may hold {:#x} for IPA {:#x}, level {}, VMID {}, {form}",
+            "PE {} may hold {:#x} for {}, level {}, {}{form}",
             list(held.any() & self.everybody()),
             entry.bits,
-            entry.ipa,
+            address(entry.vmid, entry.ipa),
             entry.level,
-            entry.vmid
+            if entry.vmid == EL2 { String::new() } else { format!("VMID {}, ", entry.vmid) }
         )
     }
+}
+
+/// An address, in the words of its regime.
+fn address(regime: Regime, address: u64) -> String {
+    let kind = if regime == EL2 { "EL2's VA" } else { "IPA" };
+    format!("{kind} {address:#x}")
+}
+
+/// A regime and an address in it.
+fn whose(regime: Regime, at: u64) -> String {
+    if regime == EL2 { address(regime, at) } else { format!("VMID {regime}, IPA {at:#x}") }
 }
 
 /// `0, 2 and 5`.

@@ -22,7 +22,7 @@ use super::evidence::About;
 use crate::descriptor::{self, Kind, kind, writable_clean, writes_freely};
 use crate::event::Pe;
 use crate::memory::page;
-use crate::tlb::{Entry, Held, Place, RUN, pes};
+use crate::tlb::{Entry, Held, Place, RUN, Regime, pes};
 use crate::verdict::Defect;
 
 /// The access flag.
@@ -77,7 +77,7 @@ impl Model {
     /// A descriptor through which `pe` may write to `ipa` by an entry that it holds, with no update.
     #[must_use]
     pub fn writes_by_held(&self, pe: Pe, ipa: u64) -> Option<u64> {
-        let vmid = (self.pes.get(pe)?.vttbr.last()? >> 48) as u16;
+        let vmid = (self.pes.get(pe)?.vttbr.last()? >> 48) as Regime;
         let mut held = self.tlb.overlapping(vmid, ipa, ipa + 1);
         held.find(|(entry, held)| {
             entry.is_leaf() && held.any() >> pe & 1 != 0 && writes_freely(entry.bits)

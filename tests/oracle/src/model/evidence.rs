@@ -9,7 +9,7 @@ use crate::descriptor::{Kind, LEAF_LEVEL, kind};
 use crate::event::{Aim, Event, Pe};
 use crate::invalidate::hits;
 use crate::memory::page;
-use crate::tlb::{Entry, Form, Mask};
+use crate::tlb::{EL2, Entry, Form, Mask, Regime};
 use crate::verdict::{Defect, Verdict};
 
 /// What a verdict is about.
@@ -169,16 +169,20 @@ impl Model {
     /// Whether an invalidation since the entry's end would have hit it, but acted on another VMID, or
     /// on one that was not determined.
     pub(super) fn wrong_vmid(&self, entry: &Entry) -> bool {
+        if entry.vmid == EL2 {
+            return false;
+        }
         let (made, ended) = self.life(entry);
         let ended = if ended > made { ended } else { self.trace.len() };
         // Another VM's own flush in between is none of this entry's business.
         let concerned: BTreeSet<Pe> =
             self.trace.get(ended).into_iter().chain(self.trace.last()).map(Event::pe).collect();
-        let mut vmids: BTreeMap<Pe, Vec<u16>> = concerned.iter().map(|pe| (*pe, vec![])).collect();
+        let mut vmids: BTreeMap<Pe, Vec<Regime>> =
+            concerned.iter().map(|pe| (*pe, vec![])).collect();
         for (at, event) in self.trace.iter().enumerate() {
             let Some(vmids) = vmids.get_mut(&event.pe()) else { continue };
             match *event {
-                Event::SetVttbr { value, .. } => vmids.push((value >> 48) as u16),
+                Event::SetVttbr { value, .. } => vmids.push((value >> 48) as Regime),
                 Event::Isb { .. } => _ = vmids.drain(..vmids.len().saturating_sub(1)),
                 Event::Tlbi { aim, .. } if at > ended => {
                     let hit = hits(aim, entry, Form::Stage2) || hits(aim, entry, Form::Combined);

@@ -18,7 +18,7 @@ use crate::descriptor;
 use crate::event::{Aim, Dsb, Pe, Scope};
 use crate::invalidate::{hits, span};
 use crate::memory::page;
-use crate::tlb::{Entry, Form, Held, Mask, Place, pes};
+use crate::tlb::{EL2, Entry, Form, Held, Mask, Place, Regime, pes};
 
 /// A TLBI that was executed and is not complete.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub(super) struct Pending {
     local: bool,
     aim: Aim,
     /// Of which VM, where it is about one, and that is determined.
-    vmid: Option<u16>,
+    vmid: Option<Regime>,
     /// What it removes once complete, and from whom; in order.
     doomed: Vec<(Entry, Held)>,
     /// What other PEs may only use because they have not synchronized.
@@ -40,7 +40,7 @@ impl Pending {
     }
 
     fn everything(&self) -> bool {
-        matches!(self.aim, Aim::All | Aim::Vm)
+        matches!(self.aim, Aim::All | Aim::Vm | Aim::El2All)
     }
 
     fn takes(&self, pe: Pe, entry: &Entry, form: Form) -> bool {
@@ -58,12 +58,14 @@ impl Model {
             Scope::Local => 1 << pe,
             Scope::Is => Mask::MAX,
         };
-        let mut doomed: Vec<(Entry, Held)> = match (aim, self.vmid_in_force(pe)) {
+        let mut doomed: Vec<(Entry, Held)> = match (aim, self.aimed_at(pe, aim)) {
             (Aim::All, _) => self.doomed(self.tlb.all(), None, targets, aim),
             // Between a write of VTTBR_EL2 and its synchronization, either VMID may be the one that
             // is used: neither is required to be.
             (_, None) => Vec::new(),
-            (Aim::Vm, Some(vmid)) => self.doomed(self.tlb.of_vm(vmid), Some(vmid), targets, aim),
+            (Aim::Vm | Aim::El2All, Some(vmid)) => {
+                self.doomed(self.tlb.of_vm(vmid), Some(vmid), targets, aim)
+            }
             (Aim::VmStage1, Some(vmid)) => {
                 let orphans = self.tlb.orphans().filter(|(entry, _)| entry.vmid == vmid);
                 self.doomed(orphans, Some(vmid), targets, aim)
@@ -76,14 +78,14 @@ impl Model {
         doomed.sort_unstable_by_key(|(entry, _)| *entry);
         let local = scope == Scope::Local;
         let others = if local { Vec::new() } else { self.unsynchronized(pe, aim) };
-        let vmid = self.vmid_in_force(pe);
+        let vmid = self.aimed_at(pe, aim);
         self.pes[pe].pending.push(Pending { local, aim, vmid, doomed, others });
     }
 
     /// What PEs other than `by` have taken away and not synchronized, as far as an invalidation of `by`
     /// hits it: a combined entry only if it cannot be made again from its stage-2 one.
     fn unsynchronized(&self, by: Pe, aim: Aim) -> Vec<(Pe, Entry, Form)> {
-        let vmid = self.vmid_in_force(by);
+        let vmid = self.aimed_at(by, aim);
         let aimed = |entry: &Entry| aim == Aim::All || vmid == Some(entry.vmid);
         let mut found = Vec::new();
         for (pe, state) in self.pes.iter().enumerate().filter(|(pe, _)| *pe != by) {
@@ -99,9 +101,14 @@ impl Model {
         found
     }
 
+    /// Whose entries an invalidation of `pe` is aimed at, if that is one regime and determined.
+    fn aimed_at(&self, pe: Pe, aim: Aim) -> Option<Regime> {
+        if aim.is_el2() { Some(EL2) } else { self.vmid_in_force(pe) }
+    }
+
     /// The VMID that `IPAS2*` and `VMALL*` of `pe` act on, if that is determined.
-    fn vmid_in_force(&self, pe: Pe) -> Option<u16> {
-        let vmid = |vttbr: &u64| (vttbr >> 48) as u16;
+    fn vmid_in_force(&self, pe: Pe) -> Option<Regime> {
+        let vmid = |vttbr: &u64| (vttbr >> 48) as Regime;
         let mut vmids = self.pes[pe].vttbr.iter().map(vmid);
         let first = vmids.next()?;
         vmids.all(|vmid| vmid == first).then_some(first)
@@ -111,7 +118,7 @@ impl Model {
     fn doomed<'t>(
         &self,
         candidates: impl Iterator<Item = (&'t Entry, Held)>,
-        vmid: Option<u16>,
+        vmid: Option<Regime>,
         targets: Mask,
         aim: Aim,
     ) -> Vec<(Entry, Held)> {
@@ -125,8 +132,8 @@ impl Model {
             for pe in pes(held.any() & targets) {
                 let bit = 1 << pe;
                 let stays = held.stage2 & bit != 0 && !gone(entry);
-                let surely =
-                    matches!(aim, Aim::All | Aim::Vm) || !self.held_in_two_sizes(pe, entry);
+                let surely = matches!(aim, Aim::All | Aim::Vm | Aim::El2All)
+                    || !self.held_in_two_sizes(pe, entry);
                 if stays || !surely || self.readable_again(pe, entry, &gone) {
                     continue;
                 }

@@ -5,7 +5,7 @@ use super::evidence::About;
 use crate::descriptor::{Kind, LEAF_LEVEL, accessed, shift};
 use crate::event::Pe;
 use crate::memory::page;
-use crate::tlb::{Entry, Mask, Place, pes};
+use crate::tlb::{EL2, Entry, Mask, Place, Regime, pes};
 use crate::verdict::Defect;
 
 /// Whose store may make tables walkable, and whether it had no release order.
@@ -23,7 +23,7 @@ impl Model {
             self.blame(Defect::WalkAcrossSwitch, what, &[About::Vttbr(pe)]);
         }
         self.pes[pe].vttbr.push(value);
-        self.roots.insert((value >> 48) as u16, value);
+        self.roots.insert((value >> 48) as Regime, value);
         for place in self.root_places(value) {
             self.open(place, 1 << pe, None);
         }
@@ -48,14 +48,32 @@ impl Model {
 
     /// The pages of a root, by the value of VTTBR_EL2. 0 is no root.
     pub(super) fn root_places(&self, vttbr: u64) -> Vec<Place> {
-        let (vmid, root) = ((vttbr >> 48) as u16, vttbr & 0x0000_ffff_ffff_fffe);
+        let (vmid, root) = ((vttbr >> 48) as Regime, vttbr & 0x0000_ffff_ffff_fffe);
         let level = self.machine.start_level;
         let page =
             |n| Place { table: root + n * 0x1000, vmid, level, ipa: n << (shift(level) + 9) };
         (0..if root == 0 { 0 } else { self.machine.root_pages }).map(page).collect()
     }
 
+    /// EL2's own root, an L0 table, from where every PE may walk at any time.
+    pub(super) fn el2_place(&self) -> Option<Place> {
+        self.el2_root.map(|table| Place { table, vmid: EL2, level: 0, ipa: 0 })
+    }
+
+    pub(super) fn set_el2_root(&mut self, root: u64) {
+        if !self.memory.is_table(root) {
+            self.memory.add_table(root);
+        }
+        self.el2_root = Some(root);
+        if let Some(place) = self.el2_place() {
+            self.open(place, self.everybody(), None);
+        }
+    }
+
     fn is_root(&self, pe: Pe, place: &Place) -> bool {
+        if place.vmid == EL2 {
+            return self.el2_place() == Some(*place);
+        }
         place.level == self.machine.start_level
             && self.pes[pe].vttbr.iter().any(|vttbr| self.root_places(*vttbr).contains(place))
     }

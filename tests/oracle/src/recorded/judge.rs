@@ -248,12 +248,15 @@ struct Slot {
 struct Shared {
     pages: BTreeMap<u64, Owner>,
     slots: BTreeMap<u64, Slot>,
+    /// EL2's own root.
+    el2: Option<u64>,
 }
 
 impl Shared {
     fn of(lines: &[Line]) -> Self {
         let mut slots = BTreeMap::<u64, Slot>::new();
         let mut pages = BTreeMap::<u64, Owner>::new();
+        let mut el2 = None;
         for line in lines {
             match line.event {
                 Event::Write { pe, slot, new, .. } => {
@@ -273,10 +276,14 @@ impl Shared {
                     let owner = pages.get(&table).map_or(Owner::Several, |owner| owner.again(pe));
                     pages.insert(table, owner);
                 }
+                Event::El2Root { pe, root } => {
+                    el2 = Some(root);
+                    pages.entry(page(root)).or_insert(Owner::Stable(pe));
+                }
                 _ => {}
             }
         }
-        Self { pages, slots }
+        Self { pages, slots, el2 }
     }
 
     fn owner(&self, address: u64) -> Option<Owner> {
@@ -299,6 +306,7 @@ impl Shared {
                 events.push(Event::Write { pe, slot: *address, new, atomic: true, relaxed: false });
             }
         }
+        events.extend(self.el2.map(|root| Event::El2Root { pe, root }));
         events.push(Event::Dsb { pe, kind: Dsb::Ish });
         events
     }
