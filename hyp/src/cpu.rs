@@ -17,8 +17,10 @@ use crate::boot::stack;
 use crate::event::counters::Counters;
 #[cfg(feature = "measure")]
 use crate::event::measure::Timing;
+use crate::event::violations;
 use crate::mem::cache::Stock;
 use crate::mem::clean;
+use crate::platform::timer::Alarm;
 use crate::vm::idregs::IdRegisters;
 
 /// Affinity fields of `MPIDR_EL1`: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
@@ -46,12 +48,16 @@ pub(crate) struct PerCpu {
     pub(crate) counters: Counters,
     /// Frames for the fault path.
     pub(crate) stock: Stock,
+    /// What its guest reached for in vain.
+    pub(crate) violations: violations::Ring,
+    /// When EL2's timer takes this CPU out of its guest: see `platform/timer.rs`.
+    pub(crate) alarm: Alarm,
     /// How long populate faults take.
     #[cfg(feature = "measure")]
     pub(crate) timing: Timing,
 }
 
-// SAFETY: (1) atomics are shared; (2) the cells in `stock` and `timing` are reached through `current` only, by the
+// SAFETY: (1) atomics are shared; (2) the cells in `stock`, `alarm` and `timing` are reached through `current` only, by the
 // CPU that owns the block, in one context: EL2 runs with every exception masked.
 unsafe impl Sync for PerCpu {}
 
@@ -85,6 +91,8 @@ impl PerCpu {
             crashes: AtomicU64::new(0),
             counters: Counters::new(),
             stock: Stock::new(),
+            violations: violations::Ring::new(),
+            alarm: Alarm::none(),
             #[cfg(feature = "measure")]
             timing: Timing::new(),
         }

@@ -5,7 +5,7 @@
 //! user asked for ([`config`]), where a guest goes ([`image`]) and what it is told ([`guest_dtb`]), how
 //! its exits read ([`syndrome`], [`mmio`]), how its own walks went ([`stage1`]), what places of its memory have apart ([`patches`]), what its calls and registers answer ([`psci`], [`idreg`],
 //! [`pl011`]), how the run is told to a person and to a program ([`diagnosis`], [`report`]),
-//! and how its steps are recorded ([`trace`]).
+//! how its steps are recorded ([`trace`]), and who reached for what is not there ([`violation`]).
 //!
 //! Input comes from people, from QEMU and from guests, and none of it is trusted: it is bounded, it is
 //! answered with a typed error that has the numbers in it, and it never panics. The lints below hold the
@@ -47,5 +47,6 @@ pub mod report;
 pub mod stage1;
 pub mod syndrome;
 pub mod trace;
+pub mod violation;
 
 pub use range::{IpaRange, PaRange};

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Nonce;
 use crate::diagnosis::Diagnosis;
 use crate::range::{Bytes, Count};
+use crate::violation;
 
 /// The format that [`Report::version`] names.
 pub const VERSION: u32 = 1;
@@ -310,6 +311,9 @@ pub struct Report {
     /// Changes of protections, in the order in which they were measured.
     #[serde(default)]
     pub prot: Vec<ProtSample>,
+    /// Who reached for what is not there.
+    #[serde(default)]
+    pub violation_log: violation::Summary,
 }
 
 /// Why a report line cannot be used.
@@ -344,6 +348,7 @@ impl Report {
             relaxing: None,
             resizing: None,
             prot: Vec::new(),
+            violation_log: violation::Summary::default(),
         }
     }
 
@@ -438,6 +443,12 @@ impl fmt::Display for Report {
         }
         if !self.prot.is_empty() {
             row(f, "changes measured", self.prot.len() as u64)?;
+        }
+        if !self.violation_log.is_empty() {
+            write!(f, "\n{:LABEL$} {}", "violation log", self.violation_log)?;
+            for violation in &self.violation_log.list {
+                write!(f, "\n  {violation}")?;
+            }
         }
         if let Some(diagnosis) = &self.diagnosis {
             write!(f, "\n{diagnosis}")?;

@@ -7,3 +7,4 @@ pub(crate) mod measure;
 pub(crate) mod resizing;
 #[cfg_attr(not(feature = "trace"), path = "no_trace.rs")]
 pub(crate) mod trace;
+pub(crate) mod violations;

@@ -1,5 +1,5 @@
 //! The physical GICv3 (crate `arm-gic`), for two purposes: an SGI that makes another CPU look, and EL2's own timer,
-//! which ends a WFI (`platform/timer.rs`).
+//! which ends a WFI or makes its CPU come to its safe point (`platform/timer.rs`).
 //!
 //! Everything else stays disabled, at the distributor and at the redistributors: no device interrupt
 //! reaches EL2 in this version. With `HCR_EL2.IMO` a pending SGI takes a CPU out of its guest whatever
@@ -20,7 +20,7 @@ use hyp_core::fdt::Gic;
 
 use super::timer;
 use crate::lock::Lock;
-use crate::sysreg;
+use crate::{cpu, sysreg};
 
 /// The SGI that makes a CPU look.
 const LOOK: IntId = IntId::sgi(0);
@@ -133,6 +133,11 @@ pub(crate) fn acknowledge() -> bool {
     };
     // The acknowledge is complete before what it announced is read.
     barrier::dsb(barrier::SY);
+    if number == TIMER {
+        // It is pending for as long as the timer is on and the time is past.
+        timer::disarm(cpu::current());
+        barrier::isb(barrier::SY);
+    }
     GicCpuInterface::end_interrupt(number, InterruptGroup::Group1);
     barrier::isb(barrier::SY);
     true

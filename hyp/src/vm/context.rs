@@ -39,6 +39,12 @@ impl Context {
         }
     }
 
+    /// The Exception level that it runs at, 0 or 1: `SPSR_EL2.M`, bits 3:2.
+    #[inline]
+    pub(crate) const fn exception_level(&self) -> u8 {
+        (self.pstate >> 2 & 0b11) as u8
+    }
+
     /// Steps over the instruction that was emulated.
     pub(crate) fn advance(&mut self) {
         self.pc = self.pc.wrapping_add(4);

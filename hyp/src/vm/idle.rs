@@ -23,6 +23,7 @@ use super::stop::Reason;
 use super::vcpu::Mailbox;
 use super::{NUMBER, life, scan};
 use crate::event::counters::Own;
+use crate::event::violations;
 use crate::platform::timer;
 
 /// Works a little if there is work, then waits for an interrupt, or for more work. Called at a safe point.
@@ -30,6 +31,7 @@ use crate::platform::timer;
 /// # Errors
 /// The VM cannot go on.
 pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
+    violations::drain(env.cpu);
     if !env.vm.plan.scan {
         asm::wfi();
         return Ok(());
@@ -46,6 +48,6 @@ pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
         // Somebody else is at it, or the guest's RAM has no room for a block.
         Err(_) => {}
     }
-    timer::wait(scan::next_part());
+    timer::wait(env.cpu, scan::next_part());
     Ok(())
 }

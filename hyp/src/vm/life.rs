@@ -28,6 +28,7 @@ use super::stop::Reason;
 use super::{EPOCHS, Vm, pause, stop, takedown};
 use crate::boot::Refusal;
 use crate::cpu::{self, PerCpu};
+use crate::event::violations;
 use crate::lock::relax;
 use crate::platform::{gic, power};
 use crate::{end, say};
@@ -69,6 +70,8 @@ pub(super) fn is_asked() -> bool {
 pub(super) fn obey() -> bool {
     if is_paused() {
         pause::stand_still();
+        // Meanwhile its time may have come.
+        violations::drain(cpu::current());
     }
     is_over()
 }
@@ -163,6 +166,7 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
             kick_others(vm, cpu);
         }
         cpu.stock.empty();
+        violations::drain(cpu);
         match mine {
             Some(reason) => bury(vm.plan, &guards, reason),
             None => {

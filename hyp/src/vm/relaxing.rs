@@ -33,6 +33,7 @@ use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, PAR_EL1, Readable, Writeable};
 use hyp_abi::call::Stat;
 use hyp_core::syndrome::{Abort, Syndrome};
+use hyp_core::violation::{Outcome, Sighting};
 use stage2::{Ipa, IpaRange, Level, Prot, RelaxError, Relaxed};
 
 use super::create::RAM;
@@ -41,7 +42,9 @@ use super::run::{Env, Step, decoded};
 use super::vcpu::Vcpu;
 use super::{inject, runs};
 use crate::cpu::PerCpu;
+use crate::event::violations;
 use crate::mem::PAGE;
+use crate::platform::timer;
 
 /// Members of a contiguous run.
 const RUN: u64 = 16;
@@ -253,6 +256,19 @@ fn dissolve(env: Env<'_>, vcpu: &mut Vcpu, page: u64, start: Ipa, level: Level) 
 fn violation(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, page: u64) -> Step {
     env.cpu.counters.bump(Stat::Violations);
     let va = FAR_EL2.get();
+    let offset = if abort.is_stage1_walk() { 0 } else { va & (PAGE - 1) };
+    violations::record(
+        env.cpu,
+        &Sighting {
+            ticks: timer::ticks(),
+            esr: ESR_EL2.get(),
+            pc: vcpu.context.pc,
+            va,
+            ipa: Some(page | offset),
+            el: vcpu.context.exception_level(),
+            outcome: Outcome::Injected,
+        },
+    );
     let walk = abort.is_stage1_walk().then(|| inject::level_of_walk(env, va, page));
     inject::abort(&mut vcpu.context, abort, va, walk.flatten());
     Step::Resume

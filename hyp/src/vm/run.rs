@@ -17,7 +17,7 @@ use super::stop::Reason;
 use super::vcpu::{Entry, Vcpu};
 use super::{NUMBER, Vm, caches, control, fault, idle, life, relaxing, trap};
 use crate::cpu::PerCpu;
-use crate::event::trace;
+use crate::event::{trace, violations};
 use crate::exception::vectors::{Exit, guest_enter};
 use crate::hypercall;
 use crate::platform::gic;
@@ -168,10 +168,7 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
         cpu.timing.entered_again(&mut vcpu.context);
         let step = match exit {
             Exit::Sync => synchronous(env, vcpu),
-            Exit::Irq => {
-                gic::acknowledge();
-                Step::Resume
-            }
+            Exit::Irq => interrupted(cpu),
             Exit::Fiq | Exit::SError | Exit::AArch32 => unexpected(vcpu, exit),
         };
         match step {
@@ -182,6 +179,14 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
             Step::Stop(reason) => return End::Vm(Some(reason)),
         }
     }
+}
+
+/// An interrupt of ours, which may be the time to tell of violations. Nothing is held: this is the safe point.
+#[inline(never)]
+fn interrupted(cpu: &PerCpu) -> Step {
+    gic::acknowledge();
+    violations::drain(cpu);
+    Step::Resume
 }
 
 #[inline]

@@ -10,6 +10,7 @@ use hyp_core::report::{CacheStats, Outcome, Report, ScanStats, Stats, Takedown};
 
 use super::create::Plan;
 use crate::event::counters::{self, Own};
+use crate::event::violations;
 
 /// Why the VM ends.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ pub(super) fn report(plan: &Plan, reason: Reason, lives: u32, down: Option<Taked
     report.cpu_features = format!("{}", plan.features);
     report.stats = stats();
     report.diagnosis = diagnosis;
+    report.violation_log = violations::end();
     if let Some(down) = down {
         report.taken_down(down);
     }
