@@ -41,8 +41,6 @@ pub(crate) enum Own {
     PagesCleaned,
     /// Parts of scans that idle CPUs did.
     IdleScans,
-    /// Violations that found their CPU's log full.
-    ViolationsLost,
     /// TLB invalidations, in the order of [`TLBI_NAMES`]: the first of them.
     Tlbi,
 }

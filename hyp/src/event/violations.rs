@@ -13,9 +13,10 @@
 //!
 //! How many lines there can be, and what is kept, is said in [`hyp_core::violation`].
 
+use hyp_abi::call::Stat;
 use hyp_core::violation::{Log, Pushed, Sighting, Summary, Violation, WORDS};
 
-use super::counters::{self, Own};
+use super::counters;
 use crate::cpu::{self, PerCpu};
 use crate::lock::Lock;
 use crate::platform::timer;
@@ -39,7 +40,7 @@ pub(crate) fn record(cpu: &PerCpu, sighting: &Sighting) {
     match cpu.violations.push(sighting.words(), Sighting::is_same) {
         Pushed::First => timer::arm(cpu, sighting.ticks.wrapping_add(timer::frequency() / RATE)),
         Pushed::Added | Pushed::Counted => {}
-        Pushed::Lost => cpu.counters.bump_own(Own::ViolationsLost),
+        Pushed::Lost => cpu.counters.bump(Stat::ViolationsLost),
     }
 }
 
@@ -84,5 +85,5 @@ fn taken(cpu: &PerCpu, frequency: u64) -> impl Iterator<Item = Violation> {
 
 /// Violations that found the log of their CPU full.
 fn lost() -> u64 {
-    counters::sum_own(Own::ViolationsLost)
+    counters::sum(Stat::ViolationsLost)
 }
