@@ -17,7 +17,7 @@ mod recovery;
 mod sysreg;
 
 use guest_rt::{Args, Machine, fail, say};
-use recovery::{aborts, kinds, walks, wide, windows};
+use recovery::{aborts, changes, crowd, floods, kinds, lives, walks, wide, windows};
 
 guest_rt::guest!("wild", wild);
 
@@ -95,6 +95,17 @@ static CASES: &[Case] = &[
     case("hole-walk", "stage-1 tables", End::Pass, walks::tables),
     case("hole-code", "fetches, which are aborts", End::Pass, walks::code),
     case("hole-declared", "windows declared by calls", End::Pass, windows::declared),
+    case("hole-undeclared", "addresses that nothing was said about", End::Pass, windows::undeclared),
+    case("hole-policies", "three policies at once", End::Stopped, windows::policies),
+    case("hole-crowd", "all vCPUs at the same page", End::Pass, crowd::crowd),
+    case("hole-populate", "POPULATE where scratch is", End::Pass, changes::populate),
+    case("hole-release", "RELEASE of scratch in use", End::Pass, changes::release),
+    case("hole-protect", "PROTECT, the dirty log and AGE around holes", End::Pass, changes::protections),
+    case("hole-sizes", "blocks, runs and moves around holes", End::Pass, changes::sizes),
+    case("hole-storm", "100 000 violations", End::Pass, floods::storm),
+    case("hole-endless", "violations without end", End::Stopped, floods::endless),
+    case("hole-secret", "a secret on the scratch page, and a reset", End::Named("reset"), lives::secret),
+    case("inject-again", "the same load a thousand times", End::Pass, floods::again),
     case("inject-el1", "aborts at EL1", End::Pass, aborts::el1),
     case("inject-el0", "aborts at EL0", End::Pass, aborts::at_el0),
     case("inject-other", "aborts that are not decoded", End::Pass, aborts::others),

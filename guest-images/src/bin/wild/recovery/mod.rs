@@ -6,13 +6,21 @@
 //! | `wide.rs` | accesses that reach over an edge: of a page, of RAM, of the VM's addresses |
 //! | `walks.rs` | stage-1 tables in the window, and code |
 //! | `aborts.rs` | the policy `inject`: what the guest's own handlers find |
-//! | `windows.rs` | windows that the guest declares itself |
+//! | `windows.rs` | windows that the guest declares itself; several policies at once |
+//! | `crowd.rs` | several vCPUs at one page |
+//! | `changes.rs` | memory around holes that changes meanwhile |
+//! | `floods.rs` | very many violations |
+//! | `lives.rs` | what the next VM finds |
 //!
 //! The window of most cases begins where RAM ends and is [`BYTES`] long, which `hypctl recover` tells the hypervisor. What the
 //! guest cannot see, such as how many violations were recorded, is judged there.
 
 pub(crate) mod aborts;
+pub(crate) mod changes;
+pub(crate) mod crowd;
+pub(crate) mod floods;
 pub(crate) mod kinds;
+pub(crate) mod lives;
 pub(crate) mod walks;
 pub(crate) mod wide;
 pub(crate) mod windows;

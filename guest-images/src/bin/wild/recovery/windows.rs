@@ -59,3 +59,23 @@ pub(crate) fn declared(machine: &Machine, _: Args) {
     refused(outside, PAGE, 4, "a policy that is none");
     refused(1 << 32, PAGE, RECOVER_SCRATCH, "an address that the VM does not have");
 }
+
+/// What is declared nowhere goes by the VM's default, and devices are devices.
+pub(crate) fn undeclared(machine: &Machine, _: Args) {
+    let places = [machine.ram.end + 8, 0x8000_0000, 0xffff_fff8, 0x1000_0000];
+    for at in places {
+        let found = recovers("a load where nothing is declared", 1, || load(at));
+        check_eq!(found, Ok(PATTERN), "a load from {at:#x}");
+    }
+    recovers("a load from flash", 0, || check_eq!(load(0x400_0000), Ok(0), "flash"));
+}
+
+/// Three policies at once: a window for scratch, one that ends the VM, and aborts everywhere else.
+pub(crate) fn policies(machine: &Machine, _: Args) {
+    let end = machine.ram.end;
+    check_eq!(recovers("a load from the window", 1, || load(end)), Ok(PATTERN), "the window");
+    injects("a load behind it", 1, || Access::Load.expect(end + super::BYTES, false));
+    injects("a store far behind it", 1, || Access::Store.expect(0xc000_0010, false));
+    let survived = load(0x5000_0040);
+    guest_rt::fail!("a load from a window that ends the VM: {survived:x?}");
+}
