@@ -184,6 +184,7 @@ mod age;
 mod contiguous;
 mod copy;
 mod dirty;
+mod fault;
 mod live;
 mod map;
 mod neighbours;
