@@ -7,7 +7,7 @@ mod table;
 use std::vec::Vec;
 
 use super::*;
-use crate::addr::Level;
+use crate::addr::{Ipa, Level};
 
 /// Bits of ISS that a decision may look at, besides the status: ISV, LST, FnV, CM, S1PTW, WnR.
 const FLAGS: [u32; 7] = [24, 12, 11, 10, 8, 7, 6];
@@ -24,7 +24,8 @@ fn syndromes() -> impl Iterator<Item = u64> {
     let status =
         classes.flat_map(|class| (0..64).map(move |status| class << 26 | 1 << 25 | status));
     // Of the fields of an access some values will do: each bit of them is set and clear.
-    status.flat_map(move |esr| mixtures().map(move |iss| esr | iss | (iss >> 6 & 1) << 22 | 5 << 16))
+    status
+        .flat_map(move |esr| mixtures().map(move |iss| esr | iss | (iss >> 6 & 1) << 22 | 5 << 16))
 }
 
 const SEEN: [Seen; 6] = [
@@ -72,7 +73,7 @@ fn a_slot_is_seen_as_what_the_design_calls_it() {
             let note = Note::new(payload).unwrap();
             assert_eq!(Seen::new(level, Descriptor::note(note)), Seen::Note(note));
         }
-        for foreign in [1, 2, leaf & !MANAGED | kind, leaf | kind | 1 << 58, 0b1000] {
+        for foreign in [1, leaf & !MANAGED | kind, leaf | kind | 1 << 58, 0b1000] {
             assert_eq!(seen(foreign), Seen::Foreign, "{foreign:#x}");
         }
         if level != Level::L3 {

@@ -3,8 +3,7 @@
 use super::*;
 
 /// Classes that are no abort of a guest: HVC, an abort of EL2's own, and what differs from an abort in one bit.
-const OTHERS: [u64; 12] =
-    [0x00, 0x04, 0x16, 0x18, 0x21, 0x22, 0x25, 0x26, 0x28, 0x30, 0x2c, 0x3c];
+const OTHERS: [u64; 12] = [0x00, 0x04, 0x16, 0x18, 0x21, 0x22, 0x25, 0x26, 0x28, 0x30, 0x2c, 0x3c];
 
 #[test]
 fn the_three_questions_are_answered_as_by_decoding() {
@@ -29,7 +28,10 @@ fn what_is_no_abort_of_a_guest_is_none_of_the_three() {
     for class in OTHERS {
         // Bits above EC are ISS2.
         for esr in (0..1 << 9).flat_map(|iss| [0, 1 << 36].map(|high| high | class << 26 | iss)) {
-            assert!(!is_translation(esr) && !is_leaf_fault(esr) && !is_plain_store(esr), "{esr:#x}");
+            assert!(
+                !is_translation(esr) && !is_leaf_fault(esr) && !is_plain_store(esr),
+                "{esr:#x}"
+            );
         }
     }
 }

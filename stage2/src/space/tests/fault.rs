@@ -93,7 +93,9 @@ fn a_leaf_becomes_what_would_have_been_decided() {
             let found = match relaxed {
                 Ok(Relaxed::Granted(_) | Relaxed::Spurious(_)) => Action::Relax(Prot::WRITE),
                 Err(RelaxError::Denied { .. }) => Action::Inject,
-                Err(RelaxError::Nothing { seen, .. }) if Seen::new(Level::L3, seen) == Seen::Foreign => {
+                Err(RelaxError::Nothing { seen, .. })
+                    if Seen::new(Level::L3, seen) == Seen::Foreign =>
+                {
                     Action::Stop(Why::Tables)
                 }
                 Err(_) => Action::Retry,
