@@ -1,9 +1,10 @@
 //! Any exit of a guest: syndromes, device accesses, PSCI calls, ID registers, with any values.
 //!
 //! What is promised of each: an answer, no panic, and nothing that hardware did not say. A syndrome is compared
-//! with field tables written out from the Arm ARM (D24.2, ESR_EL2), the UART, PSCI and the ID registers with
-//! references in files of their own, after every step of a random sequence.
+//! with field tables written out from the Arm ARM (D24.2, ESR_EL2), what is decided about an abort with what must never be,
+//! the UART, PSCI and the ID registers with references in files of their own, after every step of a random sequence.
 
+mod decide;
 mod esr;
 mod idregs;
 mod power;
@@ -71,7 +72,13 @@ impl Guest {
 
     fn exit(&mut self, exit: Exit) {
         match exit {
-            Exit::Syndrome { esr, far, ipa, pc } => esr::check(esr, far, ipa, pc),
+            Exit::Syndrome { esr, far, ipa, pc } => {
+                esr::check(esr, far, ipa, pc);
+                decide::check(esr, far, ipa, pc);
+                // An abort of the guest, too: few values are one.
+                let class = 0x20 | (esr >> 32 & 1) << 2;
+                decide::check(esr & !(0x3f << 26) | class << 26, far, ipa, pc);
+            }
             Exit::Device { iss, uart, offset, register } => {
                 self.device(iss, uart, u64::from(offset), register);
             }

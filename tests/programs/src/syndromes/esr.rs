@@ -87,8 +87,13 @@ pub(super) fn check(esr: u64, far: u64, ipa: u64, pc: u64) {
         assert_eq!(abort.far_not_valid(), bit(10), "FnV");
         assert_eq!(abort.is_cache_maintenance(), !fetch && bit(8), "CM");
         assert_eq!(abort.is_write(), !fetch && bit(6), "WnR");
-        // An access exists only where hardware gives one: ISV, and never for a fetch.
-        let expected = (!fetch && bit(24)).then(|| LoadStore {
+        // An access exists only where hardware gives one: ISV, and never for a fetch; LST tells of 64 bytes.
+        let translated = matches!(
+            status,
+            Some(Status::Translation(_) | Status::AccessFlag(_) | Status::Permission(_))
+        );
+        let large = translated && bits(12, 11) != 0;
+        let expected = (!fetch && bit(24) && !large).then(|| LoadStore {
             size: [1, 2, 4, 8][bits(23, 22) as usize],
             sign_extend: bit(21),
             register: bits(20, 16) as u8,
