@@ -5,9 +5,11 @@
 //! cells, which only the owner reaches: [`current`] is the only way to a block's cells.
 
 use core::arch::asm;
+#[cfg(feature = "selftest")]
+use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use aarch64_cpu::registers::{MPIDR_EL1, Readable, TPIDR_EL2, Writeable};
+use aarch64_cpu::registers::{CurrentEL, MPIDR_EL1, Readable, TPIDR_EL2, Writeable};
 use hyp_abi::MAX_VCPUS;
 use spin::Once;
 use stage2::Features;
@@ -55,10 +57,14 @@ pub(crate) struct PerCpu {
     /// How long populate faults take.
     #[cfg(feature = "measure")]
     pub(crate) timing: Timing,
+    /// Fault paths that this CPU is on: see `lock`.
+    #[cfg(feature = "selftest")]
+    pub(crate) faulting: Cell<u32>,
 }
 
-// SAFETY: (1) atomics are shared; (2) the cells in `stock`, `alarm` and `timing` are reached through `current` only, by the
-// CPU that owns the block, in one context: EL2 runs with every exception masked.
+// SAFETY: (1) atomics are shared; (2) the cells, and those in `stock`, `alarm` and `timing`, are reached through `current` only,
+// by the CPU that owns the block, in one context: EL2 runs with every exception masked, and a fault that it takes itself finds
+// it in a routine that reaches no cell (`window`).
 unsafe impl Sync for PerCpu {}
 
 static BLOCKS: [PerCpu; MAX_VCPUS] = {
@@ -95,6 +101,8 @@ impl PerCpu {
             alarm: Alarm::none(),
             #[cfg(feature = "measure")]
             timing: Timing::new(),
+            #[cfg(feature = "selftest")]
+            faulting: Cell::new(0),
         }
     }
 }
@@ -121,6 +129,11 @@ pub(crate) unsafe fn adopt(number: usize) -> &'static PerCpu {
     block.mpidr.store(affinity(), Ordering::Relaxed);
     TPIDR_EL2.set(core::ptr::from_ref(block).expose_provenance() as u64);
     block
+}
+
+/// The executing CPU's block; `None` before [`adopt`], and at EL1.
+pub(crate) fn try_current() -> Option<&'static PerCpu> {
+    (CurrentEL.read(CurrentEL::EL) == 2 && TPIDR_EL2.get() != 0).then(current)
 }
 
 /// The executing CPU's block. Only after [`adopt`], which is the first thing a CPU does at EL2.

@@ -31,7 +31,7 @@ use stage2::geometry::Geometry;
 use stage2::{Bbm, Descriptor};
 
 use crate::cpu;
-use crate::lock::Lock;
+use crate::lock::Unwatched;
 
 /// Records that the buffer holds: 16 MiB.
 const RECORDS: usize = 512 << 10;
@@ -44,7 +44,7 @@ static HYP_TRACE: Buffer<RECORDS> = Buffer::new();
 /// Set when a trace was begun.
 static ORDER: Once<Order> = Once::new();
 /// Makes a step and its record one.
-static ONE_AT_A_TIME: Lock<()> = Lock::new(());
+static ONE_AT_A_TIME: Unwatched<()> = Unwatched::new(());
 /// CPUs that have recorded nothing since their last context synchronization.
 static SYNCHRONIZED: [AtomicBool; MAX_VCPUS] = [const { AtomicBool::new(false) }; MAX_VCPUS];
 

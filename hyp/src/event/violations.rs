@@ -32,7 +32,7 @@ const RATE: u64 = 100;
 pub(crate) type Ring = hyp_core::violation::Ring<RECORDS, WORDS>;
 
 /// What came out of the rings.
-static LOG: Lock<Log> = Lock::new(Log::new());
+static LOG: Lock<Log> = Lock::new("the violation log", Log::new());
 
 /// Records a violation on the executing CPU, whose block `cpu` is. May be called in a fault handler, under any lock.
 #[inline]

@@ -1,6 +1,6 @@
 //! When EL2 itself fails: every register on the console, then the power goes.
 //!
-//! Two ways lead here: an exception at EL2 (`vectors.rs` builds the [`Frame`]) and a Rust panic. Both end
+//! Two ways lead here: an exception at EL2 that nothing is done about (`same_level`), and a Rust panic. Both end
 //! the machine with the outcome "crash", because nothing that EL2 promises its guest can be kept any more.
 //!
 //! The dump waits for no lock: the CPU that holds the console may be the one that crashed. A crash
@@ -10,27 +10,13 @@ use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use aarch64_cpu::registers::{CurrentEL, Readable, TPIDR_EL2};
 use hyp_core::syndrome::Syndrome;
 
+use super::same_level::Frame;
 use crate::boot::stack::{self, Place};
 use crate::platform::console::{self, Uart};
 use crate::platform::power;
 use crate::{cpu, end};
-
-/// The registers at the exception, as `vectors.rs` stores them.
-#[derive(Debug)]
-#[repr(C)]
-pub(crate) struct Frame {
-    x: [u64; 31],
-    sp: u64,
-    elr: u64,
-    spsr: u64,
-    esr: u64,
-    far: u64,
-    hpfar: u64,
-    kind: u64,
-}
 
 const KINDS: [&str; 8] = [
     "synchronous exception with SP_EL0",
@@ -46,9 +32,10 @@ const KINDS: [&str; 8] = [
 /// Set by the first CPU that crashes: the others stop printing their own.
 static CRASHED: AtomicBool = AtomicBool::new(false);
 
-/// Called by `vectors.rs` on the stack, or on the emergency stack if the CPU was off its stack.
+/// EL2 has taken an exception that nothing is done about. Called on the stack by `same_level`, and by `vectors.rs` on the
+/// emergency stack if the CPU was off its stack.
 #[unsafe(no_mangle)]
-extern "C" fn el2_crashed(frame: &Frame) -> ! {
+pub(super) extern "C" fn el2_crashed(frame: &Frame) -> ! {
     let mut out = begin();
     let kind = KINDS.get(frame.kind as usize).copied().unwrap_or("unknown exception");
     let _ = writeln!(out, "hyp: EL2 crash: {kind} on CPU {}", number());
@@ -92,11 +79,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 
 /// The executing CPU's number, as far as it has one.
 fn number() -> usize {
-    if at_el2() && TPIDR_EL2.get() != 0 { cpu::current().number } else { 0 }
-}
-
-fn at_el2() -> bool {
-    CurrentEL.read(CurrentEL::EL) == 2
+    cpu::try_current().map_or(0, |cpu| cpu.number)
 }
 
 /// Where the dump goes: the console, whoever holds its lock; nowhere if there is none yet.
@@ -110,8 +93,8 @@ impl Write for Out {
 
 fn begin() -> Out {
     let mut out = Out(console::uart());
-    if at_el2() && TPIDR_EL2.get() != 0 {
-        match cpu::current().crashes.fetch_add(1, Ordering::Relaxed) {
+    if let Some(cpu) = cpu::try_current() {
+        match cpu.crashes.fetch_add(1, Ordering::Relaxed) {
             0 => {}
             1 => {
                 let _ = writeln!(out, "\nhyp: EL2 crash: again, while the first was being told");

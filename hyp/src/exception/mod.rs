@@ -1,4 +1,5 @@
-//! Exceptions: the vector table, the way in and out of the guest, and the dump when EL2 itself fails.
+//! Exceptions: the vector table, the way in and out of the guest, what EL2 takes itself, and the dump when it fails.
 
 pub(crate) mod crash;
+pub(crate) mod same_level;
 pub(crate) mod vectors;

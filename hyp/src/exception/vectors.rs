@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | lower level, AArch64 (4) | the guest's registers are saved and `guest_enter` returns the kind of exit |
 //! | lower level, AArch32 (4) | the same, with a kind that stops the VM: `HCR_EL2.RW` forbids it at EL1, and at EL0 the ID registers do not offer it |
-//! | this level, SP_ELx (4) | crash dump: EL2 runs with everything masked and expects nothing |
+//! | this level, SP_ELx (4) | every register goes into a frame on the stack. A synchronous exception may be an access to guest memory that is resolved, or ends otherwise, and EL2 goes on (`same_level`); anything else is a crash dump: EL2 runs with everything masked and expects nothing |
 //! | this level, SP_EL0 (4) | crash dump: EL2 never selects SP_EL0 |
 //!
 //! # Registers across an exit
@@ -19,16 +19,23 @@
 //!
 //! No speculation runs past the `ERET`: a DSB and an ISB follow it.
 //!
-//! # A crash at EL2
+//! # An exception at EL2
 //!
-//! The exception may be the stack's end. Two of the guest's thread registers serve as scratch, since
-//! this way is never returned from; one bit of the stack pointer tells whether the CPU is still on its
-//! stack (`boot/stack.rs`), and if not, it continues on its emergency stack, found from `TPIDR_EL2`.
-//! The frame that is built is `crash::Frame`.
+//! The exception may be the stack's end, so before anything is stored one bit of the stack pointer tells whether the frame
+//! would still lie on the stack (`boot/stack.rs`). There is no register to spare for the test: adding `x0` to the stack pointer,
+//! and taking one from the other, exchanges the two without any, and the same again undoes it. Nothing of the guest's
+//! is used, and nothing is lost: EL2 can go on where it was, with an `ERET` from the frame. EL1's registers and the
+//! FP file are not touched; ESR_EL2, FAR_EL2 and HPFAR_EL2 hold the new exception, so who needs the guest's has saved them
+//! (`window`).
+//!
+//! If it is the stack's end, or the stack pointer is not aligned, the CPU continues on its emergency stack, found from
+//! `TPIDR_EL2`. From there it never returns, so two of the guest's thread registers serve as scratch.
+//!
+//! The frame that is built is `same_level::Frame`.
 
 use core::arch::global_asm;
 
-use super::crash::Frame;
+use super::same_level::Frame;
 use crate::boot::stack::ON_STACK_BIT;
 use crate::cpu::PerCpu;
 use crate::vm::context::Context;
@@ -77,12 +84,27 @@ macro_rules! measured {
 
 global_asm!(
     r#"
-    .macro  crash_vector kind
+    .macro  el2_vector kind
     .balign 0x80
+    sub     sp, sp, #{frame}
+    add     sp, sp, x0                  // sp = stack + x0
+    sub     x0, sp, x0                  // x0 = stack
+    tbz     x0, #{on_stack}, 0f
+    tbnz    x0, #0, 0f
+    tbnz    x0, #1, 0f
+    tbnz    x0, #2, 0f
+    tbnz    x0, #3, 0f
+    sub     x0, sp, x0                  // x0 again
+    sub     sp, sp, x0                  // sp = stack
+    stp     x0, x1, [sp]
+    mov     x1, #\kind
+    b       el2_on_stack
+0:  sub     x0, sp, x0
+    sub     sp, sp, x0
     msr     tpidr_el0, x0
     msr     tpidrro_el0, x1
     mov     x1, #\kind
-    b       el2_crash
+    b       el2_off_stack
     .endm
 
     .macro  guest_vector kind
@@ -101,14 +123,14 @@ global_asm!(
     .balign 0x800
     .global el2_vectors
 el2_vectors:
-    crash_vector 0                      // this level, SP_EL0: sync, IRQ, FIQ, SError
-    crash_vector 1
-    crash_vector 2
-    crash_vector 3
-    crash_vector 4                      // this level, SP_EL2
-    crash_vector 5
-    crash_vector 6
-    crash_vector 7
+    el2_vector 0                      // this level, SP_EL0: sync, IRQ, FIQ, SError
+    el2_vector 1
+    el2_vector 2
+    el2_vector 3
+    el2_vector 4                      // this level, SP_EL2
+    el2_vector 5
+    el2_vector 6
+    el2_vector 7
     guest_vector 0                      // lower level, AArch64
     guest_vector 1
     guest_vector 2
@@ -189,15 +211,66 @@ guest_enter:                            // x0 = context
     dsb     nsh
     isb
 
-    // x1 = kind; the old x0, x1 in TPIDR_EL0, TPIDRRO_EL0; every other register as it was.
-el2_crash:
-    sub     x0, sp, #{frame}            // would the frame lie on the stack?
-    tbnz    x0, #{on_stack}, 0f
-    mrs     x0, tpidr_el2               // no: to the emergency stack
+    // x1 = kind; sp = the frame, with x0 and x1; every other register as it was.
+el2_on_stack:
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x19, [sp, #144]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    stp     x28, x29, [sp, #224]
+    add     x2, sp, #{frame}
+    stp     x30, x2, [sp, #240]
+    mrs     x2, elr_el2
+    mrs     x3, spsr_el2
+    stp     x2, x3, [sp, #256]
+    mrs     x2, esr_el2
+    mrs     x3, far_el2
+    stp     x2, x3, [sp, #272]
+    mrs     x2, hpfar_el2
+    stp     x2, x1, [sp, #288]
+    mov     x0, sp
+    mov     x29, xzr
+    bl      el2_exception               // returns if EL2 can go on
+    ldp     x2, x3, [sp, #256]
+    msr     elr_el2, x2
+    msr     spsr_el2, x3
+    ldp     x2, x3, [sp, #16]
+    ldp     x4, x5, [sp, #32]
+    ldp     x6, x7, [sp, #48]
+    ldp     x8, x9, [sp, #64]
+    ldp     x10, x11, [sp, #80]
+    ldp     x12, x13, [sp, #96]
+    ldp     x14, x15, [sp, #112]
+    ldp     x16, x17, [sp, #128]
+    ldp     x18, x19, [sp, #144]
+    ldp     x20, x21, [sp, #160]
+    ldp     x22, x23, [sp, #176]
+    ldp     x24, x25, [sp, #192]
+    ldp     x26, x27, [sp, #208]
+    ldp     x28, x29, [sp, #224]
+    ldr     x30, [sp, #240]
+    ldp     x0, x1, [sp]
+    add     sp, sp, #{frame}
+    eret
+    dsb     nsh
+    isb
+
+    // x1 = kind; the old x0, x1 in TPIDR_EL0, TPIDRRO_EL0; sp below where it was by a frame; every other register as
+    // it was.
+el2_off_stack:
+    mrs     x0, tpidr_el2               // to the emergency stack
     cbz     x0, 1f                      // too early for one: nobody could be told
     ldr     x0, [x0, #{emergency}]
     sub     x0, x0, #{frame}
-0:  bic     x0, x0, #0xf
     stp     x2, x3, [x0, #16]
     stp     x4, x5, [x0, #32]
     stp     x6, x7, [x0, #48]
@@ -212,7 +285,7 @@ el2_crash:
     stp     x24, x25, [x0, #192]
     stp     x26, x27, [x0, #208]
     stp     x28, x29, [x0, #224]
-    mov     x2, sp
+    add     x2, sp, #{frame}
     stp     x30, x2, [x0, #240]
     mrs     x2, tpidr_el0
     mrs     x3, tpidrro_el0

@@ -1,6 +1,14 @@
-//! EL2's own translation: one identity map for the whole machine, built once (crate `aarch64-paging`).
+//! EL2's own translation: one identity map for the whole machine, built once (crate `aarch64-paging`), and a place for a
+//! window on guest memory.
 //!
-//! | what | attributes |
+//! Four levels, 48 bits of address:
+//!
+//! | root slots | what |
+//! | --- | --- |
+//! | 0 to 255, addresses below 2^47 | the identity map |
+//! | 256 to 511, addresses from 2^47 on ([`WINDOW`]) | nothing |
+//!
+//! | in the identity map | attributes |
 //! | --- | --- |
 //! | the image's code | read, execute |
 //! | the image's constants, the device tree, the modules | read |
@@ -12,7 +20,7 @@
 //! memory is Inner-shareable write-back: stage-2 tables are written through this map and walked with
 //! the same attributes, and the hardware update of descriptors asks for it \[RWLTNL\].
 //!
-//! The map never changes after it is switched on, so it needs no break-before-make and no invalidation
+//! The identity map never changes after it is switched on, so it needs no break-before-make and no invalidation
 //! of its own. Each CPU switches to it with its MMU off (`boot/entry.rs`).
 
 use alloc::boxed::Box;
@@ -32,12 +40,12 @@ use crate::boot::early::MAIR;
 use crate::boot::entry::{SCTLR_EL2_WXN, el2_mmu_switch};
 use crate::boot::stack;
 
-/// Physical addresses that 3 levels reach: 39 bits.
-const THREE_LEVELS: u64 = 1 << 39;
-/// Bits of address with 3 and with 4 levels.
-const BITS: [u64; 2] = [39, 48];
-/// `TCR_EL2`: RES1 bits, 4 KiB granule, Inner-shareable write-back walks; T0SZ and PS are added.
-const TCR: u64 = 1 << 31 | 1 << 23 | 0b11 << 12 | 0b01 << 10 | 0b01 << 8;
+/// Where the window on guest memory begins, in EL2's virtual addresses; also where the identity map ends.
+pub(crate) const WINDOW: u64 = 1 << 47;
+/// `TCR_EL2.T0SZ`: 48 bits.
+const T0SZ: u64 = 64 - 48;
+/// `TCR_EL2`: RES1 bits, 4 KiB granule, Inner-shareable write-back walks; PS is added.
+const TCR: u64 = 1 << 31 | 1 << 23 | 0b11 << 12 | 0b01 << 10 | 0b01 << 8 | T0SZ;
 
 const BASE: El23Attributes =
     El23Attributes::VALID.union(El23Attributes::USER_RES1).union(El23Attributes::ACCESSED);
@@ -74,7 +82,7 @@ type Map = Mapping<IdTranslation<El23Attributes>, El2>;
 /// Why the map could not be built.
 #[derive(Debug)]
 pub(crate) enum MapError {
-    /// The machine has memory beyond 48 bits.
+    /// The machine has memory beyond 47 bits.
     TooHigh(PaRange),
     /// The crate refused.
     Refused(aarch64_paging::MapError),
@@ -83,7 +91,7 @@ pub(crate) enum MapError {
 impl core::fmt::Display for MapError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            Self::TooHigh(range) => write!(f, "memory at {range} lies beyond 48 bits"),
+            Self::TooHigh(range) => write!(f, "memory at {range} lies beyond 47 bits"),
             Self::Refused(error) => write!(f, "EL2's tables: {error}"),
         }
     }
@@ -126,7 +134,6 @@ pub(crate) fn switch_on(
 
 struct Builder {
     map: Map,
-    bits: u64,
 }
 
 impl Builder {
@@ -134,12 +141,10 @@ impl Builder {
         let devices = platform.gic.iter().flat_map(|gic| [gic.dist, gic.redist]);
         let all = platform.ram.iter().copied().chain(devices).chain([platform.uart]);
         let highest = all.max_by_key(|range| range.end);
-        let top = highest.map_or(0, |range| range.end);
-        if let Some(range) = highest.filter(|range| range.end > 1 << BITS[1]) {
+        if let Some(range) = highest.filter(|range| range.end > WINDOW) {
             return Err(MapError::TooHigh(range));
         }
-        let (root_level, bits) = if top <= THREE_LEVELS { (1, BITS[0]) } else { (0, BITS[1]) };
-        Ok(Self { map: Mapping::new(IdTranslation::new(), root_level, El2), bits })
+        Ok(Self { map: Mapping::new(IdTranslation::new(), 0, El2) })
     }
 
     fn add(&mut self, range: PaRange, attributes: El23Attributes) -> Result<(), MapError> {
@@ -164,7 +169,7 @@ impl Builder {
         let size = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5);
         Registers {
             ttbr: map.root_address().0 as u64,
-            tcr: TCR | (64 - self.bits) | size << 16,
+            tcr: TCR | size << 16,
             mair: MAIR,
             sctlr: SCTLR_EL2_WXN,
         }

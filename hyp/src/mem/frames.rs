@@ -100,7 +100,7 @@ pub(crate) unsafe fn init(free: &[PaRange]) {
             unsafe { heap.add_to_heap(first as usize, range.end as usize) };
             *slot = Some(Area { range: *range, meta });
         }
-        Pool { heap: Lock::new(heap), areas }
+        Pool { heap: Lock::new("the frame pool", heap), areas }
     });
 }
 

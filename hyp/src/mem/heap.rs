@@ -33,7 +33,7 @@ struct Locked(Lock<Heap<ORDERS>>);
 unsafe impl Sync for Locked {}
 
 #[global_allocator]
-static HEAP: Locked = Locked(Lock::new(Heap::new()));
+static HEAP: Locked = Locked(Lock::new("the heap", Heap::new()));
 
 /// Gives the arena to the heap. Called once, before anything allocates.
 pub(crate) fn init() {

@@ -123,7 +123,7 @@ struct Line {
 }
 
 static UART: Once<Uart> = Once::new();
-static LINE: Lock<Line> = Lock::new(Line { open: false });
+static LINE: Lock<Line> = Lock::new("the console", Line { open: false });
 
 /// Makes the UART at `window` the console. The first call counts.
 ///

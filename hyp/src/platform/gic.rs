@@ -58,7 +58,7 @@ impl From<arm_gic::gicv3::GicError> for GicError {
 }
 
 /// Redistributors are shared by address range: one CPU at a time.
-static REDISTRIBUTORS: Lock<()> = Lock::new(());
+static REDISTRIBUTORS: Lock<()> = Lock::new("the redistributors", ());
 
 /// Turns on affinity routing and non-secure group 1. The boot CPU, once.
 ///

@@ -175,13 +175,13 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         since: takedown::tally(),
         space,
         policy: AtomicPtr::new(Box::into_raw(Box::new(policy))),
-        moving: Lock::new(()),
-        scan: Lock::new(scan),
-        logging: Lock::new(None),
-        shadow: Lock::new(None),
+        moving: Lock::new("the turn", ()),
+        scan: Lock::new("the scan", scan),
+        logging: Lock::new("the dirty log", None),
+        shadow: Lock::new("the shadow", None),
         psci: Psci::new(plan.vcpus, plan.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
-        devices: Lock::new(Devices::new()),
+        devices: Lock::new("the devices", Devices::new()),
     })
 }
 

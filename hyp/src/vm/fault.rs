@@ -38,7 +38,7 @@ use super::{NUMBER, blocks};
 use crate::device;
 use crate::event::counters::Own;
 use crate::event::trace;
-use crate::lock::relax;
+use crate::lock::{fault_path, relax};
 use crate::mem::PAGE;
 
 /// What the populate path comes to.
@@ -146,6 +146,7 @@ fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate
 #[inline]
 fn populate(env: Env<'_>, page: u64) -> Populate {
     let Env { vm, cpu, guards } = env;
+    let _path = fault_path(cpu);
     let guard = guards.enter();
     let at = Ipa::new(page);
     let policy = vm.policy(&guard);

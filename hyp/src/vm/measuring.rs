@@ -66,7 +66,7 @@ static NOTED: Lock<Samples> = {
     let counts =
         Counts { changed: 0, broken: 0, tlbi: [0; TLBI_KINDS.len()], dsb: 0, faults: 0, met: 0 };
     let none = Sample { way: 0, pages: 0, ticks: 0, window: 0, counts };
-    Lock::new(Samples { session: None, count: 0, all: [none; SAMPLES] })
+    Lock::new("the samples", Samples { session: None, count: 0, all: [none; SAMPLES] })
 };
 
 /// The bitmaps of the session.

@@ -4,6 +4,8 @@
 //! A space keeps an account of its own flushes; what is counted here is the machine's, over all lives of the VM:
 //! `ALLE1IS`, which is no space's, and the barriers of installs, too.
 
+#[cfg(feature = "selftest")]
+use stage2::Pa;
 use stage2::arch::aarch64::Aarch64;
 use stage2::arch::{Alteration, Altered, Arch, Dsb, HeldWalks};
 use stage2::slot::Slot;
@@ -132,5 +134,10 @@ unsafe impl Arch for Counted {
     unsafe fn release_walks(&self, held: HeldWalks) {
         // SAFETY: (1, 2) the caller's clauses.
         unsafe { self.0.release_walks(held) };
+    }
+
+    #[cfg(feature = "selftest")]
+    fn about_to_lock(&self, table: Pa) {
+        crate::lock::ask(format_args!("the lock of the stage-2 table at {table}"));
     }
 }

@@ -141,6 +141,10 @@ unsafe impl<A: Arch> Arch for Traced<A> {
         unsafe { self.0.release_walks(held) };
     }
 
+    fn about_to_lock(&self, table: Pa) {
+        self.0.about_to_lock(table);
+    }
+
     fn observe(&self, what: Observation) {
         note(match what {
             Observation::Flushed { vmid, range } => {

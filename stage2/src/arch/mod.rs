@@ -272,6 +272,11 @@ pub unsafe trait Arch: Sync {
     /// 2. VTTBR_EL2 is what it was then, and an ISB has been executed since it was written.
     unsafe fn release_walks(&self, _held: HeldWalks) {}
 
+    /// Called before this CPU waits for the lock of the table at `_table`, whether it is free or not. For hypervisors that
+    /// check that nobody asks for one where none may be asked for, as in a fault handler; the default does nothing.
+    #[inline]
+    fn about_to_lock(&self, _table: Pa) {}
+
     /// Hears what a protocol has reached. Models and traces listen; hardware has nothing to do.
     #[inline]
     fn observe(&self, _what: Observation) {}

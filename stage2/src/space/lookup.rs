@@ -112,6 +112,7 @@ impl<'g> Node<'g> {
 
     /// Takes the lock.
     pub(super) fn hold<A: Arch>(self, arch: &'g A, guard: &'g Guard<'_>) -> LockedTable<'g, A> {
+        arch.about_to_lock(self.pa);
         let held = Held::take(self.meta, guard.cpu(), self.rank());
         arch.observe(Observation::Locked { table: self.pa });
         LockedTable { node: self, arch, _held: held }

@@ -303,6 +303,7 @@ impl<'w> Block<'w> {
         let Some(below) = self.level().next() else { return };
         // SAFETY: (1) just allocated.
         let meta = unsafe { space.memory.meta(self.parts) };
+        space.arch.about_to_lock(self.parts);
         self.held = Some(Held::take(meta, guard.cpu(), Rank::new(below, self.ipa)));
         space.arch.observe(Observation::Locked { table: self.parts });
     }
