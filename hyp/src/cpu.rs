@@ -7,6 +7,7 @@
 use core::arch::asm;
 #[cfg(feature = "selftest")]
 use core::cell::Cell;
+use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{CurrentEL, MPIDR_EL1, Readable, TPIDR_EL2, Writeable};
@@ -24,6 +25,7 @@ use crate::mem::cache::Stock;
 use crate::mem::clean;
 use crate::platform::timer::Alarm;
 use crate::vm::idregs::IdRegisters;
+use crate::window;
 
 /// Affinity fields of `MPIDR_EL1`: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
 pub(crate) const AFFINITY: u64 = 0xff_00ff_ffff;
@@ -54,6 +56,8 @@ pub(crate) struct PerCpu {
     pub(crate) violations: violations::Ring,
     /// When EL2's timer takes this CPU out of its guest: see `platform/timer.rs`.
     pub(crate) alarm: Alarm,
+    /// Where the session is in which this CPU reaches the VM's memory.
+    pub(crate) session: window::Place,
     /// How long populate faults take.
     #[cfg(feature = "measure")]
     pub(crate) timing: Timing,
@@ -99,6 +103,7 @@ impl PerCpu {
             stock: Stock::new(),
             violations: violations::Ring::new(),
             alarm: Alarm::none(),
+            session: window::Place::new(ptr::null()),
             #[cfg(feature = "measure")]
             timing: Timing::new(),
             #[cfg(feature = "selftest")]

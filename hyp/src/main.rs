@@ -14,6 +14,7 @@
 //! | `platform` | console, firmware, interrupt controller |
 //! | `mem` | frames, per-CPU stocks, heap, EL2's own map |
 //! | `vm` | the VM: its regions, vCPUs, run loop, exits |
+//! | `window` | how EL2 reaches the VM's memory, and what it does about its own faults there |
 //! | `device`, `hypercall` | what the guest believes to be a machine |
 //! | `event` | counters; in builds for that, every step of table maintenance |
 //! | `selftest` | in builds for that, how EL2 is made to fail on purpose |
@@ -44,6 +45,7 @@ mod platform;
 mod selftest;
 mod sysreg;
 mod vm;
+mod window;
 
 /// The boot CPU's first Rust with the early map on: `tree` is the device tree's address or 0, `level` the
 /// exception level.

@@ -15,3 +15,7 @@ pub(crate) fn published() {}
 /// A frame that a guest may have had goes back to its stock.
 #[inline]
 pub(crate) fn frame_given_back(_frame: u64, _bytes: u64) {}
+
+/// Where EL2's own tables begin.
+#[inline]
+pub(crate) fn el2_root(_root: u64) {}

@@ -120,3 +120,11 @@ pub(crate) fn published() {
 pub(crate) fn frame_given_back(frame: u64, bytes: u64) {
     note(What::FreeFrame { frame, bytes });
 }
+
+/// Where EL2's own tables begin, before anything is hung into them; recorded once.
+pub(crate) fn el2_root(root: u64) {
+    static RECORDED: AtomicBool = AtomicBool::new(false);
+    if !RECORDED.swap(true, Ordering::Relaxed) {
+        note(What::El2Root { root });
+    }
+}

@@ -4,6 +4,7 @@
 //! through its window, by one of the routines that are made for that, where nothing is mapped. All others are crashes.
 
 use super::crash;
+use crate::window;
 
 /// The registers at the exception, as `vectors.rs` stores them. If EL2 goes on, it does so with those that the frame has then,
 /// but for the stack pointer.
@@ -28,8 +29,13 @@ pub(crate) struct Frame {
     pub(crate) kind: u64,
 }
 
+/// [`Frame::kind`] of a synchronous exception with SP_EL2.
+const SYNCHRONOUS: u64 = 4;
+
 /// Called by `vectors.rs` on the stack, while the CPU is on it. Returns if EL2 can go on.
 #[unsafe(no_mangle)]
 extern "C" fn el2_exception(frame: &mut Frame) {
-    crash::el2_crashed(frame);
+    if frame.kind != SYNCHRONOUS || !window::resolved(frame) {
+        crash::el2_crashed(frame);
+    }
 }

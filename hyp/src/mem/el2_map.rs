@@ -1,4 +1,4 @@
-//! EL2's own translation: one identity map for the whole machine, built once (crate `aarch64-paging`), and a place for a
+//! EL2's own translation: one identity map for the whole machine, built once (crate `aarch64-paging`), and a place for the
 //! window on guest memory.
 //!
 //! Four levels, 48 bits of address:
@@ -6,7 +6,8 @@
 //! | root slots | what |
 //! | --- | --- |
 //! | 0 to 255, addresses below 2^47 | the identity map |
-//! | 256 to 511, addresses from 2^47 on ([`WINDOW`]) | nothing |
+//! | 256, 512 GiB from 2^47 on ([`WINDOW`]) | the window of the VM that there is: tables of crate `stage2`, hung in and taken out by [`window`](crate::window) |
+//! | 257 to 511 | nothing |
 //!
 //! | in the identity map | attributes |
 //! | --- | --- |
@@ -21,7 +22,8 @@
 //! the same attributes, and the hardware update of descriptors asks for it \[RWLTNL\].
 //!
 //! The identity map never changes after it is switched on, so it needs no break-before-make and no invalidation
-//! of its own. Each CPU switches to it with its MMU off (`boot/entry.rs`).
+//! of its own. Each CPU switches to it with its MMU off (`boot/entry.rs`). The one root slot that does change is crate `stage2`'s to
+//! change and to flush.
 
 use alloc::boxed::Box;
 
@@ -34,6 +36,7 @@ use hyp_core::PaRange;
 use hyp_core::fdt::Platform;
 use hyp_core::layout::Layout;
 use spin::Once;
+use stage2::slot::Slot;
 
 use super::image;
 use crate::boot::early::MAIR;
@@ -42,6 +45,10 @@ use crate::boot::stack;
 
 /// Where the window on guest memory begins, in EL2's virtual addresses; also where the identity map ends.
 pub(crate) const WINDOW: u64 = 1 << 47;
+/// The root slot of the window, 512 GiB each.
+const WINDOW_SLOT: usize = (WINDOW >> 39) as usize;
+/// Index in MAIR_EL2 of Normal write-back memory.
+pub(crate) const WRITE_BACK: u8 = 1;
 /// `TCR_EL2.T0SZ`: 48 bits.
 const T0SZ: u64 = 64 - 48;
 /// `TCR_EL2`: RES1 bits, 4 KiB granule, Inner-shareable write-back walks; PS is added.
@@ -130,6 +137,19 @@ pub(crate) fn switch_on(
     unsafe { el2_mmu_switch(registers.ttbr, registers.tcr, registers.mair, registers.sctlr) };
     REGISTERS.call_once(|| registers);
     Ok(())
+}
+
+/// The physical address of the root table; 0 before the map is on.
+pub(crate) fn root() -> u64 {
+    registers().map_or(0, |registers| registers.ttbr)
+}
+
+/// The root slot of the window; `None` before the map is on.
+pub(crate) fn window_slot() -> Option<&'static Slot> {
+    let root = core::ptr::with_exposed_provenance::<Slot>(registers()?.ttbr as usize);
+    // SAFETY: (1) the root is a page of 512 slots, leaked, whose address was exposed when it was told; (2) nothing here touches
+    // this slot.
+    Some(unsafe { &*root.add(WINDOW_SLOT) })
 }
 
 struct Builder {

@@ -33,7 +33,7 @@ use super::{EPOCHS, Policy, Stage2, Vm, control, scan, takedown};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
 use crate::mem::{PAGE, cache, clean, frames};
-use crate::{cpu, say};
+use crate::{cpu, say, window};
 
 /// Regions of a VM.
 pub(crate) const REGIONS: usize = 1 + Window::ALL.len();
@@ -169,6 +169,8 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     cpu::current().stock.refill();
     let space = Space::new(plan.geometry, plan.vmids, EPOCHS.domain(), pages, arch)?;
     let policy = policy(&space, plan)?;
+    window::open(&space, cpu::current(), policy.main)?;
+    window::hook(&space);
     let scan = policy.blocks.and_then(|_| scan::scanner(policy.main));
     Ok(Vm {
         plan,
@@ -210,12 +212,13 @@ fn bytes(module: PaRange) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, module.len() as usize) }
 }
 
-/// What this machine has for a guest. Tables take one page in 512; the rest is for stocks and slack.
+/// What this machine has for a guest. Tables take one page in 512, and those of EL2's window as many; the rest is for stocks and slack.
 fn bounds(cpus: usize, blocks: bool) -> Bounds {
     let free = frames::free();
     let block = if blocks { cache::BLOCK_FRAMES } else { 0 };
     let stocks = (cpus * (cache::FULL + block)) as u64 * PAGE;
-    let overhead = (free / 256 + stocks + SLACK).next_multiple_of(SLACK);
+    let tables = free / 256 + free / 512;
+    let overhead = (tables + stocks + SLACK).next_multiple_of(SLACK);
     let (can_measure, can_trace) = (cfg!(feature = "measure"), cfg!(feature = "trace"));
     Bounds { cpus, free, overhead, can_measure, can_trace }
 }

@@ -42,6 +42,7 @@ pub(crate) mod copying;
 mod create;
 mod edges;
 mod fault;
+pub(crate) mod filling;
 pub(crate) mod guest_memory;
 mod idle;
 pub(crate) mod idregs;

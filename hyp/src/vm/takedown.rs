@@ -21,6 +21,7 @@ use crate::cpu;
 use crate::event::{counters, trace};
 use crate::lock::relax;
 use crate::mem::{PAGE, frames, heap};
+use crate::window;
 
 /// How much is free, with all stocks empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,8 @@ pub(super) unsafe fn take_down(
         scratched: now.scratched - since.scratched,
     });
     // SAFETY: (1) the caller's clause.
+    unsafe { window::unhook(&space) };
+    // SAFETY: (1) the caller's clause; (2) EL2's window is out of EL2's tables.
     let end = unsafe { space.destroy(guards, relax, &mut pool) };
     let mut down = Takedown { frames: pool.0, ..Takedown::default() };
     match end {

@@ -1,0 +1,155 @@
+//! EL2's window: how the hypervisor reaches its VM's memory by address.
+//!
+//! The byte that the guest has at `ipa` EL2 has at [`el2_map::WINDOW`] + `ipa`. Nothing is looked up beforehand: EL2 touches it,
+//! and where its tables have no page yet it takes a fault, which is resolved as the guest's own would be: the page that
+//! stage 2 has, a fresh one where RAM is not populated, the scratch page in a hole. What the tables are, and why nobody reaches a page
+//! that is not the VM's any more, is said in [`stage2::window`].
+//!
+//! ```text
+//!  with(env, |session| ..)        the guest's syndrome registers are saved; faults of this CPU are resolved for this VM
+//!    session.copy_out(..)         routines.rs: load, store ──▶ no page: an exception at EL2 (exception/vectors.rs)
+//!                                                                │ not in a routine, or FAR outside the window: crash
+//!                                                                ▼
+//!                                 fault.rs: guard ── stage 2 ─┬─ a page ── slot: 0 -> page ── ERET, the instruction again
+//!                                                             ├─ Empty ─── filled (vm/filling.rs), then as above
+//!                                                             └─ else ──── ERET to the fix-up: the access ends with an error
+//!  registers are written back
+//! ```
+//!
+//! # Under any lock
+//!
+//! The fault comes in the middle of whatever EL2 was doing, with whatever locks it holds. So the way to its end asks for none,
+//! allocates nothing but pages from the CPU's stock, and waits for nobody ([`fault_path`](crate::lock::fault_path)): what cannot
+//! be done at once is [`WindowError::Retry`], for the caller to repeat when it has given back what it holds. An install that took
+//! the table's lock would wait for this very CPU; one that only *tried* would never get it.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `routines` | the instructions that may fault, and the fix-up of each |
+//! | `fault` | what is done about a fault at EL2 |
+//! | `tables` | EL2's tables are built, hung in and taken out |
+
+mod fault;
+mod routines;
+mod tables;
+
+use core::cell::Cell;
+use core::fmt;
+use core::ptr;
+
+use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable, Writeable};
+use stage2::{Ipa, IpaRange};
+
+pub(crate) use fault::resolved;
+pub(crate) use tables::{hook, open, unhook};
+
+use crate::vm::run::Env;
+
+/// Why an access to the VM's memory has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum WindowError {
+    /// The page is on its way, or the stock has no frame: to be repeated, with no guard and no lock held.
+    Retry = 1,
+    /// The guest may not write there.
+    ReadOnly = 2,
+    /// Nothing is there, and nothing is meant to be.
+    NotMapped = 3,
+    /// The window does not reach there, or what is there is no memory.
+    NotCovered = 4,
+    /// The scratch page would be there, but for the limit of recovered violations.
+    Exhausted = 5,
+}
+
+impl WindowError {
+    /// What a routine has returned.
+    const fn check(raw: u64) -> Result<(), Self> {
+        match raw {
+            0 => Ok(()),
+            1 => Err(Self::Retry),
+            2 => Err(Self::ReadOnly),
+            3 => Err(Self::NotMapped),
+            5 => Err(Self::Exhausted),
+            _ => Err(Self::NotCovered),
+        }
+    }
+}
+
+impl fmt::Display for WindowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Retry => "the page is on its way",
+            Self::ReadOnly => "the guest may not write there",
+            Self::NotMapped => "nothing is there",
+            Self::NotCovered => "EL2's window does not reach there",
+            Self::Exhausted => "too many violations were recovered",
+        })
+    }
+}
+
+/// The right to reach the VM's memory, on the CPU that it was made on: the guest's syndrome is safe, and who the memory
+/// belongs to is known to the fault handler.
+#[derive(Debug)]
+pub(crate) struct Session<'a> {
+    env: Env<'a>,
+    /// The page of the last fault, and how many there were in a row.
+    last: Cell<(Ipa, u32)>,
+}
+
+/// What a CPU's block says of its session: where it is, null if there is none.
+pub(crate) type Place = Cell<*const ()>;
+
+/// Reaches the VM's memory. ESR_EL2, FAR_EL2 and HPFAR_EL2 are afterwards what they were before.
+pub(crate) fn with<T>(env: Env<'_>, work: impl FnOnce(&Session<'_>) -> T) -> T {
+    let syndrome = [ESR_EL2.get(), FAR_EL2.get(), HPFAR_EL2.get()];
+    let session = Session { env, last: Cell::new((Ipa::new(0), 0)) };
+    let outer = env.cpu.session.replace(ptr::from_ref(&session).cast());
+    let done = work(&session);
+    env.cpu.session.set(outer);
+    let [esr, far, hpfar] = syndrome;
+    ESR_EL2.set(esr);
+    FAR_EL2.set(far);
+    HPFAR_EL2.set(hpfar);
+    done
+}
+
+impl Session<'_> {
+    /// Reads bytes of the VM's from `ipa` on, over any number of pages.
+    ///
+    /// # Errors
+    /// [`WindowError`]: some of the bytes may have been read.
+    pub(crate) fn copy_in(&self, ipa: Ipa, into: &mut [u8]) -> Result<(), WindowError> {
+        let from = self.address(ipa, into.len())?;
+        let to = into.as_mut_ptr().expose_provenance() as u64;
+        // SAFETY: (1) `address` has seen to it; this is a session. (2) Borrowed for it.
+        WindowError::check(unsafe { routines::window_copy(to, from, into.len() as u64) })
+    }
+
+    /// Writes bytes to the VM's memory from `ipa` on, over any number of pages. It does not ask whether the guest may, and records
+    /// nothing: [`Space::write_through`](stage2::Space::write_through) does.
+    ///
+    /// # Errors
+    /// [`WindowError`]: some of the bytes may have been written.
+    pub(crate) fn copy_out(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), WindowError> {
+        let to = self.address(ipa, bytes.len())?;
+        let from = bytes.as_ptr().expose_provenance() as u64;
+        // SAFETY: (1) `address` has seen to it; this is a session. (2) Borrowed for it.
+        WindowError::check(unsafe { routines::window_copy(to, from, bytes.len() as u64) })
+    }
+
+    /// Touches the byte at `ipa`, by reading it: afterwards stage 2 has a page there.
+    ///
+    /// # Errors
+    /// [`WindowError`]
+    pub(crate) fn probe(&self, ipa: Ipa) -> Result<(), WindowError> {
+        let at = self.address(ipa, 1)?;
+        // SAFETY: (1) `address` has seen to it; this is a session.
+        WindowError::check(unsafe { routines::window_probe(at) })
+    }
+
+    /// Where EL2 has so many bytes, all of them in the window.
+    fn address(&self, ipa: Ipa, bytes: usize) -> Result<u64, WindowError> {
+        let end = ipa.checked_add(bytes as u64).filter(|end| end.get() <= stage2::window::END);
+        end.and_then(|_| self.env.vm.space.window_address(ipa)).ok_or(WindowError::NotCovered)
+    }
+}
