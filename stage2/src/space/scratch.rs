@@ -39,6 +39,7 @@
 //!  break    under the table's lock: scratch -> Drain; lock back
 //!  flush    one for the batch
 //!  grace    nobody who looked the scratch page up before still writes to it
+//!  revoke   EL2's window, where it leads to the scratch page: `space/revoke.rs`
 //!  make     Drain -> the page, by one release store; DSB ISHST
 //! ```
 //!

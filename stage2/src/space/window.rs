@@ -6,7 +6,7 @@ use super::lookup::Lookup;
 use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::attr::MemType;
-use crate::descriptor::{Leaf, View};
+use crate::descriptor::View;
 use crate::epoch::Guard;
 use crate::memory::{Memory, Table};
 use crate::slot::Slot;
@@ -162,11 +162,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             return Recovered::NotCovered;
         };
         let Some(found) = self.lookup(guard, ipa) else { return Recovered::NotCovered };
-        let (leaf, pa) = match self.reached(&found, ipa, write) {
-            Ok(reached) => reached,
+        let pa = match self.reached(&found, ipa, write) {
+            Ok(pa) => pa,
             Err(answer) => return answer,
         };
-        debug_assert!(leaf.pa() <= pa, "a page of the leaf");
         let new = page(pa, place.attribute());
         // SAFETY: (1) Empty may become a page, by whoever wins; it is the VM's until who takes it away has waited for this guard
         // and revoked the slot.
@@ -183,7 +182,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     }
 
     /// Which page of memory EL2 reaches at `ipa`, by what stage 2 holds.
-    fn reached(&self, found: &Lookup, ipa: Ipa, write: bool) -> Result<(Leaf, Pa), Recovered> {
+    fn reached(&self, found: &Lookup, ipa: Ipa, write: bool) -> Result<Pa, Recovered> {
         let leaf = match found.view() {
             View::Leaf(leaf) => leaf,
             View::Empty => return Err(Recovered::Fill),
@@ -200,8 +199,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             return Err(Recovered::ReadOnly);
         }
         let offset = ipa.get() & (leaf.level().slot_bytes() - 1) & !(PAGE_SIZE - 1);
-        let pa = leaf.pa().checked_add(offset).ok_or(Recovered::NotCovered)?;
-        Ok((leaf, pa))
+        leaf.pa().checked_add(offset).ok_or(Recovered::NotCovered)
     }
 
     /// Gives the tables of EL2's window back. Every stage-2 slot is Empty by now, so every slot that leads to a page is, too.

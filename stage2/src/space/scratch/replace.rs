@@ -6,7 +6,7 @@
 use core::fmt;
 
 use super::Scratch;
-use crate::addr::{Ipa, IpaRange, Level, Pa};
+use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa};
 use crate::arch::{Arch, Dsb};
 use crate::claim::Claim;
 use crate::descriptor::{Descriptor, DescriptorError, View};
@@ -313,6 +313,10 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         }
         // Nothing of ours is held, so this fails only after a `take` that left a guard open.
         let waited = cpu.wait(relax);
+        let revoked = match waited {
+            Ok(()) => space.revoke_window(owed.ranges().iter()),
+            Err(_) => 0,
+        };
         let mut replaced = 0;
         for Found { ipa, page, new, .. } in found.iter().flatten() {
             let Some(slot) = space.slot_of_page(*ipa) else { continue };
@@ -320,6 +324,9 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
             // SAFETY: (1) in Drain since this batch broke it, under the claim; flushed since, so no TLB has scratch there;
             // (2) a page that `Replacements` promises to be the VM's, and complete; or scratch again.
             unsafe { space.arch.store(slot, new.bits()) };
+            if revoked > 0 {
+                space.reopen_window(*ipa, PAGE_SIZE);
+            }
             if waited.is_ok() {
                 replaced += 1;
             } else {
