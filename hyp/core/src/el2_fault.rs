@@ -78,9 +78,17 @@ mod tests {
         for class in 0..0x40 {
             for status in 0..0x40 {
                 let expected = class == 0x25 && (0b00_0100..=0b00_0111).contains(&status);
-                assert_eq!(at(BASE, esr(class, status)).is_some(), expected, "{class:#x} {status:#x}");
+                assert_eq!(
+                    at(BASE, esr(class, status)).is_some(),
+                    expected,
+                    "{class:#x} {status:#x}"
+                );
             }
         }
-        assert_eq!(at(BASE, esr(0x25, 1 << 8 | 1 << 6 | 0b00_0111)), None, "maintenance by address");
+        assert_eq!(
+            at(BASE, esr(0x25, 1 << 8 | 1 << 6 | 0b00_0111)),
+            None,
+            "maintenance by address"
+        );
     }
 }

@@ -17,11 +17,10 @@ use stage2::{Flushed, Former, Ipa, Tally};
 use super::policy::Policy;
 use super::stop::Reason;
 use super::{Vm, moving};
-use crate::cpu;
 use crate::event::{counters, trace};
 use crate::lock::relax;
 use crate::mem::{PAGE, frames, heap};
-use crate::window;
+use crate::{cpu, window};
 
 /// How much is free, with all stocks empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

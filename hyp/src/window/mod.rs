@@ -34,13 +34,11 @@ mod routines;
 mod tables;
 
 use core::cell::Cell;
-use core::fmt;
-use core::ptr;
+use core::{fmt, ptr};
 
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable, Writeable};
-use stage2::{Ipa, IpaRange};
-
 pub(crate) use fault::resolved;
+use stage2::{Ipa, IpaRange};
 pub(crate) use tables::{hook, open, unhook};
 
 use crate::vm::run::Env;
