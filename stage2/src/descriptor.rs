@@ -229,11 +229,30 @@ impl Descriptor {
     #[inline]
     #[must_use]
     pub const fn as_leaf(self, level: Level) -> Option<Leaf> {
+        self.leaf_but_for(level, NON_OWNED)
+    }
+
+    /// The same, whatever these bits say.
+    #[inline(always)]
+    const fn leaf_but_for(self, level: Level, any: u64) -> Option<Leaf> {
         let kind = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
         let leaf = Leaf { bits: self.0, level };
-        let fixed = self.0 & !(ADDRESS | ATTRIBUTES | NON_OWNED);
+        let fixed = self.0 & !(ADDRESS | ATTRIBUTES | any);
         let placed = level.has_leaves() && leaf.pa().is_aligned(level.slot_bytes());
         if fixed == kind | MANAGED && placed { Some(leaf) } else { None }
+    }
+
+    /// The block or page, if it is the VM's. What is not, nobody changes: it is only taken away.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn as_own_leaf(self, level: Level) -> Option<Leaf> {
+        self.leaf_but_for(level, 0)
+    }
+
+    /// Whether it is a live block or page that is not the VM's.
+    #[must_use]
+    pub(crate) const fn is_others_leaf(self, level: Level) -> bool {
+        self.0 & NON_OWNED != 0 && self.as_leaf(level).is_some()
     }
 
     /// What it was, if it is in Drain.

@@ -31,7 +31,7 @@ use super::{Batch, Progress, Space};
 use crate::addr::{Ipa, IpaRange, PAGE_SIZE};
 use crate::arch::Arch;
 use crate::claim::Claim;
-use crate::descriptor::{Change, Owner};
+use crate::descriptor::Change;
 use crate::epoch::Cpu;
 use crate::memory::Memory;
 
@@ -166,9 +166,6 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let mut aged = Aged { progress: Progress::Done, accessed: 0, idle: 0 };
         let mut last = None;
         let outcome = transaction.each(|ipa, leaf| {
-            if leaf.owner() == Owner::Other {
-                return None;
-            }
             let (accessed, pages) = (leaf.is_accessed(), leaf.level().slot_bytes() / PAGE_SIZE);
             // Once more, if it changed in the meantime: AF was set then, and is.
             if last.replace(ipa) != Some(ipa) {

@@ -25,6 +25,10 @@ impl Content for Noted {
     const STEP: u64 = 0;
     const LEAVES: bool = false;
 
+    fn is_new_memory(&self) -> bool {
+        false
+    }
+
     fn level_at(&self, ipa: Ipa, above: Level) -> Level {
         largest(self.range, ipa, self.coarsest.max(above))
     }

@@ -33,6 +33,9 @@ pub(super) trait Content {
 
     /// Whether these are leaves.
     const LEAVES: bool;
+
+    /// Whether these are leaves of the VM's.
+    fn is_new_memory(&self) -> bool;
 }
 
 /// The leaves of an extent, of each level.
@@ -40,6 +43,7 @@ pub(super) struct Leaves {
     range: IpaRange,
     pa: Pa,
     coarsest: Level,
+    owner: Owner,
     /// Levels 1 to 3.
     templates: [LeafTemplate; 3],
 }
@@ -59,7 +63,7 @@ impl Leaves {
         let template = |level| space.template(level, &attributes, owner).map_err(MapError::Mapping);
         let templates = [template(Level::L1)?, template(Level::L2)?, template(Level::L3)?];
         let coarsest = coarsest.max(Level::L1).max(space.geometry.start());
-        Ok(Self { range, pa, coarsest, templates })
+        Ok(Self { range, pa, coarsest, owner, templates })
     }
 
     fn pa_of(&self, ipa: Ipa) -> Pa {
@@ -79,6 +83,10 @@ pub(super) fn largest(range: IpaRange, ipa: Ipa, coarsest: Level) -> Level {
 impl Content for Leaves {
     const STEP: u64 = PAGE_SIZE;
     const LEAVES: bool = true;
+
+    fn is_new_memory(&self) -> bool {
+        self.owner == Owner::Vm
+    }
 
     fn level_at(&self, ipa: Ipa, above: Level) -> Level {
         let mut level = largest(self.range, ipa, self.coarsest.max(above));

@@ -48,6 +48,11 @@
 //! is accessed, and dirty or not writable. To take the permission to write from a dirty page is thus a change in place; to make
 //! it writable-clean is a break. AF is a hint in any case: hardware may set it speculatively \[RLHQRX\].
 //!
+//! # What is not the VM's
+//!
+//! A leaf of memory that is not the VM's ([`Owner::Other`](crate::Owner::Other)), such as a scratch page, is passed over: it is not shown, not
+//! changed, not flushed, and has no records.
+//!
 //! # Contiguous runs
 //!
 //! A change of one member would be for nothing, as another may speak for it, or for everybody \[RJQQTC\]. So where a run
@@ -246,7 +251,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 }
 
 impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
-    /// The next leaf of the batch; `None` at its end. What is no leaf is passed over.
+    /// The next leaf of the batch; `None` at its end. What is no leaf of the VM's is passed over.
     ///
     /// # Errors
     /// [`ProtError`]: what is in the way. What comes before it stays committed.
@@ -261,7 +266,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
         Ok(None)
     }
 
-    /// Shows every leaf of the batch that is left, with the first IPA of its slot, and commits what `decide` answers;
+    /// Shows every leaf of the VM's that is left in the batch, with the first IPA of its slot, and commits what `decide` answers;
     /// `None` leaves the leaf as it is. If hardware or a fault handler changes a leaf meanwhile, `decide` is asked
     /// about it again: what it was told last, a commit has replaced.
     ///

@@ -8,6 +8,7 @@
 //!                            ├─ a leaf, and the policy allows it ─ CAS ─┬ won ── DSB; flush on this PE
 //!                            │                                          └ lost ─ look at what is there now
 //!                            ├─ a leaf, and it does not ─ Denied: inject, or stop
+//!                            ├─ a leaf that is not the VM's ─ Denied, unless it allows it
 //!                            ├─ a contiguous run ──────── Run: dissolve it first, under a claim
 //!                            ├─ a block, and it allows different things in it ─ Retry: it is about to be split
 //!                            ├─ Busy, Drain, Dead, nT ─── Retry: return to the guest, fault again
@@ -58,7 +59,7 @@ use super::Space;
 use crate::addr::{Ipa, Level};
 use crate::arch::{Arch, Dsb};
 use crate::attr::Prot;
-use crate::descriptor::{Descriptor, Grant, Leaf, View};
+use crate::descriptor::{Descriptor, Grant, Leaf, Owner, View};
 use crate::epoch::Guard;
 use crate::flush::relax_running;
 use crate::memory::Memory;
@@ -118,7 +119,7 @@ pub enum RelaxError {
     },
     /// The guard belongs to other epochs than the tables do.
     ForeignGuard,
-    /// What the caller allows is less than the access needs.
+    /// What the caller allows is less than the access needs; or what a leaf allows that is not the VM's, to which nothing is added.
     Denied {
         /// What the access needs.
         access: Prot,
@@ -242,9 +243,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ) -> Result<Relaxed, RelaxError> {
         let mut seen = slot.load(&self.arch);
         for _ in 0..ATTEMPTS {
-            let leaf = match seen.as_leaf(level) {
+            let leaf = match seen.as_own_leaf(level) {
                 Some(leaf) if !leaf.has_no_translation() => leaf,
-                _ => return Err(no_leaf(seen, level)),
+                _ => return self.no_own_leaf(seen, level, ipa, access),
             };
             let whole = allowed.in_leaf(level);
             // Where that is not the same everywhere, the leaf may at the most have the access already.
@@ -282,6 +283,32 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             }
         }
         Err(RelaxError::Retry { level, seen })
+    }
+
+    /// A slot that holds no leaf of the VM's. One of others' allows what it allowed from the start.
+    #[cold]
+    #[inline(never)]
+    fn no_own_leaf(
+        &self,
+        seen: Descriptor,
+        level: Level,
+        ipa: Ipa,
+        access: Prot,
+    ) -> Result<Relaxed, RelaxError> {
+        let Some(leaf) = seen.as_leaf(level).filter(|leaf| leaf.owner() == Owner::Other) else {
+            return Err(no_leaf(seen, level));
+        };
+        match leaf.grant(access, access, self.encoding.xnx, self.geometry.hw_update()) {
+            Grant::Present => {
+                self.forget(ipa, level);
+                Ok(Relaxed::Spurious(leaf))
+            }
+            _ => {
+                let attributes = leaf.attributes(self.encoding);
+                let allowed = attributes.map_or(Prot::empty(), |attributes| attributes.prot());
+                Err(RelaxError::Denied { access, allowed })
+            }
+        }
     }
 
     /// What this PE's TLB may hold of the leaf goes.

@@ -188,6 +188,7 @@ mod fault;
 mod live;
 mod map;
 mod neighbours;
+mod others;
 mod prot;
 mod random;
 mod random_prot;

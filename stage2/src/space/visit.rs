@@ -4,7 +4,7 @@ use super::Space;
 use super::lookup::{Lookup, Node};
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
-use crate::descriptor::View;
+use crate::descriptor::{Owner, View};
 use crate::epoch::Guard;
 use crate::memory::{ARITY as SLOTS, Memory};
 
@@ -25,6 +25,8 @@ pub struct Census {
     pub leaves: [u64; 3],
     /// How many of these leaves are members of contiguous runs.
     pub members: u64,
+    /// How many of these leaves are of memory that is not the VM's ([`Owner::Other`]), such as a scratch page.
+    pub not_owned: u64,
     /// Slots with a note.
     pub notes: u64,
     /// Slots in Busy, Drain or Dead, or with bits that this crate never writes.
@@ -47,6 +49,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         for (_, lookup) in self.visit(guard, range) {
             if let View::Leaf(leaf) = lookup.view() {
                 census.members += u64::from(leaf.is_contiguous());
+                census.not_owned += u64::from(leaf.owner() == Owner::Other);
             }
             match (lookup.view(), lookup.level) {
                 (View::Leaf(_), Level::L1) => census.leaves[0] += 1,

@@ -78,7 +78,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
             let ipa = node.ipa_of(index);
             let seen = slot.load(&space.arch);
             let Some(was) = self.ordinary(seen, level, ipa) else {
-                if seen == Descriptor::EMPTY {
+                if seen == Descriptor::EMPTY || seen.is_others_leaf(level) {
                     index += 1;
                     continue;
                 }

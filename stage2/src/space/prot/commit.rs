@@ -51,7 +51,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
             let ipa = node.ipa_of(index);
             let seen = slot.load(&self.space.arch);
             let Some(leaf) = self.ordinary(seen, level, ipa) else {
-                if seen == Descriptor::EMPTY {
+                if seen == Descriptor::EMPTY || seen.is_others_leaf(level) {
                     index += 1;
                     continue;
                 }
@@ -79,7 +79,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
     pub(super) fn ordinary(&self, seen: Descriptor, level: Level, ipa: Ipa) -> Option<Leaf> {
         let page = matches!(level, Level::L3);
         let inside = |_: &Leaf| page || self.covers(ipa, level.slot_bytes());
-        seen.as_leaf(level).filter(|leaf| !leaf.is_contiguous()).filter(inside)
+        seen.as_own_leaf(level).filter(|leaf| !leaf.is_contiguous()).filter(inside)
     }
 
     /// Commits to a leaf that [`look`](Self::look) found.

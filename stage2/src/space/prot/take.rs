@@ -4,7 +4,7 @@ use super::bulk::Run;
 use super::{ProtError, Transaction};
 use crate::addr::{Ipa, Level};
 use crate::arch::Arch;
-use crate::descriptor::{Change, Leaf, Owner};
+use crate::descriptor::{Change, Leaf};
 use crate::memory::Memory;
 
 /// Slots that are reported together.
@@ -29,11 +29,10 @@ impl Taken {
     }
 
     const fn is_in(self, leaf: &Leaf) -> bool {
-        let recorded = match self {
+        match self {
             Self::Dirty => leaf.may_be_written(),
             Self::Accessed => leaf.is_accessed(),
-        };
-        recorded && matches!(leaf.owner(), Owner::Vm)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Here, ProtError, Transaction};
 use crate::addr::{Ipa, Level};
 use crate::arch::Arch;
-use crate::descriptor::{Descriptor, Leaf, RUN, State, View};
+use crate::descriptor::{Descriptor, Leaf, Owner, RUN, State, View};
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
 use crate::space::alike::to_busy;
@@ -64,6 +64,7 @@ impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
         let (level, ipa) = (node.level, node.ipa_of(index));
         let seen = node.table.slot(index).load(&self.space.arch);
         match seen.view(level) {
+            View::Leaf(leaf) if leaf.owner() == Owner::Other => Ok(None),
             View::Leaf(_) if !self.covers(ipa, level.slot_bytes()) => {
                 Err(ProtError::Straddles { ipa, level })
             }

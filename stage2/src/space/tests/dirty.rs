@@ -17,14 +17,14 @@ const NON_OWNED: u64 = 1 << 57;
 const UPDATES: [HwUpdate; 3] = [HwUpdate::Off, HwUpdate::Access, HwUpdate::AccessAndDirty];
 
 /// The bitmaps of a range.
-struct Maps {
+pub(super) struct Maps {
     range: IpaRange,
     pages: Vec<AtomicU64>,
     spans: Vec<AtomicU64>,
 }
 
 impl Maps {
-    fn of(range: IpaRange) -> Self {
+    pub(super) fn of(range: IpaRange) -> Self {
         let [pages, spans] =
             Bitmaps::words(range).map(|count| (0..count).map(|_| AtomicU64::new(0)).collect());
         Self { range, pages, spans }
@@ -35,7 +35,7 @@ impl Maps {
     }
 
     /// Takes the bits: numbers of pages from 1 GiB on.
-    fn take(&self) -> Vec<u64> {
+    pub(super) fn take(&self) -> Vec<u64> {
         let first = (self.range.start().get() - GIB) / PAGE_SIZE;
         let words = self.pages.iter().zip(0_u64..);
         let bits = |(word, index): (&AtomicU64, u64)| {
@@ -47,14 +47,14 @@ impl Maps {
 }
 
 impl Vm<'_> {
-    fn start(&self, maps: &Maps, blocks: LogBlocks) -> Result<(), DirtyError> {
+    pub(super) fn start(&self, maps: &Maps, blocks: LogBlocks) -> Result<(), DirtyError> {
         let mut claim = self.space.claim(maps.range).unwrap();
         // SAFETY: (1) the session, or the space, ends before the bitmaps in each test.
         unsafe { self.space.dirty_start(&self.cpu, &mut claim, &maps.bitmaps(), blocks, || ()) }
     }
 
     /// Harvests all of a range in batches; returns the pages that were dirty.
-    fn harvest(&self, at: IpaRange, slots: usize) -> u64 {
+    pub(super) fn harvest(&self, at: IpaRange, slots: usize) -> u64 {
         let mut claim = self.space.claim(at).unwrap();
         let (mut from, mut pages) = (at.start(), 0);
         loop {

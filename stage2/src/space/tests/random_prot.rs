@@ -160,6 +160,7 @@ proptest! {
         steps in steps(),
         hw_update in prop_oneof![Just(HwUpdate::Off), Just(HwUpdate::AccessAndDirty)],
         holes in prop::collection::vec(0..1024_u64, 0..9),
+        wild in prop::collection::vec(0..1024_u64, 0..9),
     ) {
         let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
         let vm = vm_with(hw_update, &pages, &epochs);
@@ -167,11 +168,14 @@ proptest! {
         vm.lay(range(GIB + 2 * MIB2, 2 * MIB2), Level::L2);
         vm.lay(range(GIB + 4 * MIB2, MIB2), Level::L3);
         holes.iter().for_each(|hole| vm.put(GIB + (hole << 12), Descriptor::EMPTY));
+        let scratch = super::scratch::scratch(&vm.space).descriptor();
+        wild.iter().for_each(|page| vm.put(GIB + (page << 12), scratch));
+        let holes: Vec<u64> = holes.into_iter().filter(|hole| !wild.contains(hole)).collect();
         let level = |page: u64| if (1024..2048).contains(&page) { Level::L2 } else { Level::L3 };
         let slots = (0..1024).chain([1024, 1536]).chain(2048..2560);
         let held = slots.map(|page: u64| GIB + (page << 12)).map(|ipa| (ipa, vm.held(ipa)));
         let mut leaves: Reference = held
-            .filter(|(_, bits)| *bits != 0)
+            .filter(|(_, bits)| *bits != 0 && *bits != scratch.bits())
             .map(|(ipa, bits)| (ipa, (level((ipa - GIB) >> 12), bits)))
             .collect();
         for (op, how) in steps {
@@ -191,6 +195,8 @@ proptest! {
                 assert_eq!(vm.held(*ipa), *bits, "{op:?}, {how:?}: {ipa:#x}");
             }
             assert!(holes.iter().all(|hole| vm.held(GIB + (hole << 12)) == 0), "a hole is filled");
+            let scratch = |page: &u64| vm.held(GIB + (page << 12)) == scratch.bits();
+            assert!(wild.iter().all(scratch), "{op:?}, {how:?}: scratch has changed");
         }
     }
 }

@@ -23,7 +23,7 @@ impl Vm<'_> {
         self.space.install_scratch(&guard, Ipa::new(ipa), &scratch, tally)
     }
 
-    fn leaf(&self, ipa: u64) -> Leaf {
+    pub(super) fn leaf(&self, ipa: u64) -> Leaf {
         self.slot(ipa).load(&self.space.arch).as_leaf(Level::L3).expect("a page")
     }
 }

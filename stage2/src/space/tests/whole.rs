@@ -135,7 +135,7 @@ fn a_census_counts_what_is_there() {
     annotate(&space, &epochs, range(8 << 30, 4096), 1, 1).unwrap();
     let cpu = epochs.join(0).unwrap();
     let count = |at| space.census(&cpu.enter(), at);
-    let all = Census { leaves: [1, 2, 3], members: 0, notes: 1, others: 0 };
+    let all = Census { leaves: [1, 2, 3], members: 0, not_owned: 0, notes: 1, others: 0 };
     assert_eq!(count(range(0, 1 << 40)), all);
     assert_eq!(count(range((1 << 30) + (2 << 20), 2 << 20)).leaves, [0, 1, 0]);
     assert_eq!(count(range(16 << 30, 1 << 30)), Census::default());
