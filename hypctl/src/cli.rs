@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use hyp_core::mask::Mask;
+use hyp_core::recovery::Asked;
 
 /// Builds an EL2 hypervisor and its guests, runs them under QEMU, and tells how it went.
 #[derive(Debug, Parser)]
@@ -146,6 +147,18 @@ pub struct RunArgs {
     /// Refuse the guest the calls that change its memory [default: for all other guests]
     #[arg(long, conflicts_with = "manage")]
     pub no_manage: bool,
+    /// What becomes of an access to an address without memory: scratch, inject or stop [default: stop]
+    ///
+    /// With a place, such as scratch@0x50000000+16M, in a window; without, at every address that is neither RAM nor a device.
+    /// More of them with commas between them. In RAM a window says what becomes of pages that nobody has populated by a call.
+    #[arg(long, value_name = "POLICY[@START+SIZE],...", value_parser = recover)]
+    pub recover: Option<String>,
+    /// Violations that are recovered in all; one more ends the run [default: 1048576]
+    #[arg(long, value_name = "N")]
+    pub recover_limit: Option<u64>,
+    /// Violations that are recovered in a second; one more ends the run [default: 262144]
+    #[arg(long, value_name = "N")]
+    pub recover_rate: Option<u32>,
     /// Do without parts of the architecture that the CPU has: names with commas between them
     ///
     /// Of vmid16, hw-access, hw-dirty, tlbi-range, lse, ttl, fwb, xnx, idc, dic. Without hw-access there is no hw-dirty.
@@ -334,6 +347,11 @@ fn mask(names: &str) -> Result<Mask, String> {
     Mask::parse(names).ok_or_else(wrong)
 }
 
+fn recover(text: &str) -> Result<String, String> {
+    let wrong = || "scratch, inject or stop, once alone and else each with a place such as @0x50000000+16M, with commas between them";
+    Asked::parse(text).map(|_| text.to_owned()).ok_or_else(|| wrong().to_owned())
+}
+
 fn seconds(text: &str) -> Result<std::time::Duration, String> {
     let wrong = || "a time is a positive number of seconds, such as 30 or 0.5".to_owned();
     let seconds: f64 = text.parse().map_err(|_| wrong())?;
@@ -374,6 +392,19 @@ mod tests {
         let line = "hypctl cargo clippy -p hyp --config a=b -- -D warnings";
         let Command::Cargo(cargo) = Cli::parse_from(line.split(' ')).command else { panic!() };
         assert_eq!(cargo.arguments.join(" ".as_ref()), line["hypctl cargo ".len()..]);
+    }
+
+    #[test]
+    fn recovery_is_read_before_anything_runs() {
+        let value = "inject,scratch@0x50000000+16M";
+        let run = run(&["--recover", value, "--recover-limit", "0", "--recover-rate", "7"]);
+        assert_eq!(run.recover.as_deref(), Some(value));
+        assert_eq!((run.recover_limit, run.recover_rate), (Some(0), Some(7)));
+        for value in ["", "none", "scratch,stop", "scratch@0x1000"] {
+            let line = ["hypctl", "run", "--recover", value];
+            let refused = Cli::try_parse_from(line).unwrap_err().to_string();
+            assert!(refused.contains("scratch, inject or stop, once alone"), "{refused}");
+        }
     }
 
     #[test]

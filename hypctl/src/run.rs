@@ -141,6 +141,9 @@ fn plan(
     words.extend(restarts.map(|restarts| format!("restarts={restarts}")));
     words.extend(arguments.blocks.then(|| "blocks".to_owned()));
     words.extend(arguments.scan.then(|| "scan".to_owned()));
+    words.extend(arguments.recover.as_ref().map(|recover| format!("recover={recover}")));
+    words.extend(arguments.recover_limit.map(|limit| format!("recover-limit={limit}")));
+    words.extend(arguments.recover_rate.map(|rate| format!("recover-rate={rate}")));
     words.extend(arguments.mask.map(|mask| format!("mask={mask}")));
     let manage = arguments.manage || guest.is_ours && !arguments.no_manage;
     words.extend(manage.then(|| "manage".to_owned()));

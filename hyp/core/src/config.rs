@@ -11,6 +11,9 @@
 //! | `blocks` | populate RAM by blocks of 2 MiB where that is possible | off: by pages |
 //! | `scan` | CPUs without a vCPU to run look for pages that are worth a block of 2 MiB, and make it | off: only when the guest asks, and only with `blocks` |
 //! | `manage` | the guest may make the calls that change its memory (crate `hyp-abi`, `call.rs`) | off: only if the node of its image has the property `stage2,manage` |
+//! | `recover=POLICY[@START+SIZE][,…]` | what becomes of an access to an address without memory ([`recovery`](crate::recovery)): `scratch`, `inject` or `stop`, in a window, or, without a place, at every address that is nothing | what properties of the node of the guest's image say; else `stop` everywhere |
+//! | `recover-limit=N` | violations that are recovered, in all; one more ends the VM | 1048576 |
+//! | `recover-rate=N` | the same, in a second | 262144 |
 //! | `bbm=LEVEL` | change the size of mappings as on a machine whose FEAT_BBM has at most this level: 0, 1 or 2 | 2: what the machine has |
 //! | `mask=NAME,…` | do without parts of the architecture that the machine has ([`Mask`]): `vmid16`, `hw-access`, `hw-dirty`, `tlbi-range`, `lse`, `ttl`, `fwb`, `xnx`, `idc`, `dic` | everything is used |
 //! | `measure` | time faults, and do what `MEASURE` asks for (needs a build with the feature `measure`) | off |
@@ -31,6 +34,7 @@ use hyp_abi::MAX_VCPUS;
 
 use crate::mask::Mask;
 use crate::range::{Bytes, PAGE_SIZE, align_down};
+use crate::recovery::Asked;
 use crate::trace::Order;
 
 /// The longest command line that is read, in bytes.
@@ -52,7 +56,7 @@ pub enum ConfigError {
     /// A word that is not one of ours.
     #[error(
         "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE \
-         blocks scan manage bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
+         blocks scan manage recover=POLICY[@START+SIZE],... recover-limit=N recover-rate=N bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -176,6 +180,12 @@ pub struct Request {
     pub scan: bool,
     /// `manage`
     pub manage: bool,
+    /// `recover=POLICY[@START+SIZE][,…]`
+    pub recover: Option<Asked>,
+    /// `recover-limit=N`
+    pub recover_limit: Option<u64>,
+    /// `recover-rate=N`
+    pub recover_rate: Option<u32>,
     /// `bbm=LEVEL`
     pub bbm: Option<u8>,
     /// `mask=NAME,…`
@@ -220,6 +230,8 @@ pub struct Config {
     pub scan: bool,
     /// Whether the guest may make the calls that change its memory, whatever its node says.
     pub manage: bool,
+    /// What becomes of accesses to addresses without memory, as far as the command line says it.
+    pub recover: Asked,
     /// The level of FEAT_BBM that may be made use of, at the most: 0 to 2; `None` is the machine's.
     pub bbm: Option<u8>,
     /// What is not made use of, though the machine has it.
@@ -267,6 +279,15 @@ impl Request {
                 ("scan", None) => request.scan = true,
                 ("manage", None) if request.manage => return Err(ConfigError::Twice("manage")),
                 ("manage", None) => request.manage = true,
+                ("recover", Some(value)) => {
+                    once(&mut request.recover, "recover", recover(value)?)?;
+                }
+                ("recover-limit", Some(value)) => {
+                    once(&mut request.recover_limit, "recover-limit", limit(value)?)?;
+                }
+                ("recover-rate", Some(value)) => {
+                    once(&mut request.recover_rate, "recover-rate", rate(value)?)?;
+                }
                 ("bbm", Some(value)) => once(&mut request.bbm, "bbm", bbm(value)?)?,
                 ("mask", Some(value)) => once(&mut request.mask, "mask", mask(value)?)?,
                 ("measure", None) if request.measure => return Err(ConfigError::Twice("measure")),
@@ -305,7 +326,22 @@ impl Request {
         let mem = self.memory(machine)?;
         let Self { restarts, blocks, scan, manage, bbm, measure, .. } = self;
         let (report, mask) = (self.report, self.mask.unwrap_or_default());
-        Ok(Config { vcpus, mem, restarts, report, blocks, scan, manage, bbm, mask, measure, trace })
+        let (limit, rate) = (self.recover_limit, self.recover_rate);
+        let recover = Asked { limit, rate, ..self.recover.unwrap_or_default() };
+        Ok(Config {
+            vcpus,
+            mem,
+            restarts,
+            report,
+            blocks,
+            scan,
+            manage,
+            recover,
+            bbm,
+            mask,
+            measure,
+            trace,
+        })
     }
 
     fn memory(&self, machine: &Bounds) -> Result<u64, ConfigError> {
@@ -357,6 +393,31 @@ fn restarts(value: &str) -> Result<u32, ConfigError> {
         word: "restarts",
         value: shown(value),
         wanted: "a number from 0 to 4294967295",
+    })
+}
+
+fn recover(value: &str) -> Result<Asked, ConfigError> {
+    Asked::parse(value).ok_or_else(|| ConfigError::Value {
+        word: "recover",
+        value: shown(value),
+        wanted: "scratch, inject or stop, once alone and else each with a place such as @0x50000000+16M, with commas \
+                 between them",
+    })
+}
+
+fn limit(value: &str) -> Result<u64, ConfigError> {
+    decimal(value).ok_or_else(|| ConfigError::Value {
+        word: "recover-limit",
+        value: shown(value),
+        wanted: "a number of violations",
+    })
+}
+
+fn rate(value: &str) -> Result<u32, ConfigError> {
+    decimal(value).and_then(|number| u32::try_from(number).ok()).ok_or_else(|| ConfigError::Value {
+        word: "recover-rate",
+        value: shown(value),
+        wanted: "a number of violations from 0 to 4294967295",
     })
 }
 

@@ -9,6 +9,15 @@
 //! else the first one), the GICv3, the PSCI conduit, boot arguments, and the modules that QEMU's
 //! guest-loader describes. Nodes that carry a `status` other than `okay` do not exist.
 //!
+//! Of the guest's image, the node may have properties of ours:
+//!
+//! | property | value |
+//! | --- | --- |
+//! | `stage2,manage` | empty: the guest may make the calls that change its memory |
+//! | `stage2,recovery` | [recovery windows](crate::recovery): five cells each, two for the first address, two for the bytes, one for the policy, numbered as in the call `RECOVER` |
+//! | `stage2,recovery-default` | one cell: the policy of addresses that are nothing |
+//! | `stage2,recovery-limit`, `stage2,recovery-rate` | one cell each: violations that are recovered, in all and in a second |
+//!
 //! Module nodes have their own habits: `reg` is written in 2+2 cells although `/chosen` carries no
 //! `#address-cells`, and the two strings of `compatible` come in either order, so they are read as a set.
 
@@ -28,6 +37,7 @@ pub use error::{FdtError, StructureFault};
 use node::Node;
 
 use crate::range::{Named, PaRange};
+use crate::recovery::Asked;
 
 /// The most CPUs, RAM ranges, reserved ranges and modules that are read.
 pub const MAX_ENTRIES: usize = 64;
@@ -132,6 +142,8 @@ pub struct Module {
     pub bootargs: String,
     /// It has the property `stage2,manage`: the guest may make the calls that change its memory.
     pub manage: bool,
+    /// What its properties `stage2,recovery…` ask for.
+    pub recovery: Asked,
 }
 
 /// Reads a device tree. `blob` may be longer than the tree.

@@ -3,7 +3,7 @@
 //! Everything here is a pure function or a small state machine over plain values, so it is tested on
 //! the host: what the machine looks like ([`fdt`]), what of its memory is free ([`layout`]), what the
 //! user asked for ([`config`]), where a guest goes ([`image`]) and what it is told ([`guest_dtb`]), how
-//! its exits read ([`syndrome`], [`mmio`]) and its own faults ([`el2_fault`]), how its own walks went ([`stage1`]), what places of its memory have apart ([`patches`]), what its calls and registers answer ([`psci`], [`idreg`],
+//! its exits read ([`syndrome`], [`mmio`]) and its own faults ([`el2_fault`]), how its own walks went ([`stage1`]), what places of its memory have apart ([`patches`]), where it has none ([`recovery`]), what its calls and registers answer ([`psci`], [`idreg`],
 //! [`pl011`]), how the run is told to a person and to a program ([`diagnosis`], [`report`]),
 //! how its steps are recorded ([`trace`]), and who reached for what is not there ([`violation`]).
 //!
@@ -44,6 +44,7 @@ pub mod patches;
 pub mod pl011;
 pub mod psci;
 pub mod range;
+pub mod recovery;
 pub mod report;
 pub mod stage1;
 pub mod syndrome;

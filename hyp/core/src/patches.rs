@@ -111,16 +111,25 @@ impl<T: Copy + PartialEq> Patches<T> {
         }
     }
 
-    /// The largest part of the ranges `within` that lies between the places.
-    #[must_use]
-    pub fn largest_gap(&self, within: &[IpaRange]) -> Option<IpaRange> {
-        let gaps = within.iter().flat_map(|within| {
+    /// The parts of the ranges `within` that lie between the places.
+    pub fn gaps(&self, within: &[IpaRange]) -> impl Iterator<Item = IpaRange> {
+        within.iter().flat_map(|within| {
             let starts = iter::once(0).chain(self.list.iter().map(|(patch, _)| patch.end));
             let ends = self.list.iter().map(|(patch, _)| patch.start).chain(iter::once(u64::MAX));
             let between = starts.zip(ends).map(|(start, end)| IpaRange { start, end });
             between.filter_map(|gap| gap.intersection(within))
-        });
-        gaps.max_by_key(IpaRange::len)
+        })
+    }
+
+    /// The largest of [`gaps`](Self::gaps).
+    #[must_use]
+    pub fn largest_gap(&self, within: &[IpaRange]) -> Option<IpaRange> {
+        self.gaps(within).max_by_key(IpaRange::len)
+    }
+
+    /// The places, sorted, each with its value.
+    pub fn iter(&self) -> impl Iterator<Item = (IpaRange, T)> {
+        self.list.iter().copied()
     }
 
     /// How many ranges there are.

@@ -14,6 +14,7 @@
 //! | AGE | `vm/ageing.rs` |
 //! | DIRTY_START, DIRTY_HARVEST, DIRTY_STOP | `vm/logging.rs` |
 //! | SHADOW | `vm/shadow.rs` |
+//! | RECOVER | `vm/recovery.rs` |
 //! | MEASURE, in builds with the feature `measure` | `vm/measuring.rs` |
 
 use alloc::boxed::Box;
@@ -34,7 +35,8 @@ use crate::vm::scan::Scanned;
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::Vcpu;
 use crate::vm::{
-    NUMBER, ageing, blocks, copying, logging, moving, populating, protecting, runs, scan, shadow,
+    NUMBER, ageing, blocks, copying, logging, moving, populating, protecting, recovery, runs, scan,
+    shadow,
 };
 
 /// Answers one of [`call::MANAGING`]; `esr` is the syndrome of the instruction.
@@ -75,6 +77,7 @@ fn asked(env: Env<'_>, function: u32, arguments: [u64; 3]) -> Result<[u64; 2], R
         call::AGE => ageing::age(env, start, bytes, more),
         call::DIRTY_START => logging::start(env, start, bytes, more),
         call::DIRTY_HARVEST => logging::harvest(env, start, bytes, more),
+        call::RECOVER => recovery::recover(env, start, bytes, more),
         call::DIRTY_STOP => logging::stop(env),
         _ => Err(Refused::Unsupported),
     };

@@ -7,7 +7,7 @@
 use alloc::boxed::Box;
 use core::sync::atomic::AtomicPtr;
 
-use hyp_abi::{MAX_VCPUS, map};
+use hyp_abi::MAX_VCPUS;
 use hyp_core::config::Bounds;
 use hyp_core::fdt::{Module, ModuleKind, Platform};
 use hyp_core::guest_dtb::{self, GuestTree};
@@ -16,6 +16,7 @@ use hyp_core::mmio::{Devices, Window};
 use hyp_core::patches::Patches;
 use hyp_core::psci::Psci;
 use hyp_core::range::{Bytes, Count};
+use hyp_core::recovery::{Asked, Map, Meter, Quota, Recovery};
 use hyp_core::{PaRange, image};
 use stage2::geometry::{Geometry, HwUpdate};
 use stage2::vmid::Vmids;
@@ -29,7 +30,7 @@ use super::idregs::IdRegisters;
 use super::payload::Payload;
 use super::pe::{self, Pages, Pe};
 use super::vcpu::Mailbox;
-use super::{EPOCHS, Policy, Stage2, Vm, control, scan, takedown};
+use super::{EPOCHS, Policy, Stage2, Vm, control, recovery, scan, takedown};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
 use crate::mem::{PAGE, cache, clean, frames};
@@ -57,6 +58,8 @@ struct Guest {
     bootargs: alloc::string::String,
     /// Its node allows it to change its memory.
     manage: bool,
+    /// What its node says of addresses without memory.
+    recovery: Asked,
 }
 
 /// What stays the same in all lives of the VM.
@@ -72,6 +75,10 @@ pub(crate) struct Plan {
     pub(crate) blocks: bool,
     /// Whether the guest may make the calls that change its memory.
     pub(crate) manage: bool,
+    /// What becomes of accesses to addresses without memory, at the start of each life.
+    recovery: Asked,
+    /// How many violations are recovered in a life.
+    pub(super) quota: Quota,
     /// Whether CPUs that are idle look for pages that are worth a block.
     pub(crate) scan: bool,
     /// CPUs that serve the VM: those of its vCPUs, and the others too if there is work for idle ones.
@@ -93,6 +100,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// What guest-physical addresses are, windows apart.
+    pub(super) fn map(&self) -> Map<'static> {
+        addresses(self.ram, self.geometry.ipa_bits())
+    }
+
     /// The executing CPU and the source of table pages, as stage 2 uses them.
     fn pe(&self) -> (Pe, Pages) {
         // SAFETY: (1) this is EL2; (2) `features` are those of all CPUs; (3) TGE is never set.
@@ -129,11 +141,12 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
 
     let most = config.bbm.map_or(Bbm::Level2, bbm);
     let features = features(cpus)?.with_bbm_at_most(most).without(hidden(config.mask));
-    let end = placed.ram.end;
-    let ipa_bits = IPA_BITS
-        .into_iter()
-        .find(|bits| end <= 1 << bits)
-        .ok_or_else(|| alloc::format!("guest RAM up to {end:#x} is beyond 48 bits"))?;
+    let asked = config.recover.clone().or(guest.recovery.clone());
+    let end = placed.ram.end.max(asked.end());
+    let ipa_bits = IPA_BITS.into_iter().find(|bits| end <= 1 << bits).ok_or_else(|| {
+        alloc::format!("guest RAM or recovery windows up to {end:#x} are beyond 48 bits")
+    })?;
+    asked.windows(&addresses(placed.ram, ipa_bits))?;
     let geometry = Geometry::new(ipa_bits, &features, hw_update(&features))?;
     #[cfg(feature = "trace")]
     if let (Some(wanted), Some(nonce)) = (config.trace, &config.report) {
@@ -147,6 +160,8 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         blocks: config.blocks,
         scan: config.scan,
         manage: config.manage || guest.manage,
+        quota: asked.quota(),
+        recovery: asked,
         cpus: if config.scan { cpus } else { config.vcpus },
         #[cfg(feature = "measure")]
         measure: config.measure,
@@ -168,6 +183,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     // A root of one page comes from the stock.
     cpu::current().stock.refill();
     let space = Space::new(plan.geometry, plan.vmids, EPOCHS.domain(), pages, arch)?;
+    let scratch = recovery::page(&space)?;
     let policy = policy(&space, plan)?;
     window::open(&space, cpu::current(), policy.main)?;
     window::hook(&space);
@@ -176,6 +192,8 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         plan,
         since: takedown::tally(),
         space,
+        scratch,
+        meter: Meter::new(),
         policy: AtomicPtr::new(Box::into_raw(Box::new(policy))),
         moving: Lock::new("the turn", ()),
         scan: Lock::new("the scan", scan),
@@ -190,7 +208,9 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
 /// The loader's modules, or what was built in.
 fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
     let ramdisk = platform.module(ModuleKind::Ramdisk)?.map(|module| bytes(module.range));
-    let Some(Module { range, bootargs, manage, .. }) = platform.module(ModuleKind::Kernel)? else {
+    let Some(Module { range, bootargs, manage, recovery, .. }) =
+        platform.module(ModuleKind::Kernel)?
+    else {
         if EMBEDDED.is_empty() {
             return Err(Refusal(
                 "no guest: none is built into this image, and the device tree names no kernel module \
@@ -198,10 +218,11 @@ fn find_guest(platform: &Platform) -> Result<Guest, Refusal> {
                     .into(),
             ));
         }
-        return Ok(Guest { image: EMBEDDED, ramdisk, bootargs: Default::default(), manage: false });
+        let (bootargs, recovery) = Default::default();
+        return Ok(Guest { image: EMBEDDED, ramdisk, bootargs, manage: false, recovery });
     };
     let (image, bootargs) = (bytes(*range), bootargs.clone());
-    Ok(Guest { image, ramdisk, bootargs, manage: *manage })
+    Ok(Guest { image, ramdisk, bootargs, manage: *manage, recovery: recovery.clone() })
 }
 
 /// A module's bytes.
@@ -269,6 +290,17 @@ fn features(cpus: usize) -> Result<Features, Refusal> {
     all.reduce(Features::and).ok_or_else(|| "no CPU has told its features".into())
 }
 
+/// Where devices are.
+static DEVICES: [hyp_core::IpaRange; 2] = {
+    let [one, other] = Window::ALL;
+    [one.range(), other.range()]
+};
+
+/// What guest-physical addresses are, windows apart.
+const fn addresses(ram: hyp_core::IpaRange, ipa_bits: u32) -> Map<'static> {
+    Map { ram, devices: &DEVICES, end: 1 << ipa_bits }
+}
+
 fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
     const MEM: MemType = MemType::Normal;
     let range = |range: hyp_core::IpaRange| IpaRange::new(Ipa::new(range.start), range.len());
@@ -291,7 +323,23 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
         None => (ram, None),
     };
     let limited = Patches::new();
-    Ok(Policy { ram: paged, ram_page, main: ram, paged, blocks, moving: None, limited, regions })
+    let map = plan.map();
+    let windows = plan.recovery.windows(&map)?;
+    let mut policy = Policy {
+        ram: paged,
+        ram_page,
+        main: ram,
+        paged,
+        blocks,
+        moving: None,
+        limited,
+        windows,
+        nothing: plan.recovery.default.unwrap_or(Recovery::Stop),
+        end: Ipa::new(map.end),
+        regions,
+    };
+    policy.ram = policy.ordinary(None, &policy.limited, &policy.windows);
+    Ok(policy)
 }
 
 fn announce(plan: &Plan, guest: &Guest) {
@@ -301,7 +349,7 @@ fn announce(plan: &Plan, guest: &Guest) {
         super::NUMBER,
         Count(plan.vcpus as u64, "vCPU"),
         Bytes(plan.mem),
-        map::RAM_BASE
+        hyp_abi::map::RAM_BASE
     );
     say!("stage 2: {}, {}-bit IPA", plan.features, plan.geometry.ipa_bits());
 }

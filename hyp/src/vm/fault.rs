@@ -28,13 +28,14 @@ use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::{Diagnosis, locate};
 use hyp_core::syndrome::{Abort, Status, Syndrome};
+use stage2::fault::{Place, Recovery};
 use stage2::{Install, InstallError, Ipa, Tally};
 
 use super::payload::Source;
 use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::Vcpu;
-use super::{NUMBER, blocks};
+use super::{NUMBER, blocks, recovery};
 use crate::device;
 use crate::event::counters::Own;
 use crate::event::trace;
@@ -119,7 +120,7 @@ fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate
                     }
                 };
             }
-            if policy.main.contains(Ipa::new(page)) {
+            if policy.is_populated(Ipa::new(page)) {
                 let end = blocks::fault(env, &guard, policy, page);
                 drop(guard);
                 return match end {
@@ -128,12 +129,28 @@ fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate
                     other => unpopulated(env, vcpu, esr, page, other),
                 };
             }
-            let known = policy.regions.find(Ipa::new(page)).is_some();
-            drop(guard);
-            if known {
-                emulate(env, vcpu, abort, ipa(page, abort))
-            } else {
-                diagnose(env, vcpu, Some(ipa(page, abort)), None)
+            let action = match policy.place(Ipa::new(page)) {
+                Place::Recovery { policy, .. } | Place::Nothing(policy) => policy,
+                // There is no slot for it.
+                Place::BeyondIpaSize(Recovery::Stop) => Recovery::Stop,
+                Place::BeyondIpaSize(_) => Recovery::Inject,
+                Place::Ram { .. } | Place::Emulated => {
+                    drop(guard);
+                    return emulate(env, vcpu, abort, ipa(page, abort));
+                }
+            };
+            match action {
+                Recovery::Scratch if !abort.is_instruction() => {
+                    recovery::scratch(env, guard, vcpu, abort, page)
+                }
+                Recovery::Scratch | Recovery::Inject => {
+                    drop(guard);
+                    recovery::refuse(env, vcpu, abort, page)
+                }
+                Recovery::Stop => {
+                    drop(guard);
+                    recovery::stop(env, vcpu, abort, page, None)
+                }
             }
         }
         Populate::Failed(error) => {

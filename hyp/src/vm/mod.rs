@@ -59,6 +59,7 @@ mod pe;
 mod policy;
 pub(crate) mod populating;
 pub(crate) mod protecting;
+pub(crate) mod recovery;
 mod relaxing;
 pub(crate) mod run;
 pub(crate) mod runs;
@@ -79,9 +80,10 @@ use create::Plan;
 use hyp_abi::MAX_VCPUS;
 use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
+use hyp_core::recovery::Meter;
 use pe::{Pages, Pe};
 use policy::Policy;
-use stage2::{Epochs, Guard, Region, RegionMap, Space, Tally};
+use stage2::{Epochs, Guard, Region, RegionMap, Scratch, Space, Tally};
 use vcpu::Mailbox;
 
 use crate::boot::{Machine, Refusal};
@@ -109,6 +111,10 @@ pub(crate) struct Vm {
     since: Tally,
     /// Stage-2 tables.
     pub(crate) space: Stage2,
+    /// What its guest finds where it has no memory, if it may go on.
+    scratch: Scratch,
+    /// How often it has.
+    meter: Meter,
     policy: AtomicPtr<Policy>,
     /// The turn of who moves memory, resizes leaves or scans. Others try it, and never wait.
     moving: Lock<()>,

@@ -85,7 +85,7 @@ impl Moving {
         self.range
     }
 
-    /// A fault at `page`, under the guard that saw this; `None` if it is not RAM.
+    /// A fault at `page`, under the guard that saw this; `None` if it is not RAM, or a hole that nothing is on its way to.
     pub(super) fn fault(
         &self,
         env: Env<'_>,
@@ -110,6 +110,7 @@ impl Moving {
             Some(pages) if let Some(frame) = frame_of(pages, ipa) => {
                 space.install(guard, ipa, mapping, &mut Its(Some(frame)), &mut tally)
             }
+            _ if !policy.is_populated(ipa) => return None,
             _ => {
                 let mut source = Source::new(&env.cpu.stock, &env.vm.plan.payload, page);
                 space.install(guard, ipa, mapping, &mut source, &mut tally)

@@ -5,6 +5,7 @@
 //! | [`Policy::ram`]: nothing special is the case | a page, at once |
 //! | being moved or released | [`moving`](super::moving) |
 //! | with limited permissions ([`Limits`]) | a page or a block that has those |
+//! | in a [recovery window](hyp_core::recovery) | what the window says ([`recovery`](super::recovery)): nothing is populated there |
 //! | everything else | a block where one may be ([`blocks`](super::blocks)), or a page |
 //!
 //! So the path of most faults asks for one range, whatever else there is: the largest part of RAM in which nothing special is
@@ -18,6 +19,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hyp_core::patches::{Over, Patches};
+use hyp_core::recovery::{Recovery, Windows};
+use stage2::fault::Place;
 use stage2::{Ipa, IpaRange, Level, Mapping, Prot};
 
 use super::Regions;
@@ -53,7 +56,13 @@ pub(crate) struct Policy {
     pub(crate) moving: Option<Moving>,
     /// Where permissions are limited.
     pub(super) limited: Patches<Limits>,
-    /// Everything.
+    /// Where the guest has no memory, and what becomes of an access there. In RAM: unless something is mapped.
+    pub(super) windows: Windows,
+    /// The same for addresses at which there is nothing at all.
+    pub(super) nothing: Recovery,
+    /// The first address that is beyond the VM's.
+    pub(super) end: Ipa,
+    /// Everything but windows.
     pub(crate) regions: Regions,
 }
 
@@ -69,9 +78,42 @@ pub(crate) struct Limits {
 }
 
 impl Policy {
-    /// All regions as names and ranges, for a diagnosis.
+    /// All windows and regions as names and ranges, for a diagnosis: a window before the RAM that it lies in.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&str, hyp_core::IpaRange)> {
-        self.regions.all().iter().map(|region| (region.name, plain(region.range)))
+        let windows = self.windows.all().map(|(range, policy)| {
+            let name = match policy {
+                Recovery::Scratch => "recovery window, scratch",
+                Recovery::Inject => "recovery window, inject",
+                Recovery::Stop => "recovery window, stop",
+            };
+            (name, range)
+        });
+        windows.chain(self.regions.all().iter().map(|region| (region.name, plain(region.range))))
+    }
+
+    /// What an address is to a fault.
+    #[inline]
+    pub(crate) fn place(&self, ipa: Ipa) -> Place {
+        if self.ram.contains(ipa) { Place::Ram { allowed: RAM } } else { self.place_elsewhere(ipa) }
+    }
+
+    #[cold]
+    fn place_elsewhere(&self, ipa: Ipa) -> Place {
+        if ipa >= self.end {
+            return Place::BeyondIpaSize(self.nothing);
+        }
+        let ram = self.allows_elsewhere(ipa);
+        match (self.windows.at(ipa.get()), ram) {
+            (Some(policy), ram) => Place::Recovery { policy, ram },
+            (None, Some(allowed)) => Place::Ram { allowed },
+            (None, None) if self.regions.find(ipa).is_some() => Place::Emulated,
+            (None, None) => Place::Nothing(self.nothing),
+        }
+    }
+
+    /// Whether a touch of the RAM at `ipa` populates it: it is in no window.
+    pub(super) fn is_populated(&self, ipa: Ipa) -> bool {
+        self.main.contains(ipa) && self.windows.at(ipa.get()).is_none()
     }
 
     /// What the guest may do to the RAM at `ipa`; `None` where there is none.
@@ -105,10 +147,14 @@ impl Policy {
         self.limited.at(ipa.get()).map_or(&self.ram_page, |limits| &limits.page)
     }
 
-    /// How the block at `start` is mapped; `None` where RAM has no blocks, or if it is not all RAM with the same permissions.
+    /// How the block at `start` is mapped; `None` where RAM has no blocks, or if it is not all RAM with the same permissions, outside of
+    /// windows.
     pub(super) fn block(&self, start: Ipa) -> Option<Mapping> {
         let span = IpaRange::new(start, BLOCK).ok().filter(|span| self.main.covers(span))?;
         let Blocks { mapping, .. } = self.blocks?;
+        if self.windows.touch(plain(span)) {
+            return None;
+        }
         match self.limited.over(plain(span)) {
             Over::Rest => Some(mapping),
             Over::Patch(limits) => Some(limits.block),
@@ -116,24 +162,33 @@ impl Policy {
         }
     }
 
-    /// The first of a range of whole blocks of RAM, up to one within which permissions change; `None` if the first does.
+    /// The first of a range of whole blocks of RAM, up to one within which permissions change, or that has a part of a window; `None`
+    /// if the first does.
     pub(super) fn whole_spans(&self, range: IpaRange) -> Option<IpaRange> {
         let (start, end) = (range.start().get(), range.end().get());
         let is_mixed = |at: &u64| {
             let span = hyp_core::IpaRange { start: *at, end: at.saturating_add(BLOCK) };
-            self.limited.over(span) == Over::Mixed
+            self.limited.over(span) == Over::Mixed || self.windows.touch(span)
         };
         let until = (start..end).step_by(BLOCK as usize).find(is_mixed).unwrap_or(end);
         IpaRange::new(range.start(), until - start).ok()
     }
 
     /// The part of RAM in which nothing special is the case.
-    fn ordinary(&self, moving: Option<IpaRange>, limited: &Patches<Limits>) -> IpaRange {
+    pub(super) fn ordinary(
+        &self,
+        moving: Option<IpaRange>,
+        limited: &Patches<Limits>,
+        windows: &Windows,
+    ) -> IpaRange {
         let paged = plain(self.paged);
         let away = moving.map_or(hyp_core::IpaRange { start: paged.end, end: paged.end }, plain);
         let below = hyp_core::IpaRange { start: paged.start, end: away.start.min(paged.end) };
         let above = hyp_core::IpaRange { start: away.end.max(paged.start), end: paged.end };
-        let gap = limited.largest_gap(&[below, above]);
+        let gap = limited
+            .gaps(&[below, above])
+            .filter_map(|gap| windows.largest_gap(gap))
+            .max_by_key(hyp_core::IpaRange::len);
         gap.and_then(|gap| IpaRange::new(Ipa::new(gap.start), gap.len()).ok()).unwrap_or(NOWHERE)
     }
 }
@@ -149,7 +204,9 @@ pub(super) struct Room {
     /// Empty, with room for one.
     place: Vec<Policy>,
     /// Where permissions will be limited.
-    pub(super) limited: Patches<Limits>,
+    limited: Patches<Limits>,
+    /// Where the guest will have no memory.
+    windows: Windows,
 }
 
 impl Room {
@@ -157,31 +214,45 @@ impl Room {
     pub(super) fn new(env: Env<'_>) -> Result<Self, Refused> {
         let guard = env.guards.enter();
         let limited = env.vm.policy(&guard).limited.again().map_err(|_| Refused::NoMemory)?;
-        Self::with(limited)
+        Self::limiting(env.vm.policy(&guard), limited)
     }
 
-    /// For a policy under which permissions are limited so.
-    pub(super) fn with(limited: Patches<Limits>) -> Result<Self, Refused> {
+    /// For a policy under which permissions are limited so, and that is as `now` else.
+    pub(super) fn limiting(now: &Policy, limited: Patches<Limits>) -> Result<Self, Refused> {
+        let windows = now.windows.again().map_err(|_| Refused::NoMemory)?;
+        Self::with(limited, windows)
+    }
+
+    /// For a policy under which windows are these, and that is as `now` else.
+    pub(super) fn opening(now: &Policy, windows: Windows) -> Result<Self, Refused> {
+        let limited = now.limited.again().map_err(|_| Refused::NoMemory)?;
+        Self::with(limited, windows)
+    }
+
+    fn with(limited: Patches<Limits>, windows: Windows) -> Result<Self, Refused> {
         let mut place = Vec::new();
         place.try_reserve_exact(1).map_err(|_| Refused::NoMemory)?;
-        Ok(Self { place, limited })
+        Ok(Self { place, limited, windows })
     }
 }
 
 /// Replaces the policy, and waits until nobody goes by the old one. The caller has the turn.
 pub(super) fn publish(env: Env<'_>, room: Room, moving: Option<Moving>) -> Result<(), Refused> {
-    let Room { mut place, limited } = room;
+    let Room { mut place, limited, windows } = room;
     {
         let guard = env.guards.enter();
         let now = env.vm.policy(&guard);
         place.push(Policy {
-            ram: now.ordinary(moving.as_ref().map(Moving::range), &limited),
+            ram: now.ordinary(moving.as_ref().map(Moving::range), &limited, &windows),
             ram_page: now.ram_page,
             main: now.main,
             paged: now.paged,
             blocks: now.blocks,
             moving,
             limited,
+            windows,
+            nothing: now.nothing,
+            end: now.end,
             regions: now.regions.clone(),
         });
     }

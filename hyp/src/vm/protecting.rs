@@ -68,10 +68,10 @@ pub(crate) fn protect(env: Env<'_>, start: u64, bytes: u64, number: u64) -> Resu
     let mut claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
     let room = {
         let guard = guards.enter();
-        let limited = &vm.policy(&guard).limited;
+        let policy = vm.policy(&guard);
         // Too many, or no memory for them.
-        let next = limited.with(plain(range), limits, PROTECT_MAX);
-        Room::with(next.map_err(|_| Refused::NoMemory)?)?
+        let next = policy.limited.with(plain(range), limits, PROTECT_MAX);
+        Room::limiting(policy, next.map_err(|_| Refused::NoMemory)?)?
     };
     edges::prepare(env)?;
 

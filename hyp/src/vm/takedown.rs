@@ -16,7 +16,7 @@ use stage2::{Flushed, Former, Ipa, Tally};
 
 use super::policy::Policy;
 use super::stop::Reason;
-use super::{Vm, moving};
+use super::{Vm, moving, recovery};
 use crate::event::{counters, trace};
 use crate::lock::relax;
 use crate::mem::{PAGE, frames, heap};
@@ -51,7 +51,7 @@ pub(super) fn tally() -> Tally {
         lost_races: sum(Stat::LostRaces),
         tables: sum(Stat::Tables),
         lost_tables: sum(Stat::LostTables),
-        ..Tally::default()
+        scratched: sum(Stat::Scratched),
     }
 }
 
@@ -78,12 +78,12 @@ pub(super) unsafe fn take_down(
     guards: &stage2::epoch::Cpu<'static>,
     reason: &Reason,
 ) -> Takedown {
-    let Vm { space, policy, since, scan, shadow, logging, .. } = vm;
+    let Vm { space, scratch, policy, since, scan, shadow, logging, .. } = vm;
     // On the heap, which is counted below, and in frames.
     drop((scan, shadow));
     // SAFETY: (1) from a box; (2) no CPU has the VM, so none has its policy.
-    let Policy { moving, limited, .. } = unsafe { *Box::from_raw(policy.into_inner()) };
-    drop(limited);
+    let Policy { moving, limited, windows, .. } = unsafe { *Box::from_raw(policy.into_inner()) };
+    drop((limited, windows));
     let mut pool = ToThePool(0);
     if let Some(moving) = moving {
         pool.0 += moving::abandon(moving, &space, guards);
@@ -110,6 +110,8 @@ pub(super) unsafe fn take_down(
         }
         Err(error) => down.wrong = Some(error.why.to_string()),
     }
+    // SAFETY: (1) as below.
+    unsafe { recovery::give_back(&scratch) };
     if let Some(logging) = logging.into_inner() {
         // SAFETY: (1) the space is gone, or nobody will do anything with it any more.
         unsafe { logging.free() };

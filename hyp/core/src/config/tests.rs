@@ -5,6 +5,8 @@ use std::string::ToString;
 use proptest::prelude::*;
 
 use super::*;
+use crate::range::IpaRange;
+use crate::recovery::Recovery;
 
 const MIB: u64 = 1 << 20;
 
@@ -32,6 +34,7 @@ fn an_empty_line_means_every_cpu_and_half_of_memory() {
         blocks: false,
         scan: false,
         manage: false,
+        recover: Asked::default(),
         bbm: None,
         mask: Mask::empty(),
         measure: false,
@@ -81,6 +84,50 @@ fn a_trace_has_an_order_and_a_mark() {
 }
 
 #[test]
+fn recovery_has_a_default_windows_and_bounds() {
+    let config = |line: &str| resolve(line, &MACHINE).unwrap().recover;
+    assert_eq!(config("recover=scratch").default, Some(Recovery::Scratch));
+    let line =
+        "recover=inject,scratch@0x50000000+16M,stop@8192+0x1000 recover-limit=5 recover-rate=0";
+    let window = |start, len, policy| (IpaRange::from_len(start, len).unwrap(), policy);
+    let windows =
+        [window(0x5000_0000, 16 << 20, Recovery::Scratch), window(8192, 4096, Recovery::Stop)];
+    let default = Some(Recovery::Inject);
+    assert_eq!(
+        config(line),
+        Asked { default, windows: windows.into(), limit: Some(5), rate: Some(0) }
+    );
+    for value in [
+        "",
+        "none",
+        "Scratch",
+        "scratch,",
+        "scratch,stop",
+        "scratch@0x1000",
+        "scratch@+4K",
+        "scratch@0x+4K",
+        "scratch@4096+",
+        "scratch@-1+4K",
+        "scratch@0xffffffffffffffff+2",
+        "scratch@4096+4k",
+        "@4096+4K",
+        "scratch@1@2+4K",
+    ] {
+        let refused = refusal(&std::format!("recover={value}"));
+        assert!(
+            refused.starts_with(&std::format!("recover=\"{value}\" is not scratch, ")),
+            "{refused}"
+        );
+    }
+    assert_eq!(refusal("recover-limit=x"), "recover-limit=\"x\" is not a number of violations");
+    assert_eq!(
+        refusal("recover-rate=4294967296"),
+        "recover-rate=\"4294967296\" is not a number of violations from 0 to 4294967295"
+    );
+    assert_eq!(refusal("recover=stop recover=stop"), "recover is given twice");
+}
+
+#[test]
 fn sizes_have_a_unit() {
     assert_eq!(parse_size("65536K"), Some(64 * MIB));
     assert_eq!(parse_size("1G"), Some(1024 * MIB));
@@ -118,14 +165,14 @@ fn a_refusal_has_the_numbers_in_it() {
 fn unknown_words_are_refused_and_shown_harmlessly() {
     assert_eq!(
         refusal("vcpu=2"),
-        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks scan manage bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
+        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks scan manage recover=POLICY[@START+SIZE],... recover-limit=N recover-rate=N bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
     );
     assert!(matches!(Request::parse("measure=1"), Err(ConfigError::UnknownWord(_))));
     assert!(matches!(Request::parse("vcpus"), Err(ConfigError::UnknownWord(_))));
     let escape = refusal("\u{1b}[2J");
     assert!(escape.contains("\\u{1b}[2J"), "{escape}");
     let long = "x".repeat(2000);
-    assert!(refusal(&long).len() < 200);
+    assert!(refusal(&long).len() < 300);
     assert_eq!(Request::parse(&"x".repeat(3000)), Err(ConfigError::TooLong(3000)));
 }
 

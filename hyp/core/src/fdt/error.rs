@@ -114,6 +114,18 @@ pub enum FdtError {
     /// A module is neither kernel nor ramdisk.
     #[error("module at {0} says neither multiboot,kernel nor multiboot,ramdisk")]
     ModuleKind(PaRange),
+    /// A recovery policy that there is not.
+    #[error(
+        "device tree node {node}: property {property} has no policy {number}: 1 is scratch, 2 inject, 3 stop"
+    )]
+    Policy {
+        /// The node.
+        node: String,
+        /// The property.
+        property: &'static str,
+        /// What is there for a policy.
+        number: u64,
+    },
     /// Two modules for one purpose.
     #[error("two {kind} modules, at {first} and {second}: one VM takes one")]
     DuplicateModule {

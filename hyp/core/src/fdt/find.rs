@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 
 use super::node::{Cells, Node};
 use super::{Conduit, Cpu, FdtError, Gic, MAX_ENTRIES, Module, ModuleKind};
-use crate::range::{Named, PaRange};
+use crate::range::{IpaRange, Named, PaRange};
+use crate::recovery::{Asked, by_number};
 
 /// Affinity fields of MPIDR_EL1: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
 const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
@@ -202,7 +203,30 @@ pub(super) fn modules(chosen: Node<'_, '_>) -> Result<Vec<Module>, FdtError> {
         };
         let bootargs = node.string("bootargs")?.unwrap_or_default().into();
         let manage = node.value("stage2,manage").is_some();
-        push(&mut found, Module { kind, range, bootargs, manage }, "modules")?;
+        let recovery = recovery(&node)?;
+        push(&mut found, Module { kind, range, bootargs, manage, recovery }, "modules")?;
     }
     Ok(found)
+}
+
+/// What a module's properties `stage2,recovery…` ask for.
+fn recovery(node: &Node<'_, '_>) -> Result<Asked, FdtError> {
+    const WINDOWS: &str = "stage2,recovery";
+    const DEFAULT: &str = "stage2,recovery-default";
+    let policy = |property, number: u64| {
+        by_number(number).ok_or_else(|| FdtError::Policy { node: node.name(), property, number })
+    };
+    let default = node.u32(DEFAULT)?.map(|number| policy(DEFAULT, number.into())).transpose()?;
+    let mut windows = Vec::new();
+    for (start, size, number) in node.windows(WINDOWS)? {
+        let policy = policy(WINDOWS, number)?;
+        let range = IpaRange::from_len(start, size).ok_or_else(|| FdtError::Overflow {
+            node: node.name(),
+            start,
+            size,
+        })?;
+        push(&mut windows, (range, policy), "recovery windows")?;
+    }
+    let limit = node.u32("stage2,recovery-limit")?.map(u64::from);
+    Ok(Asked { default, windows, limit, rate: node.u32("stage2,recovery-rate")? })
 }

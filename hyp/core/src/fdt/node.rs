@@ -166,6 +166,23 @@ impl<'b, 'a> Node<'b, 'a> {
             .collect())
     }
 
+    /// Entries of an address, a size and a number, in five cells; none if there is no such property.
+    pub(super) fn windows(
+        &self,
+        property: &'static str,
+    ) -> Result<impl Iterator<Item = (u64, u64, u64)> + use<'a>, FdtError> {
+        const CELL: usize = 4;
+        let value = self.value(property).unwrap_or_default();
+        if !value.len().is_multiple_of(5 * CELL) {
+            return Err(self.bad(property, value.len(), "entries of five cells"));
+        }
+        Ok(value.chunks_exact(5 * CELL).map(|entry| {
+            let (start, rest) = entry.split_at_checked(2 * CELL).unwrap_or_default();
+            let (size, policy) = rest.split_at_checked(2 * CELL).unwrap_or_default();
+            (number(start), number(size), number(policy))
+        }))
+    }
+
     /// `reg` as a list of identifiers (CPUs): an address and no size.
     pub(super) fn identifiers(&self) -> Result<Vec<u64>, FdtError> {
         let cells = self.cells.unwrap_or(Cells { address: 2, size: 1 });

@@ -8,6 +8,8 @@ use std::string::ToString;
 use trees::{Tree, virt};
 
 use super::*;
+use crate::IpaRange;
+use crate::recovery::Recovery;
 
 fn range(start: u64, len: u64) -> PaRange {
     PaRange::from_len(start, len).unwrap()
@@ -59,6 +61,79 @@ fn a_guest_manages_its_memory_if_its_own_node_says_so() {
         let platform = parse(&Tree { modules: [kernel].into(), ..virt() }.build()).unwrap();
         assert_eq!(platform.module(ModuleKind::Kernel).unwrap().unwrap().manage, manage);
     }
+}
+
+/// What the node of a guest's image asks for that has these cells.
+fn recovery(cells: &[(&'static str, &[u32])]) -> Result<Asked, FdtError> {
+    let kinds = ["multiboot,module", "multiboot,kernel"];
+    let mut kernel = trees::module(0x5000_0000, 0x1000, &kinds, None);
+    kernel.cells = cells.iter().map(|(property, cells)| (*property, cells.to_vec())).collect();
+    let platform = parse(&Tree { modules: [kernel].into(), ..virt() }.build())?;
+    Ok(platform.module(ModuleKind::Kernel)?.unwrap().recovery.clone())
+}
+
+#[test]
+fn a_guests_node_says_where_it_has_no_memory() {
+    assert_eq!(recovery(&[]).unwrap(), Asked::default());
+    let asked = recovery(&[
+        ("stage2,recovery", &[1, 0x2000_0000, 0, 0x3000, 1, 0, 0x4000_1000, 2, 0x1000, 3]),
+        ("stage2,recovery-default", &[2]),
+        ("stage2,recovery-limit", &[7]),
+        ("stage2,recovery-rate", &[0xffff_ffff]),
+    ]);
+    let windows = [
+        (IpaRange { start: 0x1_2000_0000, end: 0x1_2000_3000 }, Recovery::Scratch),
+        (IpaRange { start: 0x4000_1000, end: 0x2_4000_2000 }, Recovery::Stop),
+    ];
+    let default = Some(Recovery::Inject);
+    let (limit, rate) = (Some(7), Some(u32::MAX));
+    assert_eq!(asked.unwrap(), Asked { default, windows: windows.into(), limit, rate });
+}
+
+#[test]
+fn what_a_node_says_of_recovery_and_cannot_be_read_is_refused_by_name() {
+    let refusal = |property, cells: &[u32]| recovery(&[(property, cells)]).unwrap_err().to_string();
+    let node = "device tree node module@0x50000000: ";
+    for (property, cells, says) in [
+        (
+            "stage2,recovery",
+            &[0, 0, 0, 0x1000][..],
+            "property stage2,recovery (16 bytes) is not entries of five cells",
+        ),
+        (
+            "stage2,recovery",
+            &[0, 0, 0, 0x1000, 0],
+            "property stage2,recovery has no policy 0: 1 is scratch, 2 inject, 3 stop",
+        ),
+        (
+            "stage2,recovery",
+            &[!0, !0, 0, 2, 1],
+            "0x2 bytes at 0xffffffffffffffff leave the address space",
+        ),
+        (
+            "stage2,recovery-default",
+            &[4],
+            "property stage2,recovery-default has no policy 4: 1 is scratch, 2 inject, 3 stop",
+        ),
+        (
+            "stage2,recovery-default",
+            &[1, 1],
+            "property stage2,recovery-default (8 bytes) is not one cell",
+        ),
+        (
+            "stage2,recovery-limit",
+            &[0, 1],
+            "property stage2,recovery-limit (8 bytes) is not one cell",
+        ),
+        ("stage2,recovery-rate", &[], "property stage2,recovery-rate (0 bytes) is not one cell"),
+    ] {
+        assert_eq!(refusal(property, cells), [node, says].concat());
+    }
+    let many: Vec<_> = (0..65).flat_map(|_| [0, 0, 0, 0x1000, 1]).collect();
+    assert_eq!(
+        refusal("stage2,recovery", &many),
+        "the device tree has more than 64 recovery windows"
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fdt::{Conduit, Cpu, Module, ModuleKind};
 use crate::range::PAGE_SIZE;
+use crate::recovery::Asked;
 
 fn range(start: u64, end: u64) -> PaRange {
     PaRange::new(start, end).unwrap()
@@ -33,6 +34,7 @@ fn kernel(start: u64, end: u64) -> Module {
         range: range(start, end),
         bootargs: String::new(),
         manage: false,
+        recovery: Asked::default(),
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Module {
     compatible: Vec<String>,
     bootargs: Option<&'static str>,
     pub(super) manage: bool,
+    /// Properties that are cells.
+    pub(super) cells: Vec<(&'static str, Vec<u32>)>,
 }
 
 pub(super) fn module(
@@ -36,7 +38,7 @@ pub(super) fn module(
     bootargs: Option<&'static str>,
 ) -> Module {
     let compatible = compatible.iter().map(ToString::to_string).collect();
-    Module { start, len, compatible, bootargs, manage: false }
+    Module { start, len, compatible, bootargs, manage: false, cells: Vec::new() }
 }
 
 /// `-M virt,virtualization=on,gic-version=3 -smp 2 -m 512`.
@@ -180,6 +182,9 @@ impl Tree {
             }
             if module.manage {
                 fdt.property_null("stage2,manage")?;
+            }
+            for (property, cells) in &module.cells {
+                fdt.property_array_u32(property, cells)?;
             }
             fdt.property_string_list("compatible", module.compatible.clone())?;
             fdt.property_array_u64("reg", &[module.start, module.len])?;

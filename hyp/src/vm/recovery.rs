@@ -1,0 +1,198 @@
+//! Addresses without memory: what becomes of an access there, and the call that says so.
+//!
+//! [`hyp_core::recovery`] says what a recovery window is. Here is what is done:
+//!
+//! ```text
+//!  fault ── guard ── policy: a hole, scratch ── install_scratch ─┬ installed, or somebody's scratch ── count, record, resume
+//!                                                                ├ memory by now, in transition ────── resume
+//!                                                                └ cannot be ───────────────────────── abort in the guest
+//! ```
+//!
+//! A fault takes no lock and allocates nothing but table pages from the CPU's stock, and prints nothing: it records
+//! what has happened (`event/violations.rs`). One guard spans the look into the policy and the install, so whoever declares
+//! another policy can wait for decisions that were made under the old one:
+//!
+//! | RECOVER | an access to a hole in the range meanwhile |
+//! | --- | --- |
+//! | the next policy is made: all that may be refused is found out | as before |
+//! | it is published; grace period | by the one or the other |
+//! | scratch pages are taken away, if it is `scratch` no longer: Drain, one flush for a batch, grace period | where one is, goes to it; else as it will be |
+//!
+//! Without the grace period a handler that decided by the old policy would install the scratch page behind the sweep.
+//!
+//! # The scratch page
+//!
+//! One for each life of the VM, from the pool, filled with [`PATTERN`]: what the guest of an earlier life has written is gone. A
+//! guest that reads it finds no zeros, which would look like memory, and no valid descriptor, should it be walked as a table.
+
+use alloc::format;
+use alloc::string::String;
+use core::ptr;
+
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, FAR_EL2, Readable};
+use hyp_abi::call::{RANGE_MAX, RECOVER_NONE, Stat};
+use hyp_core::PaRange;
+use hyp_core::recovery::{WindowError, by_number};
+use stage2::fault::Abort;
+use stage2::{Guard, Install, InstallError, Ipa, IpaRange, Pa, Scratch, Tally};
+
+use super::fault::{diagnose, repeat};
+use super::outcome::{Part, Refused};
+use super::policy::{Room, plain, publish};
+use super::protecting::first_part;
+use super::run::{Env, Step};
+use super::vcpu::Vcpu;
+use super::{Stage2, inject};
+use crate::boot::Refusal;
+use crate::cpu::PerCpu;
+use crate::event::trace;
+use crate::mem::cache::BLOCK;
+use crate::mem::{PAGE, clean, frames};
+
+/// What a scratch page is filled with, byte by byte. Bit 0 of every aligned word is 0: no descriptor is valid.
+const PATTERN: u8 = 0x5c;
+
+/// What one RECOVER does at the most, in bytes.
+const PART: u64 = 64 * BLOCK;
+
+/// Makes the scratch page of a VM.
+pub(super) fn page(space: &Stage2) -> Result<Scratch, Refusal> {
+    let frame = frames::take(1).ok_or("no frame is left for the VM's scratch page")?;
+    let page = ptr::with_exposed_provenance_mut::<u8>(frame as usize);
+    // SAFETY: (1) just taken: a page that EL2 maps, and nobody else's.
+    unsafe { page.write_bytes(PATTERN, PAGE as usize) };
+    clean::for_guest(PaRange { start: frame, end: frame + PAGE });
+    // SAFETY: (1) a page of RAM that `give_back` gives back, after the VM's end; (2) filled and cleaned, with its DSB.
+    Ok(unsafe { space.scratch(Pa::new(frame)) }?)
+}
+
+/// Gives it back.
+///
+/// # Safety
+/// 1. The VM's tables are gone, and no CPU has the VM.
+pub(super) unsafe fn give_back(scratch: &Scratch) {
+    let frame = scratch.pa().get();
+    trace::frame_given_back(frame, PAGE);
+    // SAFETY: (1) from the pool, by `page`, and given back once; (2) the caller's clause.
+    unsafe { frames::give_back(frame, 1) };
+}
+
+/// A guest has reached for `page`, where it has no memory, and goes on without: it gets the scratch page. The guard is the one under
+/// which that was decided.
+#[inline(always)]
+pub(super) fn scratch(
+    env: Env<'_>,
+    guard: Guard<'_>,
+    vcpu: &mut Vcpu,
+    abort: Abort,
+    page: u64,
+) -> Step {
+    let Env { vm, cpu, .. } = env;
+    let mut tally = Tally::default();
+    let end = vm.space.install_scratch(&guard, Ipa::new(page), &vm.scratch, &mut tally);
+    drop(guard);
+    if (tally.tables | tally.lost_tables) != 0 {
+        linked(cpu, &tally);
+    }
+    match end {
+        Ok(Install::Installed(_)) => {
+            cpu.counters.bump(Stat::Scratched);
+            trace::published();
+        }
+        // Another vCPU has reached for it, too.
+        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => {}
+        other => return not_shown(env, vcpu, abort, page, &other),
+    }
+    match vm.meter.count(&vm.plan.quota, CNTPCT_EL0.get() / CNTFRQ_EL0.get().max(1)) {
+        Ok(()) => {
+            cpu.counters.bump(Stat::Recovered);
+            Step::Resume
+        }
+        Err(past) => stop(env, vcpu, abort, page, Some(format!("{past}"))),
+    }
+}
+
+#[cold]
+fn linked(cpu: &PerCpu, tally: &Tally) {
+    cpu.counters.add(Stat::Tables, tally.tables);
+    cpu.counters.add(Stat::LostTables, tally.lost_tables);
+}
+
+/// The scratch page is not at `page`, because of this.
+#[cold]
+fn not_shown(
+    env: Env<'_>,
+    vcpu: &mut Vcpu,
+    abort: Abort,
+    page: u64,
+    end: &Result<Install, InstallError>,
+) -> Step {
+    match end {
+        // Memory by now.
+        Ok(_) => {
+            env.cpu.counters.bump(Stat::Spurious);
+            repeat(env, vcpu, page)
+        }
+        Err(InstallError::Retry { .. } | InstallError::OutOfTables) => {
+            env.cpu.counters.bump(Stat::Retries);
+            repeat(env, vcpu, page)
+        }
+        // There is no place for a page: what is there is larger, or says something else.
+        Err(_) => refuse(env, vcpu, abort, page),
+    }
+}
+
+/// A guest has reached for `page`, where it has no memory: it hears of it by an abort of its own.
+#[cold]
+pub(super) fn refuse(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, page: u64) -> Step {
+    env.cpu.counters.bump(Stat::Injected);
+    let va = FAR_EL2.get();
+    let walk = abort.is_stage1_walk().then(|| inject::level_of_walk(env, va, page));
+    inject::abort(&mut vcpu.context, abort, va, walk.flatten());
+    Step::Resume
+}
+
+/// A guest has reached for `page`, where it has no memory: the VM ends.
+#[cold]
+pub(super) fn stop(
+    env: Env<'_>,
+    vcpu: &Vcpu,
+    abort: Abort,
+    page: u64,
+    hint: Option<String>,
+) -> Step {
+    let ipa = abort.ipa_in(Ipa::new(page), FAR_EL2.get());
+    diagnose(env, vcpu, Some(ipa.get()), hint)
+}
+
+/// Declares the first part of a range a recovery window, or none. Called at a safe point.
+pub(crate) fn recover(env: Env<'_>, start: u64, bytes: u64, number: u64) -> Result<Part, Refused> {
+    let Env { vm, guards, .. } = env;
+    let policy = match number {
+        RECOVER_NONE => None,
+        number => Some(by_number(number).ok_or(Refused::Invalid)?),
+    };
+    let whole = IpaRange::new(Ipa::new(start), bytes).map_err(|_| Refused::Invalid)?;
+    if bytes > RANGE_MAX {
+        return Err(Refused::Invalid);
+    }
+    let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
+    let range = first_part(whole, PART);
+    let room = {
+        let guard = guards.enter();
+        let now = vm.policy(&guard);
+        let with = |range| now.windows.with(plain(range), policy, &vm.plan.map());
+        // If all of it cannot be none of it is.
+        drop(with(whole).map_err(refused)?);
+        Room::opening(now, with(range).map_err(refused)?)?
+    };
+    publish(env, room, None)?;
+    Ok(Part { bytes: range.bytes(), count: 0 })
+}
+
+fn refused(why: WindowError) -> Refused {
+    match why {
+        WindowError::TooMany { .. } | WindowError::NoMemory(_) => Refused::NoMemory,
+        _ => Refused::Invalid,
+    }
+}
