@@ -446,8 +446,12 @@ impl fmt::Display for Report {
         }
         if !self.violation_log.is_empty() {
             write!(f, "\n{:LABEL$} {}", "violation log", self.violation_log)?;
-            for violation in &self.violation_log.list {
+            for violation in self.violation_log.list.iter().take(VIOLATIONS) {
                 write!(f, "\n  {violation}")?;
+            }
+            match self.violation_log.list.len().saturating_sub(VIOLATIONS) {
+                0 => {}
+                more => write!(f, "\n  and {}, in the report line", Count(more as u64, "row"))?,
             }
         }
         if let Some(diagnosis) = &self.diagnosis {
@@ -459,6 +463,8 @@ impl fmt::Display for Report {
 
 /// Width of a line's label.
 const LABEL: usize = 20;
+/// Rows of the violation log that people are shown.
+const VIOLATIONS: usize = 16;
 
 impl Work {
     fn row(&self, f: &mut fmt::Formatter<'_>, label: &str) -> fmt::Result {

@@ -31,6 +31,7 @@ use crate::platform::timer;
 /// # Errors
 /// The VM cannot go on.
 pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
+    // What was recorded is told before a wait, however long that is.
     violations::drain(env.cpu);
     if !env.vm.plan.scan {
         asm::wfi();

@@ -112,6 +112,7 @@ fn wait_for_start(env: Env<'_>) -> Wake {
     loop {
         outside_guards(env);
         gic::acknowledge();
+        violations::drain(env.cpu);
         if life::is_asked() && life::obey() {
             return Wake::End(None);
         }

@@ -7,7 +7,7 @@ use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
     alike, clear, copy, dirty, disjoint, epoch, fill, hardware, install, look, policy, prot, relax,
-    resize, retire, vmid,
+    resize, retire, violations, vmid,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -23,6 +23,12 @@ macro_rules! models {
 }
 
 models! {
+    a_repeat_against_a_drain: None, 5_000,
+        ["came too early", "took both as one", "the repeat came after it"],
+        violations::a_repeat_against_a_drain;
+    a_full_log_against_a_drain: Some(3), 5_000,
+        ["lost", "found room"],
+        violations::a_full_log_against_a_drain;
     one_page: None, 40_000,
         ["lost the exchange", "found it there", "guest read", "guest faulted"],
         install::one_page;

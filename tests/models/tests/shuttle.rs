@@ -5,6 +5,7 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::{
     clear, copy, dirty, disjoint, epoch, fill, install, look, policy, prot, ranges, resize, retire,
+    violations,
 };
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
@@ -19,6 +20,9 @@ macro_rules! models {
 }
 
 models! {
+    a_storm_against_drains: 2000,
+        ["lost", "found room", "took a repeat"],
+        violations::a_storm_against_drains;
     a_crowd_installs: 2000,
         ["tables were lost", "frames were lost", "guest read"],
         install::a_crowd;

@@ -82,7 +82,7 @@ fn kinds_are_told_apart_and_a_walk_is_none_of_the_instructions() {
     // Maintenance always says that it writes.
     assert_eq!(kind(DATA | CM | WRITE | TRANSLATION), Kind::CacheMaintenance);
     for walk in [DATA | WALK, DATA | WALK | WRITE, DATA | WALK | CM | WRITE, FETCH | WALK] {
-        assert_eq!(kind(walk | TRANSLATION), Kind::Walk, "{walk:#x}");
+        assert_eq!(kind(walk | TRANSLATION), Kind::Walk, "a walk is no access: {walk:#x}");
     }
     // For a fetch these bits say nothing.
     assert_eq!(kind(FETCH | CM | WRITE | TRANSLATION), Kind::Fetch);
@@ -110,7 +110,7 @@ fn lines_of_all_kinds() {
 
 #[test]
 fn an_address_that_is_not_valid_is_not_told() {
-    assert_eq!(decoded(DATA | FNV | 0x10).va, None);
+    assert_eq!(decoded(DATA | FNV | 0x10).va, None, "FAR_EL2 holds no address");
     assert_eq!(decoded(DATA | 0x10).va, Some(0xffff_0000_5fd0_0008));
     // Of an exception that is no abort FAR_EL2 says nothing.
     assert_eq!(decoded(0x16 << 26).va, None);
@@ -125,8 +125,8 @@ fn what_is_not_decoded_has_no_size_and_no_register() {
                 let esr = class << 26 | top << 14 | low | TRANSLATION;
                 let violation = decoded(esr);
                 let decodes = matches!(class, 0x24 | 0x25) && esr & ISV != 0;
-                assert_eq!(violation.size.is_some(), decodes, "{esr:#x}");
-                assert_eq!(violation.register.is_some(), decodes, "{esr:#x}");
+                assert_eq!(violation.size.is_some(), decodes, "a guessed size: {esr:#x}");
+                assert_eq!(violation.register.is_some(), decodes, "a guessed register: {esr:#x}");
                 if let (Some(size), Some(register)) = (violation.size, violation.register) {
                     assert_eq!(u64::from(size), 1 << (top >> 8 & 0b11), "{esr:#x}");
                     assert_eq!(u64::from(register), top >> 2 & 31, "{esr:#x}");
@@ -168,7 +168,7 @@ proptest! {
     ) {
         let same = |other: &Sighting| Sighting::is_same(&other.words(), &sighting.words());
         let later = Sighting { ticks, va: sighting.va ^ offset, ipa: sighting.ipa.map(|ipa| ipa ^ offset), ..sighting };
-        prop_assert!(same(&later));
+        prop_assert!(same(&later), "the same page is the same violation");
         let flip = 1_u64 << bit;
         let esr = Sighting { esr: sighting.esr ^ flip, ..sighting };
         prop_assert!(!same(&esr));

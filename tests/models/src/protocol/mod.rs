@@ -17,4 +17,5 @@ pub mod ranges;
 pub mod relax;
 pub mod resize;
 pub mod retire;
+pub mod violations;
 pub mod vmid;

@@ -24,7 +24,7 @@ fn the_newest_counts_its_repeats_and_keeps_its_first_words() {
     let ring = Small::new();
     assert_eq!(push(&ring, 1, 10), Pushed::First);
     assert_eq!(push(&ring, 1, 11), Pushed::Counted);
-    assert_eq!(push(&ring, 2, 12), Pushed::Added);
+    assert_eq!(push(&ring, 2, 12), Pushed::Added, "another violation is a record of its own");
     assert_eq!(push(&ring, 2, 13), Pushed::Counted);
     assert_eq!(push(&ring, 2, 14), Pushed::Counted);
     // No longer the newest.
@@ -40,7 +40,7 @@ fn a_repeat_of_what_was_taken_is_a_record_of_its_own() {
     let ring = Small::new();
     push(&ring, 1, 10);
     assert_eq!(ring.take(), Some(([1, 10], 1)));
-    assert_eq!(push(&ring, 1, 11), Pushed::First);
+    assert_eq!(push(&ring, 1, 11), Pushed::First, "a repeat of what was taken is a record");
     assert_eq!(ring.take(), Some(([1, 11], 1)));
 }
 
@@ -50,7 +50,7 @@ fn a_full_ring_loses_what_comes_and_keeps_what_it_has() {
     for name in 0..4 {
         assert_ne!(push(&ring, name, 0), Pushed::Lost);
     }
-    assert_eq!(push(&ring, 9, 0), Pushed::Lost);
+    assert_eq!(push(&ring, 9, 0), Pushed::Lost, "a full ring has no room");
     // The newest still counts.
     assert_eq!(push(&ring, 3, 0), Pushed::Counted);
     assert_eq!(ring.take(), Some(([0, 0], 1)));
