@@ -1,11 +1,11 @@
 //! EL2 writes to the guest's memory: what a call answers in a buffer.
 //!
-//! Page by page, each under a guard that spans the look into the tables, the bytes, and the record that they were written
-//! ([`Space::write_through`](stage2::Space::write_through)): so neither a move of the page nor a dirty log misses them. A page
-//! that is not there is populated as by a fault. Where the guest may not write, EL2 does not either.
+//! Page by page, through EL2's window ([`window`]). Where nothing is mapped the first touch faults at EL2, and the page is there as after
+//! a fault of the guest. Each write is under a guard that spans the look into the tables, the bytes, and the record that they were
+//! written ([`Space::write_through`](stage2::Space::write_through)): so neither a move of the page nor a dirty log misses them.
+//! Where the guest may not write, EL2 does not either.
 //!
-//! Addresses come from the guest. Everything that can be wrong with them is an answer; EL2 never faults here, because it
-//! goes by where stage 2 says that the page is, and reaches that by its own map of all frames.
+//! Addresses come from the guest. Everything that can be wrong with them is an answer.
 
 use alloc::format;
 
@@ -14,10 +14,10 @@ use stage2::space::WriteError;
 use stage2::{Ipa, IpaRange, Prot};
 
 use super::outcome::Refused;
-use super::populating;
 use super::run::Env;
 use crate::lock::relax;
 use crate::mem::{PAGE, clean};
+use crate::window::{self, Session, WindowError};
 
 /// Times that a page is tried again: its slot is in transition, or the stock was empty.
 const TRIES: usize = 64;
@@ -57,46 +57,50 @@ pub(crate) fn write(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused>
 
 /// Writes bytes that lie in one page.
 fn write_in_page(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused> {
-    let at = Ipa::new(ipa);
     let mut short = false;
     for _try in 0..TRIES {
-        let guard = env.guards.enter();
-        let written = env.vm.space.write_through(&guard, at, |pa| {
-            let range = PaRange { start: pa.get(), end: pa.get() + bytes.len() as u64 };
-            // A guest that looks past the caches, or has written so, shares lines with what is written here.
-            clean::from_guest(range);
-            let target = core::ptr::with_exposed_provenance_mut::<u8>(pa.get() as usize);
-            // SAFETY: (1) a page of the VM's while the guard lives, which EL2 maps; the bytes do not leave it; (2) what the
-            // guest does there meanwhile is between it and the caller: nobody has a reference.
-            unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-            clean::for_guest(range);
-        });
-        drop(guard);
-        match written {
+        // A fault at EL2 has only what is here.
+        if env.cpu.stock.is_low() {
+            env.cpu.stock.refill();
+        }
+        match window::with(env, |session| once(env, session, Ipa::new(ipa), bytes))? {
             Ok(()) => return Ok(()),
-            Err(WriteError::Again { .. }) => relax(),
-            Err(WriteError::NotMapped { .. }) => {
-                short = populated(env, Ipa::new(ipa & !(PAGE - 1)))?
-            }
-            Err(WriteError::ReadOnly { .. } | WriteError::NotOwned { .. }) => {
+            Err(WindowError::Retry) => relax(),
+            Err(WindowError::ReadOnly | WindowError::NotMapped | WindowError::NotCovered) => {
                 return Err(Refused::Invalid);
             }
-            Err(error @ (WriteError::ForeignGuard | WriteError::Unsupported)) => {
-                return Err(Refused::Broken(format!("EL2 cannot write guest memory: {error}")));
-            }
         }
+        short = !env.cpu.stock.has(1);
     }
     Err(if short { Refused::NoMemory } else { Refused::Busy })
 }
 
-/// Maps a page of RAM as a fault does; returns whether there was no memory for it.
-fn populated(env: Env<'_>, page: Ipa) -> Result<bool, Refused> {
-    if env.cpu.stock.is_low() {
-        env.cpu.stock.refill();
-    }
-    match populating::one(env, page) {
-        Ok(_) | Err(Refused::Busy) => Ok(false),
-        Err(Refused::NoMemory) => Ok(true),
-        Err(why) => Err(why),
-    }
+/// Writes bytes that lie in one page, if nobody is in the way. The outer error is a mistake of the hypervisor's.
+fn once(
+    env: Env<'_>,
+    session: &Session<'_>,
+    at: Ipa,
+    bytes: &[u8],
+) -> Result<Result<(), WindowError>, Refused> {
+    let guard = env.guards.enter();
+    let written = env.vm.space.write_through(&guard, at, |pa| {
+        let range = PaRange { start: pa.get(), end: pa.get() + bytes.len() as u64 };
+        // A guest that looks past the caches, or has written so, shares lines with what is written here.
+        clean::from_guest(range);
+        let done = session.copy_out(at, bytes);
+        clean::for_guest(range);
+        done
+    });
+    Ok(match written {
+        Ok(done) => done,
+        Err(WriteError::Again { .. }) => Err(WindowError::Retry),
+        // The fault fills it; then all of it again.
+        Err(WriteError::NotMapped { .. }) => session.probe(at).and(Err(WindowError::Retry)),
+        // A page that is behind many addresses and is nobody's memory: nothing records that it was written.
+        Err(WriteError::NotOwned { .. }) => session.copy_out(at, bytes),
+        Err(WriteError::ReadOnly { .. }) => Err(WindowError::ReadOnly),
+        Err(error @ (WriteError::ForeignGuard | WriteError::Unsupported)) => {
+            return Err(Refused::Broken(format!("EL2 cannot write guest memory: {error}")));
+        }
+    })
 }

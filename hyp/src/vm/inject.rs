@@ -13,6 +13,7 @@ use super::context::Context;
 use super::run::Env;
 use crate::mem::clean;
 use crate::sysreg;
+use crate::window::{self, Session};
 
 /// `ESR_EL1` of an undefined instruction: EC 0, IL.
 const UNDEFINED: u64 = 1 << 25;
@@ -34,17 +35,18 @@ pub(super) fn abort(context: &mut Context, abort: Abort, far: u64, walk: Option<
 pub(super) fn level_of_walk(env: Env<'_>, va: u64, page: u64) -> Option<i8> {
     let (tcr, ttbr0, ttbr1) = (TCR_EL1.get(), TTBR0_EL1.get(), TTBR1_EL1.get());
     let guard = env.guards.enter();
-    Regime { tcr, ttbr0, ttbr1 }.level_in(va, page, |at| {
+    let regime = Regime { tcr, ttbr0, ttbr1 };
+    let read = |session: &Session<'_>, at: u64| {
         let at = Ipa::new(at & !7);
-        let translation = env.vm.space.translate(&guard, at)?;
-        let pa = translation.pa.get();
+        // What is not mapped is not to be populated for this.
+        let pa = env.vm.space.translate(&guard, at)?.pa.get();
         // The guest may have written it past the caches.
         clean::from_guest(PaRange { start: pa, end: pa + 8 });
-        let word = core::ptr::with_exposed_provenance::<u64>(pa as usize);
-        // SAFETY: (1) 8 bytes of a frame that is the VM's while the guard lives, aligned, which EL2 maps; (2) any bits are a
-        // descriptor, and nobody has a reference.
-        Some(unsafe { word.read_volatile() })
-    })
+        let mut word = [0; 8];
+        session.copy_in(at, &mut word).ok()?;
+        Some(u64::from_le_bytes(word))
+    };
+    window::with(env, |session| regime.level_in(va, page, |at| read(session, at)))
 }
 
 /// The exception itself, synchronous, to EL1.

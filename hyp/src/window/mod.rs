@@ -38,9 +38,10 @@ use core::{fmt, ptr};
 
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable, Writeable};
 pub(crate) use fault::resolved;
-use stage2::{Ipa, IpaRange};
+use stage2::Ipa;
 pub(crate) use tables::{hook, open, unhook};
 
+use crate::sysreg;
 use crate::vm::run::Env;
 
 /// Why an access to the VM's memory has ended.
@@ -55,8 +56,6 @@ pub(crate) enum WindowError {
     NotMapped = 3,
     /// The window does not reach there, or what is there is no memory.
     NotCovered = 4,
-    /// The scratch page would be there, but for the limit of recovered violations.
-    Exhausted = 5,
 }
 
 impl WindowError {
@@ -67,7 +66,6 @@ impl WindowError {
             1 => Err(Self::Retry),
             2 => Err(Self::ReadOnly),
             3 => Err(Self::NotMapped),
-            5 => Err(Self::Exhausted),
             _ => Err(Self::NotCovered),
         }
     }
@@ -80,7 +78,6 @@ impl fmt::Display for WindowError {
             Self::ReadOnly => "the guest may not write there",
             Self::NotMapped => "nothing is there",
             Self::NotCovered => "EL2's window does not reach there",
-            Self::Exhausted => "too many violations were recovered",
         })
     }
 }
@@ -107,7 +104,7 @@ pub(crate) fn with<T>(env: Env<'_>, work: impl FnOnce(&Session<'_>) -> T) -> T {
     let [esr, far, hpfar] = syndrome;
     ESR_EL2.set(esr);
     FAR_EL2.set(far);
-    HPFAR_EL2.set(hpfar);
+    sysreg::write!("hpfar_el2", hpfar);
     done
 }
 

@@ -1,7 +1,7 @@
 //! EL2's tables for the window of the VM: built before anything is reached through them, hung into EL2's root while the VM lives.
 
+use stage2::IpaRange;
 use stage2::window::{END, OpenError, Place};
-use stage2::{Ipa, IpaRange, Space};
 
 use crate::cpu::PerCpu;
 use crate::event::trace;
