@@ -17,7 +17,7 @@ mod recovery;
 mod sysreg;
 
 use guest_rt::{Args, Machine, fail, say};
-use recovery::{aborts, changes, crowd, floods, kinds, lives, walks, wide, windows};
+use recovery::{aborts, changes, crowd, floods, kinds, lives, logged, walks, wide, windows};
 
 guest_rt::guest!("wild", wild);
 
@@ -105,6 +105,7 @@ static CASES: &[Case] = &[
     case("hole-storm", "100 000 violations", End::Pass, floods::storm),
     case("hole-endless", "violations without end", End::Stopped, floods::endless),
     case("hole-secret", "a secret on the scratch page, and a reset", End::Named("reset"), lives::secret),
+    case("hole-logged", "accesses of which every record is known", End::Pass, logged::logged),
     case("inject-again", "the same load a thousand times", End::Pass, floods::again),
     case("inject-el1", "aborts at EL1", End::Pass, aborts::el1),
     case("inject-el0", "aborts at EL0", End::Pass, aborts::at_el0),

@@ -11,6 +11,7 @@
 //! | `changes.rs` | memory around holes that changes meanwhile |
 //! | `floods.rs` | very many violations |
 //! | `lives.rs` | what the next VM finds |
+//! | `logged.rs` | accesses whose records are known |
 //!
 //! The window of most cases begins where RAM ends and is [`BYTES`] long, which `hypctl recover` tells the hypervisor. What the
 //! guest cannot see, such as how many violations were recorded, is judged there.
@@ -21,6 +22,7 @@ pub(crate) mod crowd;
 pub(crate) mod floods;
 pub(crate) mod kinds;
 pub(crate) mod lives;
+pub(crate) mod logged;
 pub(crate) mod walks;
 pub(crate) mod wide;
 pub(crate) mod windows;
