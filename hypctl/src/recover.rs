@@ -3,7 +3,7 @@
 //! | file | story |
 //! | --- | --- |
 //! | `recover/scenarios.rs` | the scenarios: what each does, under which policy, and what is expected |
-//! | `recover/judge.rs` | whether a run came to that |
+//! | `recover/judge.rs`, `recover/logged.rs` | whether a run came to that; the records that it left |
 //! | `recover/table.rs` | the table on the terminal, and the JSON |
 //!
 //! A scenario is one `hypctl run`, which anybody can repeat alone: the line is in `--list` and in the JSON. It runs the
@@ -29,6 +29,7 @@ use crate::signals::Signals;
 use crate::workspace::{Variant, Workspace};
 
 pub mod judge;
+mod logged;
 pub mod scenarios;
 mod table;
 

@@ -50,7 +50,7 @@ impl Judged {
             about: scenario.about,
             policy: scenario.policy,
             cpu: cpu.to_owned(),
-            expected: scenario.violations,
+            expected: scenario.expected(cpu),
             seen: None,
             outcome: String::new(),
             wrong: Vec::new(),
@@ -87,7 +87,7 @@ impl Judged {
             self.wrong.push(format!("violations: {seen}, not {}", self.expected));
         }
         let wanted = match scenario.end {
-            End::Passes => 0,
+            End::Passes | End::Reset(_) => 0,
             End::Stopped(_) => Outcome::Stopped.exit_code(),
         };
         if report.exit_code != wanted {
@@ -99,6 +99,26 @@ impl Judged {
             let said = diagnosis.clone().unwrap_or_default();
             let missing = words.iter().filter(|word| !said.contains(**word));
             self.wrong.extend(missing.map(|word| format!("the diagnosis does not say {word:?}")));
+        }
+        if let End::Reset(lives) = scenario.end
+            && (report.outcome, report.lives) != (Outcome::Reset, lives)
+        {
+            self.wrong.push(format!("started {} times, not {lives}", report.lives));
+        }
+        let logged = report.violation_log.total();
+        let (least, most) = (report.stats.recovered + report.stats.injected, seen);
+        if !(least..=most).contains(&logged) {
+            self.wrong.push(format!("the log tells of {logged} violations, not {most}"));
+        }
+        self.wrong.extend((scenario.check)(report));
+        let mut rest = self.console.as_str();
+        for text in scenario.shows {
+            match rest.split_once(text) {
+                Some((_, behind)) => rest = behind,
+                None => {
+                    self.wrong.push(format!("the console does not show {text:?} where it is due"))
+                }
+            }
         }
         match &report.takedown {
             Some(down) => self.wrong.extend(down.complaint()),
@@ -112,7 +132,8 @@ impl Judged {
     }
 }
 
-/// Violations that a report speaks of.
+/// Violations that a report speaks of: those that the guest went on from, and the one that it was stopped for.
 fn violations(report: &Report) -> u64 {
-    u64::from(report.diagnosis.is_some())
+    let stopped = u64::from(report.diagnosis.is_some());
+    report.stats.recovered + report.stats.injected + stopped
 }

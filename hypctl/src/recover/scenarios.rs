@@ -4,6 +4,10 @@
 //! it cannot see is judged here: how many violations the hypervisor has counted, how the VM ended, and that all of
 //! its memory came back.
 
+use hyp_core::report::Report;
+
+use super::logged;
+
 /// How many of something there have to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
@@ -11,6 +15,16 @@ pub struct Count {
     pub least: u64,
     /// At the most.
     pub most: u64,
+}
+
+/// So many or more.
+pub const fn at_least(count: u64) -> Count {
+    Count { least: count, most: u64::MAX }
+}
+
+/// So many, or more up to there.
+pub const fn between(least: u64, most: u64) -> Count {
+    Count { least, most }
 }
 
 /// Exactly so many.
@@ -42,6 +56,8 @@ pub enum End {
     Passes,
     /// The VM is stopped, and the diagnosis has these words.
     Stopped(&'static [&'static str]),
+    /// The guest asks for a reset that is its last, having been started so often.
+    Reset(u32),
 }
 
 /// One scenario.
@@ -53,55 +69,220 @@ pub struct Scenario {
     pub about: &'static str,
     /// The policy of the addresses that it reaches for.
     pub policy: &'static str,
-    /// Violations that there have to be.
-    pub violations: Count,
     /// How it has to end.
     pub end: End,
-    case: &'static str,
+    /// Violations that there have to be, except on some CPU models.
+    violations: Count,
+    but: &'static [(&'static str, Count)],
+    guest: Guest,
     vcpus: u32,
+    options: &'static [&'static str],
+    /// What the console has to show, in this order.
+    pub(super) shows: &'static [&'static str],
+    /// Looks at the rest of the report; says what is wrong.
+    pub(super) check: fn(&Report) -> Vec<String>,
 }
 
-/// A case of the guest `wild`, by name, which reaches where nothing is declared. It is stopped.
-const fn wild(name: &'static str, case: &'static str, about: &'static str) -> Scenario {
+/// Who reaches for what is not there.
+#[derive(Clone, Copy, Debug)]
+enum Guest {
+    /// A case of `wild`.
+    Wild(&'static str),
+    /// U-Boot, told to do so at its prompt.
+    UBoot(&'static [&'static str]),
+}
+
+/// The window of most scenarios: 16 MiB behind the guest's RAM.
+macro_rules! window {
+    ($policy:literal) => {
+        concat!($policy, "@0x44000000+16M")
+    };
+}
+
+/// A case of the guest `wild`, which is content with what it sees.
+const fn wild(name: &'static str, policy: &'static str, about: &'static str) -> Scenario {
     Scenario {
         name,
         about,
-        policy: "none",
-        violations: exactly(1),
-        end: End::Stopped(&[]),
-        case,
+        policy,
+        end: End::Passes,
+        violations: exactly(0),
+        but: &[],
+        guest: Guest::Wild(name),
         vcpus: 1,
+        options: &[],
+        shows: &[],
+        check: |_| Vec::new(),
     }
 }
 
+/// One with the scratch page throughout the window.
+const fn scratch(name: &'static str, about: &'static str) -> Scenario {
+    wild(name, "scratch", about).options(&["--recover", window!("scratch")])
+}
+
+/// One with aborts throughout the window.
+const fn inject(name: &'static str, about: &'static str) -> Scenario {
+    wild(name, "inject", about).options(&["--recover", window!("inject")])
+}
+
+/// One that is stopped, and says so in these words.
+const fn stop(
+    name: &'static str,
+    case: &'static str,
+    about: &'static str,
+    words: &'static [&'static str],
+) -> Scenario {
+    wild(name, "stop", about).case(case).violations(exactly(1)).ends(End::Stopped(words))
+}
+
 impl Scenario {
-    /// The VM is stopped, and says so in these words.
-    const fn stops(mut self, words: &'static [&'static str]) -> Self {
-        self.end = End::Stopped(words);
+    /// So many violations.
+    const fn violations(mut self, count: Count) -> Self {
+        self.violations = count;
         self
+    }
+
+    /// So many vCPUs.
+    const fn vcpus(mut self, count: u32) -> Self {
+        self.vcpus = count;
+        self
+    }
+
+    /// An end that is not a pass.
+    const fn ends(mut self, end: End) -> Self {
+        self.end = end;
+        self
+    }
+
+    /// With another case of the guest.
+    const fn case(mut self, case: &'static str) -> Self {
+        self.guest = Guest::Wild(case);
+        self
+    }
+
+    /// The console has to show this, in this order.
+    const fn shows(mut self, texts: &'static [&'static str]) -> Self {
+        self.shows = texts;
+        self
+    }
+
+    /// The report has to pass this, too.
+    const fn check(mut self, check: fn(&Report) -> Vec<String>) -> Self {
+        self.check = check;
+        self
+    }
+
+    /// U-Boot, which is typed these lines.
+    const fn uboot(mut self, lines: &'static [&'static str]) -> Self {
+        self.guest = Guest::UBoot(lines);
+        self
+    }
+
+    /// Other numbers on these models.
+    const fn but(mut self, but: &'static [(&'static str, Count)]) -> Self {
+        self.but = but;
+        self
+    }
+
+    /// More arguments of `hypctl run`.
+    const fn options(mut self, options: &'static [&'static str]) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Violations that there have to be on a CPU model.
+    pub fn expected(&self, cpu: &str) -> Count {
+        self.but
+            .iter()
+            .find(|(model, _)| *model == cpu)
+            .map_or(self.violations, |(_, count)| *count)
     }
 
     /// The arguments of `hypctl` that run it, the command first.
     pub fn words(&self, cpu: &str) -> Vec<String> {
-        let mut words: Vec<_> =
-            ["run", "wild", "--selftest", "--cpu", cpu].map(str::to_owned).into();
         let vcpus = self.vcpus.to_string();
-        let case = format!("case={}", self.case);
-        let rest = ["--vcpus", &vcpus, "--guest-mem", "64M", "--append", &case, "--timeout", "120"];
-        words.extend(rest.map(str::to_owned));
-        words
+        let (guest, memory, typed) = match self.guest {
+            Guest::Wild(case) => {
+                ("wild", "64M", vec!["--append".to_owned(), format!("case={case}")])
+            }
+            Guest::UBoot(lines) => ("u-boot", "128M", lines.iter().flat_map(typed).collect()),
+        };
+        let rest = ["--vcpus", &vcpus, "--guest-mem", memory, "--timeout", "120"];
+        let words = ["run", guest, "--selftest", "--cpu", cpu].into_iter().chain(rest);
+        let words = words.chain(self.options.iter().copied()).map(str::to_owned);
+        words.chain(typed).collect()
     }
+}
+
+fn typed(line: &&str) -> [String; 2] {
+    ["--send".to_owned(), (*line).to_owned()]
 }
 
 /// All of them, in the order of the table.
 #[rustfmt::skip]
 pub static SCENARIOS: &[Scenario] = &[
-    wild("stop-read", "read", "loads from an address where nothing is")
-        .stops(&["read of 8 bytes", "translation fault", "nothing is mapped here"]),
-    wild("stop-write", "write", "stores to an address where nothing is")
-        .stops(&["write of 8 bytes", "translation fault", "nothing is mapped here"]),
-    wild("stop-exec", "exec", "jumps to an address where nothing is")
-        .stops(&["instruction abort", "translation fault"]),
-    wild("stop-walk", "s1ptw", "has a stage-1 table at an address where nothing is")
-        .stops(&["stage-1 table walk", "translation fault"]),
+    stop("stop-read", "read", "loads from an address where nothing is",
+        &["read of 8 bytes", "translation fault", "nothing is mapped here"]),
+    stop("stop-write", "write", "stores to an address where nothing is",
+        &["write of 8 bytes", "translation fault", "nothing is mapped here"]),
+    stop("stop-exec", "exec", "jumps to an address where nothing is",
+        &["instruction abort", "translation fault"]),
+    stop("stop-walk", "s1ptw", "has a stage-1 table at an address where nothing is",
+        &["stage-1 table walk", "translation fault"]),
+    scratch("hole-read", "loads of 1 to 8 bytes").violations(exactly(5)),
+    scratch("hole-write", "stores of 1 to 8 bytes").violations(exactly(4)),
+    scratch("hole-pair", "pairs, and bases that are written back").violations(exactly(4)),
+    scratch("hole-simd", "SIMD registers, one to four").violations(exactly(4)),
+    scratch("hole-exclusive", "exclusives, acquire and release").violations(exactly(3)),
+    scratch("hole-lse", "LSE atomics, where there are any").violations(exactly(4))
+        .but(&[("cortex-a53", exactly(0))]),
+    scratch("hole-zva", "DC ZVA").violations(exactly(1)),
+    scratch("hole-maintenance", "cache maintenance by address").violations(exactly(5)),
+    scratch("hole-el0", "loads and stores at EL0").violations(exactly(2)),
+    scratch("hole-pages", "one access to two pages").violations(exactly(6)),
+    scratch("hole-ram", "one access to RAM and the window").violations(exactly(1)),
+    scratch("hole-walk", "stage-1 tables, of two levels").violations(exactly(2)),
+    scratch("hole-code", "fetches, which are aborts").violations(exactly(6)),
+    wild("hole-beyond", "scratch", "addresses beyond the VM's, which are aborts").violations(exactly(2))
+        .options(&["--recover", "scratch"]),
+    wild("hole-declared", "all", "windows that the guest declares and takes back, in RAM and outside")
+        .violations(exactly(34)),
+    wild("hole-undeclared", "scratch", "addresses that nothing was said about")
+        .options(&["--recover", "scratch"]).violations(exactly(4)),
+    wild("hole-policies", "all", "three policies at once")
+        .options(&["--recover", concat!("inject,", window!("scratch"), ",stop@0x50000000+1M")])
+        .violations(exactly(4)).ends(End::Stopped(&["read of 8 bytes", "0x0000000050000040"])),
+    scratch("hole-crowd", "4 vCPUs at the same page at the same moment, 64 times").vcpus(4)
+        .violations(between(64, 256)),
+    wild("hole-populate", "scratch", "POPULATE where 3 vCPUs use scratch, 6 times 256 pages").vcpus(4)
+        .violations(exactly(6 * 192)),
+    scratch("hole-release", "RELEASE of scratch that 3 vCPUs use").vcpus(4)
+        .violations(at_least(20 * 256)),
+    wild("hole-protect", "scratch", "PROTECT, the dirty log and AGE around holes that 3 vCPUs use").vcpus(4)
+        .violations(between(128, 3 * 128)),
+    wild("hole-sizes", "scratch", "COLLAPSE, COPY, SPLIT, runs and MOVE around holes that 3 vCPUs use").vcpus(4)
+        .options(&["--blocks"]).violations(at_least(48)),
+    scratch("hole-storm", "100 000 violations, while 3 vCPUs work").vcpus(4)
+        .options(&["--recover", window!("scratch"), "--recover-limit", "100000", "--recover-rate", "4000000000"])
+        .violations(exactly(100_000)),
+    scratch("hole-limit", "violations without end, of which 5000 are allowed").case("hole-endless")
+        .options(&["--recover", window!("scratch"), "--recover-limit", "5000", "--recover-rate", "4000000000"])
+        .violations(exactly(5001)).ends(End::Stopped(&["limit", "5000"])),
+    scratch("hole-rate", "violations without end, of which 100 a second are allowed").case("hole-endless")
+        .options(&["--recover", window!("scratch"), "--recover-limit", "1000000", "--recover-rate", "100"])
+        .violations(between(101, 100_000)).ends(End::Stopped(&["100"])),
+    scratch("hole-secret", "a secret on the scratch page, and a new life, twice").violations(exactly(6))
+        .options(&["--recover", window!("scratch"), "--restarts", "2"]).ends(End::Reset(3)),
+    scratch("hole-logged", "accesses of which every record is known").violations(exactly(8))
+        .check(logged::check),
+    wild("u-boot", "scratch", "Debian's U-Boot, told to write where nothing is, and to read").violations(exactly(2))
+        .options(&["--recover", "scratch"])
+        .uboot(&["md.l 0x80000000 2", "mw.l 0xa0000010 0xcafef00d 4", "md.l 0xa0000010 4", "md.l 0x42000000 1", "poweroff"])
+        .shows(&["80000000: 5c5c5c5c 5c5c5c5c", "a0000010: cafef00d cafef00d cafef00d cafef00d", "42000000: 00000000"]),
+    inject("inject-again", "the same load a thousand times").violations(exactly(1000)),
+    inject("inject-el1", "loads, stores and fetches at EL1").violations(exactly(3)),
+    inject("inject-el0", "loads, stores and fetches at EL0").violations(exactly(3)),
+    inject("inject-other", "a pair, a SIMD register, an exclusive, DC ZVA").violations(exactly(4)),
+    inject("inject-walk", "stage-1 tables, of two levels").violations(exactly(2)),
 ];

@@ -125,13 +125,13 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("scenario") && lines[0].ends_with("outcome"), "{text}");
         let cells: Vec<_> = lines[1].split_whitespace().collect();
-        assert_eq!(cells, ["stop-read", "none", "1", "1", "1", "stopped"], "{text}");
+        assert_eq!(cells, ["stop-read", "stop", "1", "1", "1", "stopped"], "{text}");
         let cells: Vec<_> = lines[2].split_whitespace().collect();
-        assert_eq!(cells, ["stop-write", "none", "1", "!1", "-", "stopped"], "{text}");
+        assert_eq!(cells, ["stop-write", "stop", "1", "!1", "-", "stopped"], "{text}");
         assert!(text.contains("stop-write on max is not as expected:\n    violations: 1, not 7"));
         assert!(text.ends_with("3 runs, 1 of them not as expected\n"), "{text}");
         // Columns begin where their titles do.
         let at = lines[0].find("policy").unwrap();
-        assert!(lines[1][at..].starts_with("none"), "{text}");
+        assert!(lines[1][at..].starts_with("stop"), "{text}");
     }
 }
