@@ -23,8 +23,8 @@ use stage2::tlbi::Tlbi;
 use stage2::vmid::Vmids;
 use stage2::{
     Arch, Attributes, Bbm, Caps, Descriptor, Epochs, Errata, Features, Geometry, HwUpdate, Install,
-    InstallError, Ipa, Level, MemType, Memory, Owner, PAGE_SIZE, Pa, Prot, Slot, Space, Table,
-    TableMeta, Tally, View, Vmid, Write,
+    InstallError, Ipa, Level, MemType, Memory, Owner, PAGE_SIZE, Pa, Prot, Scratch, Slot, Space,
+    Table, TableMeta, Tally, View, Vmid, Write,
 };
 
 use crate::sched::atomic::{AtomicU64, Ordering};
@@ -38,6 +38,8 @@ pub const RUBBISH: u64 = 0xfc00_0bad_0bad_0bad;
 pub const SECRET: u64 = 0x5ec7_e7;
 /// What a filled frame holds.
 pub const FILLED: u64 = 0;
+/// What the scratch page holds that nobody has written.
+pub const PATTERN: u64 = 0x5c5c_5c5c;
 
 /// Frames start here, each at the start of a block of its own: good for pages and for blocks.
 const FRAMES: u64 = 0x8000_0000;
@@ -94,7 +96,7 @@ pub struct World {
     epochs: Box<Epochs<PES>>,
     vmids: Box<Vmids<PES>>,
     hardware: Hardware,
-    /// One word for each page of a frame.
+    /// One word for each page of a frame; the last is the scratch page.
     frames: Vec<[AtomicU64; FRAME_PAGES]>,
     /// Frames that are mapped or at hand of no PE's.
     taken: Mutex<BTreeSet<u64>>,
@@ -167,7 +169,9 @@ impl World {
             hardware.fill(Pa::new(root.get() + table as u64 * PAGE_SIZE), RUBBISH);
         }
         let secret = |_| AtomicU64::new(SECRET);
-        let frames = (0..shape.frames).map(|_| core::array::from_fn(secret)).collect();
+        let pattern = || [(); FRAME_PAGES].map(|()| AtomicU64::new(PATTERN));
+        let own = (0..shape.frames).map(|_| core::array::from_fn(secret));
+        let frames = own.chain(core::iter::once_with(pattern)).collect();
         let mut leaf = Attributes::new(Prot::RWX, MemType::Normal);
         if shape.hw_update == HwUpdate::AccessAndDirty {
             // Hardware has both to record.
@@ -279,6 +283,18 @@ impl World {
         &self.leaf
     }
 
+    /// The VM's scratch page, behind all frames.
+    ///
+    /// # Panics
+    /// Never: there is a descriptor for it.
+    #[must_use]
+    pub fn scratch(&self) -> Scratch {
+        let last = self.frames.len() - 1;
+        // SAFETY: (1) no frame of any other's, and there as long as the world; (2) there are no caches.
+        let made = unsafe { self.space.scratch(Pa::new(FRAMES + last as u64 * FRAME_STRIDE)) };
+        made.expect("a page")
+    }
+
     /// Memory from frame `number` on, as many bytes, filled: for a map.
     ///
     /// # Panics
@@ -354,6 +370,7 @@ impl World {
         for slot in self.hardware.slots(table) {
             match (slot.load(&self.hardware).view(level), level.next()) {
                 (View::Table(below), Some(next)) => self.collect(below, next, tables, frames),
+                (View::Leaf(leaf), _) if self.scratch().is_behind(&leaf) => {}
                 (View::Leaf(leaf), _) => {
                     assert!(frames.insert(leaf.pa().get()), "a frame is mapped twice");
                 }
@@ -388,6 +405,23 @@ impl Pe<'_> {
         let mut tally = self.tally.get();
         let mut frames = self.stock.borrow_mut();
         let result = space.install(&self.cpu.enter(), ipa, &mapping, &mut *frames, &mut tally);
+        self.tally.set(tally);
+        if let Err(InstallError::Occupied { seen, .. }) = result {
+            assert_ne!(seen.bits(), RUBBISH, "an install met rubbish");
+        }
+        result
+    }
+
+    /// A wild access at `ipa`: shows the scratch page there.
+    ///
+    /// # Errors
+    /// As of [`Space::install_scratch`].
+    ///
+    /// # Panics
+    /// When it meets what an unallocated page holds.
+    pub fn reach(&self, ipa: Ipa) -> Result<Install, InstallError> {
+        let (space, scratch, mut tally) = (&self.world.space, self.world.scratch(), self.tally());
+        let result = space.install_scratch(&self.cpu.enter(), ipa, &scratch, &mut tally);
         self.tally.set(tally);
         if let Err(InstallError::Occupied { seen, .. }) = result {
             assert_ne!(seen.bits(), RUBBISH, "an install met rubbish");

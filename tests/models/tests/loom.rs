@@ -7,7 +7,7 @@ use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
     alike, clear, copy, dirty, disjoint, epoch, fill, hardware, install, look, policy, prot, relax,
-    resize, retire, violations, vmid,
+    resize, retire, scratch, violations, vmid,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -229,6 +229,31 @@ models! {
     a_read_only_install_while_a_session_begins: Some(2), 250,
         ["in time", "later"],
         dirty::a_read_only_install_while_a_session_begins;
+    four_in_one_hole: Some(2), 2_500,
+        ["won", "found it there"],
+        scratch::four_in_one_hole;
+    two_in_one_hole_without_a_table: None, 1_500,
+        ["won", "found it there", "a table was lost"],
+        scratch::two_in_one_hole_without_a_table;
+    scratch_against_populate: None, 1_500,
+        ["scratch won", "memory won"],
+        scratch::scratch_against_populate;
+    scratch_against_unmap: Some(3), 8_500,
+        ["after", "before", "before, then met Dead or Drain", "before and after",
+         "met Dead or Drain, then after", "met Dead or Drain"],
+        scratch::scratch_against_unmap;
+    a_replacement_against_an_access_of_el2: Some(4), 4_000,
+        ["EL2 wrote scratch", "EL2 wrote the page", "EL2 found nothing"],
+        scratch::a_replacement_against_an_access_of_el2;
+    a_replacement_against_a_guest: None, 3_000,
+        ["guest read scratch", "guest read the page", "guest faulted"],
+        scratch::a_replacement_against_a_guest;
+    a_replacement_against_a_fault: Some(3), 500,
+        ["found scratch", "found the page", "met Drain"],
+        scratch::a_replacement_against_a_fault;
+    a_hole_is_taken_back: Some(3), 120,
+        ["shown, then swept", "refused"],
+        scratch::a_hole_is_taken_back;
     a_vm_is_entered_during_a_roll_over: Some(3), 50,
         ["kept its VMID", "was lent another", "its VMID was lent", "its VMID was not lent"],
         vmid::entry_against_roll_over;

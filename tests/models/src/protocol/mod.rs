@@ -17,5 +17,6 @@ pub mod ranges;
 pub mod relax;
 pub mod resize;
 pub mod retire;
+pub mod scratch;
 pub mod violations;
 pub mod vmid;
