@@ -186,6 +186,9 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     let scratch = recovery::page(&space)?;
     let policy = policy(&space, plan)?;
     window::open(&space, cpu::current(), policy.main)?;
+    for (range, _) in policy.windows.all() {
+        recovery::open_to_el2(&space, cpu::current(), policy.main, range)?;
+    }
     window::hook(&space);
     let scan = policy.blocks.and_then(|_| scan::scanner(policy.main));
     Ok(Vm {

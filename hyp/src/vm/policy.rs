@@ -142,6 +142,11 @@ impl Policy {
         }
     }
 
+    /// Whether the pages of a range of RAM are all mapped alike.
+    pub(super) fn is_limited_alike(&self, range: IpaRange) -> bool {
+        self.limited.over(plain(range)) != Over::Mixed
+    }
+
     /// How the page of RAM at an address is mapped.
     pub(super) fn page(&self, ipa: Ipa) -> &Mapping {
         self.limited.at(ipa.get()).map_or(&self.ram_page, |limits| &limits.page)

@@ -29,31 +29,41 @@ use alloc::format;
 use alloc::string::String;
 use core::ptr;
 
-use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, FAR_EL2, Readable};
+use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, Readable};
 use hyp_abi::call::{RANGE_MAX, RECOVER_NONE, Stat};
 use hyp_core::PaRange;
-use hyp_core::recovery::{WindowError, by_number};
+use hyp_core::recovery::{Recovery, WindowError, by_number};
+use hyp_core::violation::{Outcome, Sighting};
 use stage2::fault::Abort;
-use stage2::{Guard, Install, InstallError, Ipa, IpaRange, Pa, Scratch, Tally};
+use stage2::space::{Batch, Progress};
+use stage2::{Claim, Guard, Install, InstallError, Ipa, IpaRange, Pa, Scratch, Tally};
 
 use super::fault::{diagnose, repeat};
 use super::outcome::{Part, Refused};
 use super::policy::{Room, plain, publish};
+use super::populating::ToThePool;
 use super::protecting::first_part;
 use super::run::{Env, Step};
 use super::vcpu::Vcpu;
 use super::{Stage2, inject};
 use crate::boot::Refusal;
 use crate::cpu::PerCpu;
-use crate::event::trace;
+use crate::event::{trace, violations};
+use crate::lock::relax;
 use crate::mem::cache::BLOCK;
 use crate::mem::{PAGE, clean, frames};
+use crate::platform::timer;
+use crate::window;
 
 /// What a scratch page is filled with, byte by byte. Bit 0 of every aligned word is 0: no descriptor is valid.
 const PATTERN: u8 = 0x5c;
 
 /// What one RECOVER does at the most, in bytes.
 const PART: u64 = 64 * BLOCK;
+/// Slots that are looked at under one flush.
+const BATCH: usize = 4096;
+/// Up to where a guest may have EL2's window opened: what it takes is given back at the VM's end only, 8 MiB of tables for all of it.
+const CALLED_TO_EL2: Ipa = Ipa::new(4 << 30);
 
 /// Makes the scratch page of a VM.
 pub(super) fn page(space: &Stage2) -> Result<Scratch, Refusal> {
@@ -103,13 +113,31 @@ pub(super) fn scratch(
         Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => {}
         other => return not_shown(env, vcpu, abort, page, &other),
     }
-    match vm.meter.count(&vm.plan.quota, CNTPCT_EL0.get() / CNTFRQ_EL0.get().max(1)) {
+    let ticks = timer::ticks();
+    match vm.meter.count(&vm.plan.quota, ticks / timer::frequency().max(1)) {
         Ok(()) => {
             cpu.counters.bump(Stat::Recovered);
+            record(cpu, vcpu, abort, page, (ticks, Outcome::Scratch));
             Step::Resume
         }
         Err(past) => stop(env, vcpu, abort, page, Some(format!("{past}"))),
     }
+}
+
+/// Records what a vCPU has reached for, when, and what comes of it.
+#[inline(always)]
+fn record(cpu: &PerCpu, vcpu: &Vcpu, abort: Abort, page: u64, (ticks, outcome): (u64, Outcome)) {
+    let va = FAR_EL2.get();
+    let sighting = Sighting {
+        ticks,
+        esr: ESR_EL2.get(),
+        pc: vcpu.context.pc,
+        va,
+        ipa: Some(abort.ipa_in(Ipa::new(page), va).get()),
+        el: vcpu.context.exception_level(),
+        outcome,
+    };
+    violations::record(cpu, &sighting);
 }
 
 #[cold]
@@ -146,6 +174,7 @@ fn not_shown(
 #[cold]
 pub(super) fn refuse(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, page: u64) -> Step {
     env.cpu.counters.bump(Stat::Injected);
+    record(env.cpu, vcpu, abort, page, (timer::ticks(), Outcome::Injected));
     let va = FAR_EL2.get();
     let walk = abort.is_stage1_walk().then(|| inject::level_of_walk(env, va, page));
     inject::abort(&mut vcpu.context, abort, va, walk.flatten());
@@ -161,13 +190,14 @@ pub(super) fn stop(
     page: u64,
     hint: Option<String>,
 ) -> Step {
+    record(env.cpu, vcpu, abort, page, (timer::ticks(), Outcome::Stopped));
     let ipa = abort.ipa_in(Ipa::new(page), FAR_EL2.get());
     diagnose(env, vcpu, Some(ipa.get()), hint)
 }
 
 /// Declares the first part of a range a recovery window, or none. Called at a safe point.
 pub(crate) fn recover(env: Env<'_>, start: u64, bytes: u64, number: u64) -> Result<Part, Refused> {
-    let Env { vm, guards, .. } = env;
+    let Env { vm, cpu, guards } = env;
     let policy = match number {
         RECOVER_NONE => None,
         number => Some(by_number(number).ok_or(Refused::Invalid)?),
@@ -178,16 +208,62 @@ pub(crate) fn recover(env: Env<'_>, start: u64, bytes: u64, number: u64) -> Resu
     }
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
     let range = first_part(whole, PART);
-    let room = {
+    let (room, ram) = {
         let guard = guards.enter();
         let now = vm.policy(&guard);
         let with = |range| now.windows.with(plain(range), policy, &vm.plan.map());
         // If all of it cannot be none of it is.
         drop(with(whole).map_err(refused)?);
-        Room::opening(now, with(range).map_err(refused)?)?
+        (Room::opening(now, with(range).map_err(refused)?)?, now.main)
     };
+    let claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
+    if policy.is_some() && range.end() <= CALLED_TO_EL2 {
+        open_to_el2(&vm.space, cpu, ram, plain(range)).map_err(|_| Refused::NoMemory)?;
+    }
     publish(env, room, None)?;
+    let stays = policy == Some(Recovery::Scratch);
+    let count = if stays { 0 } else { take_away(env, claim)? };
+    Ok(Part { bytes: range.bytes(), count })
+}
+
+/// Makes the first part of a range outside of RAM, all of it in windows, holes again. Called at a safe point.
+pub(super) fn release(env: Env<'_>, range: IpaRange) -> Result<Part, Refused> {
+    let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
+    let range = first_part(range, PART);
+    take_away(env, env.vm.space.claim(range).map_err(|_| Refused::Busy)?)?;
     Ok(Part { bytes: range.bytes(), count: 0 })
+}
+
+/// Takes the scratch pages of a claimed range away; returns how many. The caller has the turn.
+fn take_away(env: Env<'_>, mut claim: Claim<'_>) -> Result<u64, Refused> {
+    let Env { vm, cpu, guards } = env;
+    let before = vm.space.account();
+    // Of the VM's nothing goes, but what an operation that was given up has left behind.
+    let mut pool = ToThePool::default();
+    let mut batch = Batch { from: claim.range().start(), slots: BATCH };
+    while let Progress::Until(next) = vm
+        .space
+        .remove_scratch(guards, &mut claim, batch, &vm.scratch, relax, &mut pool)
+        .map_err(|error| Refused::Broken(format!("cannot take scratch pages away: {error}")))?
+    {
+        batch.from = next;
+    }
+    cpu.counters.add(Stat::TablesFreed, pool.tables);
+    // Nobody else takes any away without the turn.
+    Ok(vm.space.account().others_unmapped - before.others_unmapped)
+}
+
+/// Lets EL2 reach a window as the guest does, where that is not RAM. For a safe point.
+pub(super) fn open_to_el2(
+    space: &Stage2,
+    cpu: &PerCpu,
+    ram: IpaRange,
+    range: hyp_core::IpaRange,
+) -> Result<(), Refusal> {
+    match IpaRange::new(Ipa::new(range.start), range.len()) {
+        Ok(range) if !ram.covers(&range) => Ok(window::open(space, cpu, range)?),
+        _ => Ok(()),
+    }
 }
 
 fn refused(why: WindowError) -> Refused {
