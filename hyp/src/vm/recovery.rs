@@ -49,7 +49,7 @@ use super::{Stage2, inject};
 use crate::boot::Refusal;
 use crate::cpu::PerCpu;
 use crate::event::{trace, violations};
-use crate::lock::relax;
+use crate::lock::{self, relax};
 use crate::mem::cache::BLOCK;
 use crate::mem::{PAGE, clean, frames};
 use crate::platform::timer;
@@ -98,6 +98,7 @@ pub(super) fn scratch(
     page: u64,
 ) -> Step {
     let Env { vm, cpu, .. } = env;
+    let path = lock::fault_path(cpu);
     let mut tally = Tally::default();
     let end = vm.space.install_scratch(&guard, Ipa::new(page), &vm.scratch, &mut tally);
     drop(guard);
@@ -111,7 +112,10 @@ pub(super) fn scratch(
         }
         // Another vCPU has reached for it, too.
         Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => {}
-        other => return not_shown(env, vcpu, abort, page, &other),
+        other => {
+            drop(path);
+            return not_shown(env, vcpu, abort, page, &other);
+        }
     }
     let ticks = timer::ticks();
     match vm.meter.count(&vm.plan.quota, ticks / timer::frequency().max(1)) {
@@ -120,7 +124,10 @@ pub(super) fn scratch(
             record(cpu, vcpu, abort, page, (ticks, Outcome::Scratch));
             Step::Resume
         }
-        Err(past) => stop(env, vcpu, abort, page, Some(format!("{past}"))),
+        Err(past) => {
+            drop(path);
+            stop(env, vcpu, abort, page, Some(format!("{past}")))
+        }
     }
 }
 
