@@ -10,6 +10,7 @@
 //! * `world`: one VM on a machine whose memory is dirty: a table page that is seen before it was
 //!   zeroed, or a frame before it was filled, reads as rubbish.
 //! * `guest`: what a PE's hardware does meanwhile.
+//! * `el2`: what a PE reaches at EL2 by way of EL2's window.
 //! * `ranges`: the operations on ranges, as a PE does them.
 //! * `protocol`: the cases. Each is a function that ends in assertions on behaviour, and names the
 //!   outcome that it came to.
@@ -26,6 +27,7 @@ pub mod check;
 #[cfg(all(shuttle, not(loom)))]
 #[path = "check/random.rs"]
 pub mod check;
+pub mod el2;
 pub mod guest;
 pub mod outcome;
 pub mod protocol;

@@ -82,6 +82,8 @@ struct Inner {
     pool: Vec<AtomicU64>,
     /// Flushes that completed, as plain data.
     flushes: PlainU64,
+    /// Flushes of EL2's own regime that completed, as plain data.
+    el2_flushes: PlainU64,
     /// Walks of hardware that are in flight, as plain data.
     walks: AtomicUsize,
     /// Invalidations that no barrier has completed, as plain data.
@@ -153,8 +155,9 @@ impl World {
         let oracle = OracleMachine::new(machine, shape.tables);
         let pool = (0..shape.tables).map(|_| AtomicU64::new(0)).collect();
         let (allocated, flushes) = (Mutex::default(), PlainU64::new(0));
+        let el2_flushes = PlainU64::new(0);
         let (walks, invalidations) = (AtomicUsize::new(0), PlainU64::new(0));
-        let inner = Inner { oracle, allocated, pool, flushes, walks, invalidations };
+        let inner = Inner { oracle, allocated, pool, flushes, el2_flushes, walks, invalidations };
         let hardware = Hardware(Arc::new(inner));
         let epochs = Box::new(Epochs::new());
         // SAFETY: (1) the box does not move, and the space, the only borrower, is dropped before it.
@@ -353,6 +356,9 @@ impl World {
             let root = Pa::new(self.root(Ipa::new(0)).get() + page * PAGE_SIZE);
             self.collect(root, geometry.start(), &mut tables, &mut frames);
         }
+        if let Some(root) = self.space.window_root() {
+            self.collect_window(root, Level::L1, Ipa::new(0), &mut tables);
+        }
         assert_eq!(tables, *lock(&self.hardware.0.allocated), "tables linked, and allocated");
         assert_eq!(frames, *lock(&self.taken), "frames mapped, and taken");
         let verdicts = self.oracle().verdicts();
@@ -467,6 +473,12 @@ impl Hardware {
     #[must_use]
     pub fn flushes(&self) -> u64 {
         self.0.flushes.load(Ordering::Relaxed)
+    }
+
+    /// How many flushes of EL2's own regime have completed: each has ended its walks and accesses that began before.
+    #[must_use]
+    pub fn el2_flushes(&self) -> u64 {
+        self.0.el2_flushes.load(Ordering::Relaxed)
     }
 
     /// Runs a walk of hardware: whoever waits for an invalidation waits for its end.
@@ -606,6 +618,9 @@ unsafe impl Arch for Hardware {
     fn observe(&self, what: Observation) {
         if matches!(what, Observation::Flushed { .. }) {
             self.0.flushes.fetch_add(1, Ordering::Relaxed);
+        }
+        if what == Observation::El2Flushed {
+            self.0.el2_flushes.fetch_add(1, Ordering::Relaxed);
         }
         (&self.0.oracle).observe(what);
     }

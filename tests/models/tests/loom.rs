@@ -7,7 +7,7 @@ use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
     alike, clear, copy, dirty, disjoint, epoch, fill, hardware, install, look, policy, prot, relax,
-    resize, retire, scratch, violations, vmid,
+    resize, retire, scratch, violations, vmid, window,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -254,6 +254,27 @@ models! {
     a_hole_is_taken_back: Some(3), 120,
         ["shown, then swept", "refused"],
         scratch::a_hole_is_taken_back;
+    a_fault_of_el2_against_unmap: Some(3), 100,
+        ["read", "nothing was there", "met Drain"],
+        window::a_fault_of_el2_against_unmap;
+    a_read_of_el2_against_unmap: Some(3), 100,
+        ["read", "faulted"],
+        window::a_read_of_el2_against_unmap;
+    two_faults_of_el2_at_one_page: Some(3), 50,
+        ["both read"],
+        window::two_faults_of_el2_at_one_page;
+    a_fault_of_el2_against_a_copy: Some(3), 100,
+        ["wrote", "met Drain in its fault", "again"],
+        window::a_fault_of_el2_against_a_copy;
+    a_nested_fault_of_el2_against_unmap: Some(3), 100,
+        ["read under the lock", "nothing was there", "met Drain"],
+        window::a_nested_fault_of_el2_against_unmap;
+    a_page_changes_behind_el2s_window: Some(3), 100,
+        ["read the old", "read the new", "ended"],
+        window::a_page_changes_behind_el2s_window;
+    a_harvest_against_a_write_by_el2s_window: Some(2), 100,
+        ["copied", "told by the next"],
+        dirty::a_harvest_against_a_write_by_el2s_window;
     a_vm_is_entered_during_a_roll_over: Some(3), 50,
         ["kept its VMID", "was lent another", "its VMID was lent", "its VMID was not lent"],
         vmid::entry_against_roll_over;

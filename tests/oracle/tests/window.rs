@@ -585,9 +585,7 @@ fn tables_of_the_window_come_one_by_one_and_go_with_the_vm() {
     });
     assert_eq!(allocated - freed, 1, "EL2's root alone is left");
     rig.assert_sound(&"the end");
-    let unhooked = machine
-        .trace()
-        .iter()
-        .any(|event| *event == Event::Tlbi { pe: 0, scope: Scope::Is, aim: Aim::El2All });
+    let forgotten = Event::Tlbi { pe: 0, scope: Scope::Is, aim: Aim::El2All };
+    let unhooked = machine.trace().contains(&forgotten);
     assert!(unhooked, "every PE forgot the window");
 }

@@ -15,7 +15,7 @@ use crate::sched::atomic::Ordering;
 use crate::world::{FILLED, Pe, SECRET, Shape, World, page};
 
 /// A block has as many pages here as a table has slots.
-const PAGES: u64 = 4;
+pub(super) const PAGES: u64 = 4;
 /// What somebody writes into a page.
 const WRITTEN: u64 = 0xbeef;
 /// What somebody without a claim may change in a leaf: whose the page is.
@@ -72,7 +72,7 @@ unsafe impl Blocks for Copier<'_> {
 }
 
 /// Maps the first pages of table 0.
-fn map(world: &World, count: u64) -> Pa {
+pub(super) fn map(world: &World, count: u64) -> Pa {
     world.pe(0, &[], |pe| {
         let pa = world.take_memory(0, count * PAGE_SIZE);
         let (mut claim, _) = pe.claim(pages(0, count));
@@ -82,7 +82,7 @@ fn map(world: &World, count: u64) -> Pa {
 }
 
 /// Copies table 0 into a block, one page of which may be missing.
-fn copy(pe: &Pe<'_>) -> CopyCollapse {
+pub(super) fn copy(pe: &Pe<'_>) -> CopyCollapse {
     let world = pe.world;
     let (mut claim, _) = pe.claim(table(0));
     let (all, relax) = (Batch::all_of(&claim), world.patience());

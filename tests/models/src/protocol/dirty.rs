@@ -8,12 +8,14 @@ use std::sync::Arc;
 use mmu_oracle::Event;
 use mmu_oracle::walker::{Access as Purpose, Choice, Outcome, Walk};
 use stage2::space::{Batch, Bitmaps, LogBlocks, Notes, Progress, WriteError};
+use stage2::window::Recovered;
 use stage2::{
     Attributes, Descriptor, Frames, HwUpdate, InstallError, Leaf, Level, MemType, Owner, PAGE_SIZE,
     Pa, Prot, Tally, View,
 };
 
 use super::alike;
+use crate::el2::{El2Access, TABLES};
 use crate::outcome::reached;
 use crate::ranges::pages;
 use crate::sched::atomic::{AtomicU64, Ordering, fence};
@@ -114,6 +116,29 @@ fn write(pe: &Pe<'_>) {
     }
 }
 
+/// The same by way of EL2's window, whose fault is recovered in between.
+fn write_by_window(pe: &Pe<'_>) {
+    loop {
+        let guard = pe.cpu.enter();
+        let done = pe.world.space().write_through(&guard, page(PAGE), |_| {
+            let store = || {
+                pe.el2_word(PAGE)?.store(WRITTEN, Ordering::Relaxed);
+                Some(())
+            };
+            pe.el2(PAGE, true, store)
+        });
+        drop(guard);
+        match done {
+            Ok(El2Access::Done(())) => return,
+            Ok(El2Access::Ended(Recovered::Retry)) | Err(WriteError::Again { .. }) => {
+                reached("again");
+            }
+            other => panic!("{other:?}"),
+        }
+        thread::yield_now();
+    }
+}
+
 /// A world with four pages and a session that has harvested them once; page 1 is clean, or dirty.
 fn logged(shape: Shape, dirty: bool) -> (Arc<Log>, Arc<World>) {
     let (log, world) = (Log::new(), World::new(shape));
@@ -134,20 +159,30 @@ const UPDATED: Shape = Shape { hw_update: HwUpdate::AccessAndDirty, ..Shape::sma
 
 /// One PE harvests, EL2 writes on another for its guest: into a page that is dirty already, or is not.
 fn against_el2(shape: Shape, dirty: bool) {
-    let (log, world) = logged(shape, dirty);
+    against(&logged(shape, dirty), write);
+}
+
+fn against((log, world): &(Arc<Log>, Arc<World>), write: fn(&Pe<'_>)) {
     let writer = world.spawn(1, &[], write);
     world.pe(0, &[], |pe| {
         harvest(pe);
-        log.take(&world, plainly);
+        log.take(world, plainly);
     });
     writer.join().unwrap();
-    log.judge(&world);
-    finish(&world);
+    log.judge(world);
+    finish(world);
 }
 
 /// A page that is dirty already: the write is recorded all the same.
 pub fn a_harvest_against_a_write_of_el2() {
     against_el2(Shape::small(2, 1), true);
+}
+
+/// The same by way of EL2's window, which leads nowhere yet: its fault comes between the look at the leaf and the bytes.
+pub fn a_harvest_against_a_write_by_el2s_window() {
+    let (log, world) = logged(Shape::small(2 + TABLES, 1), true);
+    world.open_window();
+    against(&(log, world), write_by_window);
 }
 
 /// The same where hardware keeps the record: the harvest breaks the leaf, and EL2 may meet Busy.

@@ -20,3 +20,4 @@ pub mod retire;
 pub mod scratch;
 pub mod violations;
 pub mod vmid;
+pub mod window;
