@@ -199,6 +199,7 @@ mod scratch;
 mod take;
 mod unmap;
 mod whole;
+mod window;
 
 #[test]
 fn a_fault_installs_once_and_is_then_spurious() {

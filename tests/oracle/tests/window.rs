@@ -273,10 +273,10 @@ fn an_unmap_takes_the_pages_from_el2_before_they_are_released() {
         (0..pages).for_each(|n| assert_eq!(rig.touch(&vm, 1, touched(n), true), Recovered::Mapped));
         assert_eq!(unmap(&rig, &vm, at) as u64, pages);
         rig.assert_sound(&(caps, pages));
-        assert_eq!(rig.el2_tlbis() as u64, pages, "one for each page that EL2 had");
         for n in 0..pages {
             let (_, bits) = rig.el2_walk(WINDOW + touched(n)).unwrap();
-            assert_eq!(bits, 0, "{:#x} is open again", touched(n));
+            let at = touched(n);
+            assert_eq!(bits, 0, "{at:#x}: what is released can be filled again");
             assert_eq!(rig.touch(&vm, 0, touched(n), true), Recovered::Fill);
         }
         // Other memory at the same addresses, which EL2 reaches at once.
@@ -285,6 +285,7 @@ fn an_unmap_takes_the_pages_from_el2_before_they_are_released() {
         assert_eq!(rig.touch(&vm, 1, BASE + 2 * MIB2, true), Recovered::Mapped);
         rig.assert_sound(&(caps, pages));
         rig.assert_agrees(&vm);
+        assert_eq!(rig.el2_tlbis() as u64, pages, "one for each page that EL2 had");
     }
 }
 
@@ -306,14 +307,15 @@ fn whatever_is_unmapped_is_gone_from_el2_and_nothing_else() {
             assert_eq!(rig.touch(&vm, 1, ipa, false), Recovered::Mapped);
         }
         unmap(&rig, &vm, at);
-        let gone = touched.iter().filter(|ipa| at.contains(Ipa::new(**ipa))).count();
-        assert_eq!(rig.el2_tlbis(), gone, "{level} {at}: what stays is not invalidated");
+        rig.assert_sound(&(level, at));
         for ipa in touched {
             let there = (!at.contains(Ipa::new(ipa))).then_some(MEMORY + (ipa - BASE));
-            assert_eq!(rig.el2_reaches(ipa), there, "{level} {at}: {ipa:#x}");
+            let wanted = "what goes is gone, and what stays is there";
+            assert_eq!(rig.el2_reaches(ipa), there, "{level} {at}, {ipa:#x}: {wanted}");
         }
         rig.assert_agrees(&vm);
-        rig.assert_sound(&(level, at));
+        let gone = touched.iter().filter(|ipa| at.contains(Ipa::new(**ipa))).count();
+        assert_eq!(rig.el2_tlbis(), gone, "{level} {at}: what stays is not invalidated");
     }
 }
 
@@ -364,9 +366,9 @@ fn a_copy_takes_the_pages_from_el2_before_it_reads_them() {
         }
         assert_eq!(copy(&rig, &vm, 0), Some(CopyCollapse::Made { filled: 0 }));
         rig.assert_sound(&caps);
-        assert_eq!(rig.el2_tlbis(), 3);
-        assert_eq!(rig.el2_reaches(BASE + 0x3000), None, "it is open again");
-        assert_eq!(rig.touch(&vm, 1, BASE + 0x3000, true), Recovered::Mapped);
+        assert_eq!(rig.el2_reaches(BASE + 0x3000), None);
+        assert_eq!(rig.touch(&vm, 1, BASE + 0x3000, true), Recovered::Mapped, "it is open again");
+        assert_eq!(rig.el2_tlbis(), 3, "one for each page that EL2 had");
         assert_eq!(rig.el2_reaches(BASE + 0x3000), Some(0xc000_3000), "a page of the block");
         rig.assert_sound(&caps);
         rig.assert_agrees(&vm);
@@ -437,13 +439,13 @@ fn memory_takes_the_place_of_scratch_in_el2s_window_too() {
     let Replaced { replaced, .. } = vm
         .replace_scratch(&cpu, &mut claim, batch, &scratch, &mapping.unwrap(), &mut real, || {})
         .unwrap();
-    assert_eq!((replaced, rig.el2_tlbis()), (1, 1));
     drop(cpu);
-    assert_eq!(rig.el2_reaches(hole[0]), None, "it is open again");
-    assert_eq!(rig.touch(&vm, 1, hole[0], true), Recovered::Mapped);
+    assert_eq!(rig.el2_reaches(hole[0]), None, "EL2 reaches scratch there no more");
+    assert_eq!(rig.touch(&vm, 1, hole[0], true), Recovered::Mapped, "it is open again");
     let reached = hole.map(|ipa| rig.el2_reaches(ipa));
     assert_eq!(reached, [Some(0xe000_1000), Some(0xd000_0000)]);
     rig.assert_sound(&"scratch was replaced");
+    assert_eq!((replaced, rig.el2_tlbis()), (1, 1));
 }
 
 /// The steps of EL2's own maintenance, each left out in turn: then something is wrong.
@@ -568,6 +570,10 @@ fn tables_of_the_window_come_one_by_one_and_go_with_the_vm() {
 
     // SAFETY: (1) EL2's root lives as long as the machine; (2) nobody accesses memory here.
     assert!(unsafe { vm.hook_window(rig.hook()) });
+    // More of it, while it is in use.
+    vm.open_window(place(), range(BASE + 8 * MIB2, MIB2)).unwrap();
+    machine.note(|pe| Event::Published { pe });
+    rig.assert_sound(&"who builds relies on it");
     map(&rig, &vm, range(BASE + MIB2, 0x4000), &ram(Level::L3));
     assert_eq!(rig.touch(&vm, 1, BASE + MIB2, true), Recovered::Mapped);
     // SAFETY: (1) hooked above, and nobody accesses memory here.
