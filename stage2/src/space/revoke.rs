@@ -19,10 +19,11 @@ use super::Space;
 use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE};
 use crate::arch::{Arch, Dsb, Observation};
 use crate::errata::Errata;
+use crate::features::Caps;
 use crate::memory::{ARITY as SLOTS, Memory, Table};
 use crate::slot::Slot;
 use crate::tlbi::{Tlbi, VaOperand};
-use crate::window::descriptor::{DRAIN, is_valid};
+use crate::window::descriptor::DRAIN;
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Takes the pages behind stage-2 slots in Drain out of EL2's window: where `ranges` hold such, each slot that leads to
@@ -32,15 +33,16 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// The caller has claimed the ranges, has flushed what the stage-2 slots held and waited for a grace period since.
     #[must_use = "slots of EL2's window stay in Drain, and every access to them ends, until they are reopened"]
     pub(super) fn revoke_window<'r>(&self, ranges: impl Iterator<Item = &'r IpaRange>) -> usize {
-        if self.window.root().is_none() {
-            return 0;
+        match self.window.place() {
+            Some(place) => self.revoke(place.base(), ranges),
+            None => 0,
         }
-        self.revoke(ranges)
     }
 
     #[cold]
-    fn revoke<'r>(&self, ranges: impl Iterator<Item = &'r IpaRange>) -> usize {
-        let mut owed = El2Owed { space: self, operands: [None; GATHERED], held: 0 };
+    fn revoke<'r>(&self, base: u64, ranges: impl Iterator<Item = &'r IpaRange>) -> usize {
+        let operands = [VaOperand::page(base, Caps::empty()); GATHERED];
+        let mut owed = El2Owed { space: self, base, operands, held: 0 };
         let mut drained = 0;
         for range in ranges {
             self.each_shut(range, |slot, ipa| {
@@ -58,55 +60,55 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Makes slots of EL2's window Empty again that were [revoked](Self::revoke_window), for so many bytes from `ipa` on. The
     /// stage-2 slot there is Empty, or leads to what is there now. Returns how many they were.
     pub(super) fn reopen_window(&self, ipa: Ipa, bytes: u64) -> usize {
-        let Some(root) = self.window.root() else { return 0 };
-        let (mut at, end, mut count) = (ipa.page(), ipa.get() + bytes, 0);
-        while at.get() < end {
-            let next = after(at, Level::L2).min(end);
-            if let Some(pages) = self.window_pages(root, at) {
-                for (slot, _) in slots_of(pages, at, next) {
-                    if self.arch.load(slot) == DRAIN {
-                        // SAFETY: (1) in Drain, and the caller's; (2) flushed when it was revoked.
-                        unsafe { self.arch.store(slot, 0) };
-                        count += 1;
-                    }
-                }
+        let mut count = 0;
+        self.each_window_slot(ipa, ipa.get() + bytes, |slot, _| {
+            if self.arch.load(slot) == DRAIN {
+                // SAFETY: (1) in Drain, and the caller's; (2) flushed when it was revoked.
+                unsafe { self.arch.store(slot, 0) };
+                count += 1;
             }
-            at = Ipa::new(next);
-        }
+        });
         count
     }
 
     /// Shows the slots of EL2's window in a claimed range that are not Empty and lie behind a stage-2 slot in Drain.
     fn each_shut(&self, range: &IpaRange, mut show: impl FnMut(&Slot, Ipa)) {
-        let Some(root) = self.window.root() else { return };
-        let mut at = range.start();
-        while at < range.end() {
+        let (mut at, end) = (range.start(), range.end().get());
+        while at.get() < end {
             let (span, shut) = self.shut_at(at);
-            let next = after(at, span).min(range.end().get());
-            let from = at;
-            at = Ipa::new(next);
-            let pages = match shut {
-                Shut::No => continue,
-                Shut::All => None,
-                Shut::Pages(pages) => Some(pages),
-            };
-            let mut part = from;
-            while part < at {
-                let end = after(part, Level::L2).min(next);
-                if let Some(window) = self.window_pages(root, part) {
-                    for (slot, ipa) in slots_of(window, part, end) {
-                        let live = self.arch.load(slot);
-                        let ours = pages.is_none_or(|pages| {
-                            let stage2 = pages.slot(Level::L3.index(ipa)).load(&self.arch);
-                            stage2.as_drain(Level::L3).is_some()
-                        });
-                        if ours && (is_valid(live) || live == DRAIN) {
-                            show(slot, ipa);
-                        }
-                    }
+            let next = after(at, span).min(end);
+            let ours = |ipa| match shut {
+                Shut::No => false,
+                Shut::All => true,
+                Shut::Pages(pages) => {
+                    pages.slot(Level::L3.index(ipa)).load(&self.arch).as_drain(Level::L3).is_some()
                 }
-                part = Ipa::new(end);
+            };
+            if !matches!(shut, Shut::No) {
+                self.each_window_slot(at, next, |slot, ipa| {
+                    if self.arch.load(slot) != 0 && ours(ipa) {
+                        show(slot, ipa);
+                    }
+                });
             }
+            at = Ipa::new(next);
+        }
+    }
+
+    /// Shows the slots of EL2's window from one address to another, as far as it was built there.
+    fn each_window_slot(&self, from: Ipa, end: u64, mut show: impl FnMut(&Slot, Ipa)) {
+        let Some(root) = self.window.root() else { return };
+        let mut at = from.page();
+        while at.get() < end {
+            let (pages, span) = match self.window_pages(root, at) {
+                Ok(pages) => (Some(pages), Level::L2),
+                Err(level) => (None, level),
+            };
+            let next = after(at, span).min(end);
+            for (slot, ipa) in pages.into_iter().flat_map(|pages| slots_of(pages, at, next)) {
+                show(slot, ipa);
+            }
+            at = Ipa::new(next);
         }
     }
 
@@ -166,16 +168,18 @@ const GATHERED: usize = 32;
 /// Slots of EL2's window in Drain, of which EL2's TLBs have not been told.
 struct El2Owed<'s, 'e, M: Memory, A: Arch> {
     space: &'s Space<'e, M, A>,
-    operands: [Option<VaOperand>; GATHERED],
+    /// Where EL2's window begins.
+    base: u64,
+    /// So many are held.
+    operands: [VaOperand; GATHERED],
     held: usize,
 }
 
 impl<M: Memory, A: Arch> El2Owed<'_, '_, M, A> {
     fn add(&mut self, ipa: Ipa) {
         let caps = self.space.geometry.features().caps;
-        let operand = self.space.window_address(ipa).map(|va| VaOperand::page(va, caps));
         if let Some(place) = self.operands.get_mut(self.held) {
-            *place = operand;
+            *place = VaOperand::page(self.base + ipa.get(), caps);
             self.held += 1;
         }
         if self.held == GATHERED {
@@ -191,7 +195,7 @@ impl<M: Memory, A: Arch> El2Owed<'_, '_, M, A> {
         }
         // The descriptors are visible to every walk before the entries go.
         self.space.arch.dsb(Dsb::IshSt);
-        self.space.el2_flush(operands.iter().flatten().map(|operand| Tlbi::Vae2Is(*operand)));
+        self.space.el2_flush(operands.iter().map(|operand| Tlbi::Vae2Is(*operand)));
     }
 }
 

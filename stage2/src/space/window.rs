@@ -85,17 +85,22 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         unsafe { self.memory.table(pa) }
     }
 
-    /// The table of EL2's window whose slots lead to the pages around `ipa`, if it was built.
-    pub(super) fn window_pages(&self, root: Pa, ipa: Ipa) -> Option<&Table> {
+    /// The table of EL2's window whose slots lead to the pages around `ipa`; where none was built, the level of the slot that
+    /// leads nowhere. Beyond what the window can hold there is none, whatever the indices say.
+    pub(super) fn window_pages(&self, root: Pa, ipa: Ipa) -> Result<&Table, Level> {
+        if ipa.get() >= END {
+            return Err(Level::L0);
+        }
         let mut pa = root;
         for level in [Level::L1, Level::L2] {
-            pa = as_table(self.arch.load(self.window_table(pa).slot(level.index(ipa))))?;
+            let slot = self.window_table(pa).slot(level.index(ipa));
+            pa = as_table(self.arch.load(slot)).ok_or(level)?;
         }
-        Some(self.window_table(pa))
+        Ok(self.window_table(pa))
     }
 
     fn window_slot(&self, ipa: Ipa) -> Option<&Slot> {
-        let pages = self.window_pages(self.window.root()?, ipa)?;
+        let pages = self.window_pages(self.window.root()?, ipa).ok()?;
         Some(pages.slot(Level::L3.index(ipa)))
     }
 

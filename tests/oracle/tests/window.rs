@@ -53,10 +53,16 @@ fn range(start: u64, bytes: u64) -> IpaRange {
 
 impl Rig {
     fn new(caps: Caps) -> Self {
+        Self::of_bits(39, caps)
+    }
+
+    fn of_bits(ipa_bits: u32, caps: Caps) -> Self {
         let caps = caps | Caps::GRANULE_4K;
         let features = Features { caps, bbm: Bbm::Level0, pa_bits: 40, errata: Errata::empty() };
-        let geometry = Geometry::new(39, &features, HwUpdate::Off).unwrap();
-        let machine = OracleMachine::new(Machine { pes: PES, ..Machine::default() }, 64);
+        let geometry = Geometry::new(ipa_bits, &features, HwUpdate::Off).unwrap();
+        let root_pages = geometry.root_tables() as u64;
+        let setup = Machine { pes: PES, root_pages, ..Machine::default() };
+        let machine = OracleMachine::new(setup, 64);
         let el2 = (&machine).alloc_table(1).unwrap();
         machine.note(|pe| Event::El2Root { pe, root: el2.get() });
         let vmids = Vmids::only(Vmid::new(3, 8).unwrap());
@@ -316,6 +322,28 @@ fn whatever_is_unmapped_is_gone_from_el2_and_nothing_else() {
         rig.assert_agrees(&vm);
         let gone = touched.iter().filter(|ipa| at.contains(Ipa::new(**ipa))).count();
         assert_eq!(rig.el2_tlbis(), gone, "{level} {at}: what stays is not invalidated");
+    }
+}
+
+/// EL2's window is 512 GiB, and a VM may have more: its tables have no place for what lies beyond, and the indices of an address
+/// there are those of another, below.
+#[test]
+fn what_lies_beyond_the_window_is_not_taken_for_what_lies_below() {
+    let far = BASE + (1 << 39);
+    for level in [Level::L2, Level::L3] {
+        let rig = Rig::of_bits(40, Caps::TTL);
+        let vm = rig.vm();
+        map(&rig, &vm, range(BASE, MIB2), &ram(level));
+        map(&rig, &vm, range(far, MIB2), &ram(level));
+        assert_eq!(rig.touch(&vm, 1, far + 0x3000, true), Recovered::NotCovered);
+        assert_eq!(rig.el2_reaches(BASE + 0x3000), None, "a fault beyond fills nothing below");
+        assert_eq!(rig.touch(&vm, 1, BASE + 0x3000, true), Recovered::Mapped);
+        unmap(&rig, &vm, range(far, MIB2));
+        assert_eq!(rig.el2_reaches(BASE + 0x3000), Some(MEMORY + 0x3000), "it stays");
+        rig.assert_sound(&level);
+        unmap(&rig, &vm, range(BASE, MIB2));
+        rig.assert_sound(&level);
+        assert_eq!(rig.el2_reaches(BASE + 0x3000), None);
     }
 }
 
