@@ -459,3 +459,68 @@ fn a_removal_finishes_what_was_given_up() {
     let flushed = vm.space.arch.take_log().iter().any(|event| matches!(event, Event::Tlbi(..)));
     assert!(flushed, "its flush may not have been");
 }
+
+/// A page of the VM's that lies where the scratch page does, a block of others' there, and a page of others' elsewhere are none.
+#[test]
+fn what_is_like_scratch_is_not_taken_for_it() {
+    const BLOCK: u64 = 0x7020_0000;
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let mut vm = Vm::new(&pages, &epochs);
+    // SAFETY: (1, 2) no guest runs.
+    let scratch = unsafe { vm.space.scratch(Pa::new(BLOCK)) }.unwrap();
+    let leaf = |level, pa, owner| {
+        Descriptor::leaf(level, Pa::new(pa), &ram(), vm.space.encoding(), owner).unwrap()
+    };
+    let block = leaf(Level::L2, BLOCK, Owner::Other);
+    let like = [
+        leaf(PAGE, BLOCK, Owner::Vm),
+        leaf(PAGE, BLOCK + 0x1000, Owner::Other),
+        scratch.descriptor(),
+    ];
+    (0..3).for_each(|n| _ = vm.map(HOLE + n * 4096, PAGE, Owner::Vm));
+    let second = HOLE + (2 << 20);
+    vm.map(second, Level::L2, Owner::Vm);
+    vm.put(second, block);
+    (0..3).zip(like).for_each(|(n, leaf)| vm.put(HOLE + n * 4096, leaf));
+    let mut claim = vm.space.claim(range(HOLE, 4 << 20)).unwrap();
+    let (mapping, mut real, all) = (at(&vm.space, PAGE), Real::new(9), Batch::all_of(&claim));
+    let done =
+        vm.space.replace_scratch(&vm.cpu, &mut claim, all, &scratch, &mapping, &mut real, || {});
+    assert_eq!(done, Ok(Replaced { progress: Progress::Done, replaced: 1, occupied: 3 }));
+    assert_eq!(vm.slot(HOLE).load(&vm.space.arch), like[0]);
+    assert_eq!(vm.slot(HOLE + 0x1000).load(&vm.space.arch), like[1]);
+    assert_eq!(vm.slot(second).load(&vm.space.arch), block);
+}
+
+/// Between the look and the break nobody takes scratch away but the claim; if somebody did, what he put there stays.
+#[test]
+fn what_is_no_scratch_any_more_is_left_alone_and_its_page_comes_back() {
+    struct Meddler<'v, 't>(&'v Vm<'t>, Descriptor, Vec<u64>);
+    // SAFETY: (1, 2) no guest runs.
+    unsafe impl Replacements for Meddler<'_, '_> {
+        fn take(&mut self, ipa: Ipa) -> Option<Pa> {
+            if ipa.get() == HOLE + 0x1000 {
+                self.0.put(ipa.get(), self.1);
+            }
+            Some(Pa::new(REAL + (ipa.get() - HOLE)))
+        }
+        fn give_back(&mut self, ipa: Ipa, _: Pa) {
+            assert!(self.0.cpu.is_quiescent(), "neither a guard nor a lock is held");
+            self.2.push(ipa.get());
+        }
+    }
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let vm = Vm::new(&pages, &epochs);
+    let mut tally = Tally::default();
+    (0..3).for_each(|n| _ = vm.reach(HOLE + n * 4096, &mut tally).unwrap());
+    let page = Descriptor::leaf(PAGE, Pa::new(0x9000), &ram(), vm.space.encoding(), Owner::Vm);
+    let other = page.unwrap();
+    let mut claim = vm.space.claim(range(HOLE, 0x3000)).unwrap();
+    let (scratch, mapping, all) = (scratch(&vm.space), at(&vm.space, PAGE), Batch::all_of(&claim));
+    let mut meddler = Meddler(&vm, other, Vec::new());
+    let done =
+        vm.space.replace_scratch(&vm.cpu, &mut claim, all, &scratch, &mapping, &mut meddler, || {});
+    assert_eq!(done, Ok(Replaced { progress: Progress::Done, replaced: 2, occupied: 0 }));
+    assert_eq!(meddler.2, [HOLE + 0x1000], "its page comes back");
+    assert_eq!(vm.slot(HOLE + 0x1000).load(&vm.space.arch), other, "it is left alone");
+}
