@@ -193,7 +193,11 @@ impl Ledger {
         add(&self.lost_races, tally.lost_races);
         add(&self.tables, tally.tables);
         add(&self.lost_tables, tally.lost_tables);
-        add(&self.scratched, tally.scratched);
+    }
+
+    /// Faults have installed so many scratch leaves.
+    pub(crate) fn scratched(&self, leaves: u64) {
+        add(&self.scratched, leaves);
     }
 
     /// A range operation has mapped leaves, counted by level, and linked tables.

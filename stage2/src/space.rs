@@ -253,6 +253,11 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
         self.ledger.credit(tally);
     }
 
+    /// Adds so many scratch leaves that were [installed](Self::install_scratch) to the account: likewise.
+    pub fn credit_scratch(&self, leaves: u64) {
+        self.ledger.scratched(leaves);
+    }
+
     /// A kind of leaf for [`install`](Self::install): made once, used for many.
     ///
     /// # Errors

@@ -107,8 +107,8 @@ pub(crate) static EPOCHS: Epochs<MAX_VCPUS> = Epochs::new();
 pub(crate) struct Vm {
     /// What it was made from.
     pub(crate) plan: &'static Plan,
-    /// What installs had done before.
-    since: Tally,
+    /// What installs had done before: of memory, and how many scratch leaves.
+    since: (Tally, u64),
     /// Stage-2 tables.
     pub(crate) space: Stage2,
     /// What its guest finds where it has no memory, if it may go on.

@@ -43,16 +43,16 @@ impl Footprint {
     }
 }
 
-/// What installs of all CPUs have done so far.
-pub(super) fn tally() -> Tally {
+/// What installs of all CPUs have done so far: of memory, and how many scratch leaves.
+pub(super) fn tally() -> (Tally, u64) {
     let sum = counters::sum;
-    Tally {
+    let memory = Tally {
         installed: sum(Stat::Installed),
         lost_races: sum(Stat::LostRaces),
         tables: sum(Stat::Tables),
         lost_tables: sum(Stat::LostTables),
-        scratched: sum(Stat::Scratched),
-    }
+    };
+    (memory, sum(Stat::Scratched))
 }
 
 /// Where the frames of a VM that ends go.
@@ -88,13 +88,13 @@ pub(super) unsafe fn take_down(
     if let Some(moving) = moving {
         pool.0 += moving::abandon(moving, &space, guards);
     }
-    let now = tally();
+    let ((now, scratched), (since, before)) = (tally(), since);
+    space.credit_scratch(scratched - before);
     space.credit(&Tally {
         installed: now.installed - since.installed,
         lost_races: now.lost_races - since.lost_races,
         tables: now.tables - since.tables,
         lost_tables: now.lost_tables - since.lost_tables,
-        scratched: now.scratched - since.scratched,
     });
     // SAFETY: (1) the caller's clause.
     unsafe { window::unhook(&space) };

@@ -66,8 +66,6 @@ pub struct Tally {
     pub tables: u64,
     /// Table pages given back because another PE had linked one.
     pub lost_tables: u64,
-    /// Scratch leaves installed.
-    pub scratched: u64,
 }
 
 /// How an install ended well. The guest may resume, if what is there permits its access.

@@ -131,8 +131,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Shows the scratch page at `ipa`, unless something is there.
     ///
     /// The guard is the one under which the caller decided that nothing is meant to be there. For a fault handler: takes no lock,
-    /// flushes nothing, waits for nobody, and allocates nothing but tables that are missing on the way. `tally` counts what
-    /// happened, errors included. Remote PEs see the page as soon as they walk, and at the latest when this returns; one that
+    /// flushes nothing, waits for nobody, and allocates nothing but tables that are missing on the way. `tally` counts tables,
+    /// errors included. Leaves, which [`Install::Installed`] tells of, are for the caller to count, who
+    /// [credits](Self::credit_scratch) them when it suits. Remote PEs see the page as soon as they walk, and at the latest when this returns; one that
     /// faulted before finds it present.
     ///
     /// [`Install::Present`] may be any leaf: memory, also in a block, if somebody populated the address meanwhile.
@@ -171,10 +172,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             return Ok(Install::Present(present(seen, Level::L3)?));
         }
         match self.try_set(guard, slot, scratch.leaf) {
-            Ok(()) => {
-                tally.scratched = tally.scratched.wrapping_add(1);
-                Ok(Install::Installed(scratch.pa))
-            }
+            Ok(()) => Ok(Install::Installed(scratch.pa)),
             Err(Lost::Race(seen)) => Ok(Install::Present(present(seen, Level::L3)?)),
             Err(Lost::Error(error)) => Err(error),
         }

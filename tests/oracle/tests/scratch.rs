@@ -87,6 +87,7 @@ fn reach<A: Arch>(vm: &Vm<'_, A>, cpu: &Cpu<'_>, ipa: u64) -> Result<Install, In
     let done = vm.install_scratch(&cpu.enter(), Ipa::new(ipa), &scratch, &mut tally);
     vm.memory().note(|pe| Event::Published { pe });
     vm.credit(&tally);
+    vm.credit_scratch(u64::from(matches!(done, Ok(Install::Installed(_)))));
     done
 }
 
@@ -206,7 +207,7 @@ fn scratch_is_shown_under_teardown_and_nothing_is_lost() {
         machine.on_pe(pe, || {
             let cpu = epochs.join(pe).unwrap();
             let (mut frames, mut tally) = (Own((pe as u64) << 36), Tally::default());
-            let (mut installed, scratch) = (Vec::new(), scratch(&vm));
+            let (mut installed, mut shown, scratch) = (Vec::new(), 0, scratch(&vm));
             for n in 0_u64.. {
                 if stop.load(Ordering::Relaxed) {
                     break;
@@ -223,11 +224,13 @@ fn scratch_is_shown_under_teardown_and_nothing_is_lost() {
                 drop(guard);
                 match done {
                     Ok(Install::Installed(pa)) if pa.get() != SCRATCH => installed.push(pa.get()),
+                    Ok(Install::Installed(_)) => shown += 1,
                     Ok(_) | Err(InstallError::Retry { .. }) => std::thread::yield_now(),
                     Err(other) => panic!("{other}"),
                 }
             }
             vm.credit(&tally);
+            vm.credit_scratch(shown);
             installed
         })
     };

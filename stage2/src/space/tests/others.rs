@@ -43,6 +43,7 @@ fn alone<'t>(pages: &'t Pages, epochs: &'t Epochs<1>) -> Vm<'t> {
     let mut tally = Tally::default();
     (0..1024).for_each(|number| _ = vm.reach(page(number), &mut tally).unwrap());
     vm.space.credit(&tally);
+    vm.space.credit_scratch(1024);
     let _ = vm.space.arch.take_log();
     vm
 }

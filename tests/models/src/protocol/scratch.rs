@@ -58,7 +58,7 @@ fn crowd<const OTHERS: usize>(world: &Arc<World>) {
     let of = |met| came.iter().filter(|(came, _)| *came == met).count();
     assert_eq!((of(Met::Shown), of(Met::Scratch)), (1, OTHERS), "one shows it: {came:?}");
     let sum = |of: fn(&stage2::Tally) -> u64| came.iter().map(|(_, tally)| of(tally)).sum::<u64>();
-    assert_eq!((sum(|t| t.scratched), sum(|t| t.installed)), (1, 0));
+    assert_eq!(sum(|t| t.installed), 0, "it is not the VM's");
     if sum(|t| t.lost_tables) > 0 {
         reached("a table was lost");
     }
