@@ -185,8 +185,8 @@ pub enum Action {
     /// Map the scratch page by its install, and note the violation; if something is there by then: `Retry`. If there can be none:
     /// [`Inject`](Self::Inject).
     Scratch,
-    /// Give the leaf this by [`Space::relax`](crate::Space::relax), as far as the place allows it. Where that finds the leaf
-    /// as it should be, [`Fault::spurious`] says what follows.
+    /// Give the leaf this by [`Space::relax`](crate::Space::relax), which is told what [`Place::allows`]. Where that finds the
+    /// leaf as it should be, [`Fault::spurious`] says what follows.
     Relax(Prot),
     /// Back to the guest, which faults again or does not; counted, and bounded.
     Retry,
@@ -257,13 +257,15 @@ impl fmt::Display for Why {
 }
 
 impl Place {
-    /// What the guest may do with memory that is mapped there; `None` where there is none.
+    /// What the guest may do with the leaf that was seen there: with memory what the place says, with the scratch page
+    /// reading and writing, wherever it is; `None` where there should be none.
     #[must_use]
-    pub const fn allowed(self) -> Option<Prot> {
-        match self {
-            Self::Ram { allowed } => Some(allowed),
-            Self::Recovery { ram, .. } => ram,
-            Self::Emulated | Self::Nothing(_) | Self::BeyondIpaSize(_) => None,
+    pub const fn allows(self, seen: Seen) -> Option<Prot> {
+        match (seen, self) {
+            (Seen::Scratch, _) => Some(Prot::RW),
+            (Seen::Owned, Self::Ram { allowed }) => Some(allowed),
+            (Seen::Owned, Self::Recovery { ram, .. }) => ram,
+            _ => None,
         }
     }
 }
@@ -389,11 +391,9 @@ const fn device(abort: Abort) -> Action {
 
 /// An Access flag or Permission fault.
 const fn leaf(fault: Fault, seen: Seen, place: Place) -> Action {
-    let allowed = match (seen, place.allowed()) {
-        (Seen::Scratch, _) => Prot::RW,
-        (Seen::Owned, Some(allowed)) => allowed,
-        (Seen::Foreign, _) => return Action::Stop(Why::Tables),
-        _ => return Action::Retry,
+    let Some(allowed) = place.allows(seen) else {
+        let foreign = matches!(seen, Seen::Foreign);
+        return if foreign { Action::Stop(Why::Tables) } else { Action::Retry };
     };
     let needs = fault.abort.needs(fault.el, allowed);
     if allowed.contains(needs) { Action::Relax(needs) } else { Action::Inject }

@@ -1,22 +1,18 @@
-//! Stage-2 aborts: populate, emulate, or stop the VM.
+//! Stage-2 aborts: populate, recover, emulate, inject, or stop the VM.
 //!
-//! | fault | region | what happens |
+//! What is done about an abort is [`decide`]d by crate `stage2`, whose table has every class; here it is done. Two kinds of
+//! faults are acted upon before anything is decoded, and a test of that crate shows that it is what would be decided:
+//!
+//! | fault | asked of the syndrome | what happens |
 //! | --- | --- | --- |
-//! | translation | RAM | a frame is installed, or a block ([`blocks`]); whoever loses the race resumes |
-//! | translation | emulated, decoded load or store | the device model |
-//! | translation | emulated, cache maintenance | nothing: a device has no cached data |
-//! | translation | emulated, not decoded, fetch, or table walk | the VM stops |
-//! | translation | none | the VM stops |
-//! | access flag, permission | not asked here | the leaf is given what the access needs: `relaxing` |
-//! | TLB conflict | not asked | what this CPU's TLBs hold of the VM goes: [`conflict`] |
-//! | anything else | any | the VM stops |
+//! | translation, in the ordinary part of RAM | [`is_translation`](stage2::fault::is_translation) | a frame is installed; whoever loses the race resumes |
+//! | permission, a store, in the ordinary part of RAM | [`is_plain_store`](stage2::fault::is_plain_store) | `relaxing` |
 //!
-//! HPFAR_EL2 is valid for translation, access-flag and address-size faults and for faults on a stage-1
-//! walk. Of the faults that are acted upon here only translation faults have an address that is asked for, so it is
-//! always valid.
+//! And what RAM is more than ordinary is this file's: memory on its way ([`moving`](super::moving)), or a block
+//! ([`blocks`]).
 //!
-//! The populate path takes no lock and allocates nothing: frames and tables come from the CPU's stock. One
-//! guard spans the look into the region map and the install. When the stock is empty the fault is
+//! The path to an install takes no lock and allocates nothing: frames and tables come from the CPU's stock. One
+//! guard spans the look into the policy and the install. When the stock is empty the fault is
 //! left unhandled; the run loop refills, and the guest faults again.
 
 use alloc::boxed::Box;
@@ -27,22 +23,21 @@ use alloc::vec::Vec;
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::{Diagnosis, locate};
-use hyp_core::syndrome::{Abort, Status, Syndrome};
-use stage2::fault::{Place, Recovery};
-use stage2::{Install, InstallError, Ipa, Tally};
+use stage2::fault::{Action, Fault, First, LoadStore, Seen, Why, decide, missing, reported};
+use stage2::{Guard, Install, InstallError, Ipa, Tally};
 
 use super::payload::Source;
 use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::Vcpu;
-use super::{NUMBER, blocks, recovery};
+use super::{NUMBER, blocks, inject, recovery};
 use crate::device;
 use crate::event::counters::Own;
 use crate::event::trace;
 use crate::lock::{fault_path, relax};
 use crate::mem::PAGE;
 
-/// What the populate path comes to.
+/// What an install comes to.
 pub(super) enum Populate {
     /// Resume.
     Done,
@@ -54,132 +49,114 @@ pub(super) enum Populate {
     },
     /// Nothing was done; resume and fault again.
     Again,
-    /// It is not RAM.
-    Elsewhere,
     /// It cannot be done.
     Failed(InstallError),
 }
 
-/// Whether a syndrome is that of a translation fault from the guest: EC 0x20 (fetch) or 0x24 (load, store),
-/// fault status 0b0001LL. The first thing an exit is asked, so that the populate path is decoded by two
-/// comparisons.
-#[inline]
-pub(super) const fn is_translation(esr: u64) -> bool {
-    esr >> 26 & 0b11_1011 == 0x20 && esr & 0b11_1100 == 0b00_0100
-}
-
-/// Handles a translation fault.
+/// Handles a Translation fault of the guest, of whatever access.
 #[inline(never)]
 pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
-    env.cpu.counters.bump(Stat::Faults);
-    // HPFAR_EL2.FIPA, bits 47:4, holds bits 55:12 of the IPA.
-    let page = HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12;
-    match populate(env, page) {
-        Populate::Done => Step::Resume,
-        other => unpopulated(env, vcpu, esr, page, other),
+    let Env { vm, cpu, guards } = env;
+    cpu.counters.bump(Stat::Faults);
+    let at = reported(HPFAR_EL2.get());
+    let path = fault_path(cpu);
+    let guard = guards.enter();
+    let policy = vm.policy(&guard);
+    if !policy.ram.contains(at) {
+        drop(path);
+        return elsewhere(env, vcpu, guard, esr, at);
+    }
+    let mut source = Source::new(&cpu.stock, &vm.plan.payload, at.get());
+    let mut tally = Tally::default();
+    let result = vm.space.install(&guard, at, &policy.ram_page, &mut source, &mut tally);
+    drop(guard);
+    drop(path);
+    match ended(env, result, &tally) {
+        Populate::Done => {
+            #[cfg(feature = "measure")]
+            cpu.timing.populated(source.filled);
+            Step::Resume
+        }
+        other => unpopulated(env, vcpu, at, other),
     }
 }
 
-/// A translation fault that did not end in a mapped page.
+/// A Translation fault that is not in the ordinary part of RAM, under the guard that saw that.
 #[inline(never)]
-fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, esr: u64, page: u64, why: Populate) -> Step {
-    let Some(abort) = Syndrome(esr).abort() else {
-        return diagnose(env, vcpu, Some(page), None);
+fn elsewhere(env: Env<'_>, vcpu: &mut Vcpu, guard: Guard<'_>, esr: u64, at: Ipa) -> Step {
+    let Some(fault) = Fault::new(esr, vcpu.context.pstate) else {
+        return diagnose(env, vcpu, Some(at.get()), None);
     };
+    let policy = env.vm.policy(&guard);
+    // Before all else: where memory is on its way, nothing else is to take its place.
+    if let Some(moving) = &policy.moving
+        && let Some(end) = moving.fault(env, &guard, at.get())
+    {
+        drop(guard);
+        return on_its_way(env, vcpu, fault, at, end);
+    }
+    // What installs looks at the slot itself.
+    match missing(fault, Seen::Empty, policy.place(at)) {
+        Action::Scratch => recovery::scratch(env, guard, vcpu, fault.abort, at.get()),
+        Action::Install => {
+            let end = blocks::fault(env, &guard, policy, at.get());
+            drop(guard);
+            match end {
+                Populate::Done if env.vm.plan.blocks => Step::Restock,
+                Populate::Done => Step::Resume,
+                other => unpopulated(env, vcpu, at, other),
+            }
+        }
+        action => {
+            drop(guard);
+            in_no_memory(env, vcpu, fault, at, action)
+        }
+    }
+}
+
+/// A fault where memory is being moved, or was.
+#[cold]
+fn on_its_way(
+    env: Env<'_>,
+    vcpu: &mut Vcpu,
+    fault: Fault,
+    at: Ipa,
+    end: Result<(), InstallError>,
+) -> Step {
+    match end {
+        // Not counted: how long it takes is up to the CPU that moves, and that goes on.
+        Ok(()) => {
+            relax();
+            Step::Resume
+        }
+        Err(error) => {
+            let hint = format!("stage 2 cannot map this page: {error}");
+            let ipa = fault.abort.ipa_in(at, FAR_EL2.get());
+            diagnose(env, vcpu, Some(ipa.get()), Some(hint))
+        }
+    }
+}
+
+/// A Translation fault that did not end in a mapped page.
+#[inline(never)]
+fn unpopulated(env: Env<'_>, vcpu: &mut Vcpu, at: Ipa, why: Populate) -> Step {
     match why {
         Populate::Done => Step::Resume,
         Populate::Present { raced } => {
             env.cpu.counters.bump(if raced { Stat::LostRaces } else { Stat::Spurious });
-            repeat(env, vcpu, page)
+            repeat(env, vcpu, at.get())
         }
         Populate::Again => {
             env.cpu.counters.bump(Stat::Retries);
-            repeat(env, vcpu, page)
-        }
-        Populate::Elsewhere => {
-            let guard = env.guards.enter();
-            let policy = env.vm.policy(&guard);
-            if policy.ram.contains(Ipa::new(page)) {
-                // It was being moved a moment ago.
-                drop(guard);
-                return repeat(env, vcpu, page);
-            }
-            if let Some(moving) = &policy.moving
-                && let Some(end) = moving.fault(env, &guard, page)
-            {
-                drop(guard);
-                return match end {
-                    // Not counted: how long it takes is up to the CPU that moves, and that goes on.
-                    Ok(()) => {
-                        relax();
-                        Step::Resume
-                    }
-                    Err(error) => {
-                        let hint = format!("stage 2 cannot map this page: {error}");
-                        diagnose(env, vcpu, Some(ipa(page, abort)), Some(hint))
-                    }
-                };
-            }
-            if policy.is_populated(Ipa::new(page)) {
-                let end = blocks::fault(env, &guard, policy, page);
-                drop(guard);
-                return match end {
-                    Populate::Done if env.vm.plan.blocks => Step::Restock,
-                    // Never `Elsewhere`.
-                    other => unpopulated(env, vcpu, esr, page, other),
-                };
-            }
-            let action = match policy.place(Ipa::new(page)) {
-                Place::Recovery { policy, .. } | Place::Nothing(policy) => policy,
-                // There is no slot for it.
-                Place::BeyondIpaSize(Recovery::Stop) => Recovery::Stop,
-                Place::BeyondIpaSize(_) => Recovery::Inject,
-                Place::Ram { .. } | Place::Emulated => {
-                    drop(guard);
-                    return emulate(env, vcpu, abort, ipa(page, abort));
-                }
-            };
-            match action {
-                Recovery::Scratch if !abort.is_instruction() => {
-                    recovery::scratch(env, guard, vcpu, abort, page)
-                }
-                Recovery::Scratch | Recovery::Inject => {
-                    drop(guard);
-                    recovery::refuse(env, vcpu, abort, page)
-                }
-                Recovery::Stop => {
-                    drop(guard);
-                    recovery::stop(env, vcpu, abort, page, None)
-                }
-            }
+            repeat(env, vcpu, at.get())
         }
         Populate::Failed(error) => {
             let hint = format!("stage 2 cannot map this page: {error}");
-            diagnose(env, vcpu, Some(ipa(page, abort)), Some(hint))
+            let fault = Fault::new(ESR_EL2.get(), vcpu.context.pstate);
+            let ipa = fault.map_or(at, |fault| fault.abort.ipa_in(at, FAR_EL2.get()));
+            diagnose(env, vcpu, Some(ipa.get()), Some(hint))
         }
     }
-}
-
-#[inline]
-fn populate(env: Env<'_>, page: u64) -> Populate {
-    let Env { vm, cpu, guards } = env;
-    let _path = fault_path(cpu);
-    let guard = guards.enter();
-    let at = Ipa::new(page);
-    let policy = vm.policy(&guard);
-    if !policy.ram.contains(at) {
-        return Populate::Elsewhere;
-    }
-    let mut source = Source::new(&cpu.stock, &vm.plan.payload, page);
-    let mut tally = Tally::default();
-    let result = vm.space.install(&guard, at, &policy.ram_page, &mut source, &mut tally);
-    drop(guard);
-    let end = ended(env, result, &tally);
-    #[cfg(feature = "measure")]
-    if let Populate::Done = end {
-        cpu.timing.populated(source.filled);
-    }
-    end
 }
 
 /// Counts what an install did, and says what it comes to.
@@ -208,18 +185,73 @@ pub(super) fn ended(
     }
 }
 
-/// Handles an abort that is no translation fault: a TLB conflict is resolved, for anything else the VM stops.
+/// Handles an abort that neither a look at its class and status nor a leaf has settled.
 #[cold]
-pub(super) fn other(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort) -> Step {
+pub(super) fn other(env: Env<'_>, vcpu: &mut Vcpu, fault: Fault) -> Step {
     env.cpu.counters.bump(Stat::Faults);
-    if abort.status() == Status::TlbConflict {
-        return conflict(env, vcpu);
+    match fault.first() {
+        First::Reported => {}
+        First::Act(action) => return act(env, vcpu, fault, None, action),
+        // A fault on a leaf, which does not come here.
+        First::Translate => return act(env, vcpu, fault, None, Action::Retry),
     }
-    // HPFAR_EL2 is valid for these, and for any fault on a walk.
-    let valid = abort.is_stage1_walk()
-        || matches!(abort.status(), Status::AccessFlag(_) | Status::AddressSize(_));
-    let page = valid.then(|| HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12);
-    diagnose(env, vcpu, page.map(|page| ipa(page, abort)), None)
+    let at = reported(HPFAR_EL2.get());
+    let guard = env.guards.enter();
+    let place = env.vm.policy(&guard).place(at);
+    let action = decide(fault, seen(env, &guard, at), place);
+    drop(guard);
+    in_no_memory(env, vcpu, fault, at, action)
+}
+
+/// What the slot holds that translates an address.
+pub(super) fn seen(env: Env<'_>, guard: &Guard<'_>, at: Ipa) -> Seen {
+    let found = env.vm.space.lookup(guard, at);
+    found.map_or(Seen::Empty, |found| Seen::new(found.level, found.descriptor))
+}
+
+/// Does what was decided where the guest has no memory: in a device, or in nothing.
+#[inline(never)]
+pub(super) fn in_no_memory(
+    env: Env<'_>,
+    vcpu: &mut Vcpu,
+    fault: Fault,
+    at: Ipa,
+    action: Action,
+) -> Step {
+    match action {
+        Action::Inject => recovery::refuse(env, vcpu, fault.abort, at.get()),
+        Action::Stop(Why::Nothing) => recovery::stop(env, vcpu, fault.abort, at.get(), None),
+        action => act(env, vcpu, fault, Some(at), action),
+    }
+}
+
+/// Does what was decided, if no slot has to be changed for it. Of the address as much as is known.
+#[inline(never)]
+fn act(env: Env<'_>, vcpu: &mut Vcpu, fault: Fault, page: Option<Ipa>, action: Action) -> Step {
+    let ipa = page.map(|page| fault.abort.ipa_in(page, FAR_EL2.get()).get());
+    let hint = match action {
+        Action::Emulate(access) => return emulate(env, vcpu, access, ipa),
+        Action::Ignore => {
+            vcpu.context.advance();
+            return Step::Resume;
+        }
+        Action::Inject => {
+            inject::instead_of(env, &mut vcpu.context, fault.abort, page);
+            return Step::Resume;
+        }
+        Action::FlushVm => return conflict(env, vcpu),
+        // What is done to a slot is done by who has decided it, under his guard.
+        Action::Retry | Action::Install | Action::Scratch | Action::Relax(_) => {
+            env.cpu.counters.bump(Stat::Retries);
+            let page = page.map_or(FAR_EL2.get() & !(PAGE - 1), Ipa::get);
+            return repeat(env, vcpu, page);
+        }
+        Action::Note(note) => Some(format!("a note is here that nobody wrote: {:#x}", note.get())),
+        // For these the syndrome alone has words.
+        Action::Stop(Why::Nothing | Why::Memory | Why::Unknown) => None,
+        Action::Stop(why) => Some(format!("{why}")),
+    };
+    diagnose(env, vcpu, ipa, hint)
 }
 
 /// Two entries of this CPU's TLBs match an address. It happens while the size of a live block changes on another
@@ -238,13 +270,6 @@ fn conflict(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     diagnose(env, vcpu, None, Some(hint.into()))
 }
 
-/// The address of the access: the page from HPFAR_EL2, the offset from FAR_EL2, except on a walk, where FAR
-/// is the address that was being translated.
-#[cold]
-fn ipa(page: u64, abort: Abort) -> u64 {
-    if abort.is_stage1_walk() { page } else { page | FAR_EL2.get() & (PAGE - 1) }
-}
-
 /// Lets the guest try again, within reason: a fault must not come back for ever. While memory is moved or resized it is not
 /// counted: how long that takes is up to the CPU that does it, which may have 8 MiB to copy and to clean.
 #[cold]
@@ -258,23 +283,11 @@ pub(super) fn repeat(env: Env<'_>, vcpu: &mut Vcpu, page: u64) -> Step {
     diagnose(env, vcpu, Some(page), Some(hint.into()))
 }
 
-/// An access to an emulated device.
-#[inline(never)]
-fn emulate(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, ipa: u64) -> Step {
-    if abort.is_instruction() || abort.is_stage1_walk() {
-        return diagnose(env, vcpu, Some(ipa), None);
-    }
-    if abort.is_cache_maintenance() {
-        vcpu.context.advance();
-        return Step::Resume;
-    }
-    let Some(access) = abort.access() else {
-        let hint = "the access is not decoded (a pair, writeback or SIMD): use plain loads and stores on devices";
-        return diagnose(env, vcpu, Some(ipa), Some(hint.into()));
-    };
+/// A decoded access to an emulated device.
+fn emulate(env: Env<'_>, vcpu: &mut Vcpu, access: LoadStore, ipa: Option<u64>) -> Step {
     env.cpu.counters.bump(Stat::Mmio);
     let register = vcpu.context.x(access.register);
-    match device::access(env.vm, ipa, access, register) {
+    match ipa.and_then(|ipa| device::access(env.vm, ipa, access, register)) {
         Some(value) => {
             if !access.is_write {
                 vcpu.context.set_x(access.register, value);
@@ -282,7 +295,7 @@ fn emulate(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, ipa: u64) -> Step {
             vcpu.context.advance();
             Step::Resume
         }
-        None => diagnose(env, vcpu, Some(ipa), None),
+        None => diagnose(env, vcpu, ipa, None),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Exceptions that the guest takes because EL2 says so.
 
 use aarch64_cpu::registers::{
-    ELR_EL1, ESR_EL1, FAR_EL1, Readable, SCTLR_EL1, SPSR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1,
-    VBAR_EL1, Writeable,
+    ELR_EL1, ESR_EL1, FAR_EL1, FAR_EL2, Readable, SCTLR_EL1, SPSR_EL1, TCR_EL1, TTBR0_EL1,
+    TTBR1_EL1, VBAR_EL1, Writeable,
 };
 use hyp_core::PaRange;
 use hyp_core::stage1::Regime;
@@ -28,6 +28,14 @@ pub(super) fn undefined(context: &mut Context) {
 pub(super) fn abort(context: &mut Context, abort: Abort, far: u64, walk: Option<i8>) {
     FAR_EL1.set(far);
     take(context, abort.injected(El::of_spsr(context.pstate), walk));
+}
+
+/// The same for an abort that has just been taken, of which `page` is known, if any.
+pub(super) fn instead_of(env: Env<'_>, context: &mut Context, of: Abort, page: Option<Ipa>) {
+    let far = FAR_EL2.get();
+    let walked = page.filter(|_| of.is_stage1_walk());
+    let walk = walked.and_then(|page| level_of_walk(env, far, page.get()));
+    abort(context, of, far, walk);
 }
 
 /// The level of stage 1 at which a walk for `va` came to the page at `page`; `None` if none does any more, or the guest's

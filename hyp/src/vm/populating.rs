@@ -115,7 +115,6 @@ pub(super) fn one(env: Env<'_>, at: Ipa) -> Result<(IpaRange, Found), Refused> {
         Populate::Failed(error) => {
             return Err(Refused::Broken(format!("cannot populate: {error}")));
         }
-        Populate::Elsewhere => return Err(Refused::Invalid),
     };
     let found = env.vm.space.lookup(&guard, at).map(|lookup| lookup.view());
     drop(guard);

@@ -1,6 +1,8 @@
 //! Stage-2 Permission and Access flag faults: the leaf is there, and gets what the access needs, or the guest has
 //! done what it may not.
 //!
+//! What the access is, which page it is about, and whether the policy allows it, is [`decide`]d by crate `stage2`; here it is done:
+//!
 //! | the access, as stage 2 finds it | what happens |
 //! | --- | --- |
 //! | the policy allows it | one exchange gives the leaf what is missing: AF, the permission, the dirty record; resume |
@@ -8,36 +10,27 @@
 //! | meets a slot in transition, or none | back to the guest, which faults again |
 //! | in a contiguous run | the run is dissolved, and the guest faults again |
 //! | the policy does not allow it | the guest takes an abort ([`inject`]) |
+//! | a fetch from the scratch page | likewise ([`recovery`](super::recovery)) |
 //!
 //! A dirty log without hardware's help comes down to this: write-protected by the log, the first write of a page ends here,
 //! lock-free, under the guard that spans the look at the policy and the exchange.
 //!
-//! # Which page
-//!
-//! HPFAR_EL2 holds the address for Access flag faults and for any fault on a stage-1 walk (S1PTW). For a Permission fault
-//! elsewhere it is UNKNOWN (D24.2.76), and FAR_EL2 is translated by `AT S1E1R`: stage 1 alone, so that no second permission
-//! fault can come of it, and as a read at EL1, which stage 1 has allowed wherever it allowed the access. Another vCPU
-//! may have changed stage 1 since, or taken away what the walk needs: if the translation fails, or is to no RAM, the guest goes
-//! back and faults again; and if it is to another page, that is given what the policy allows anyway.
-//!
-//! # What the access needs
-//!
-//! WnR says so, but for two kinds of accesses. On a stage-1 walk it is set when hardware was updating the guest's
-//! descriptor, which is a write and dirties the table's page \[RBDJJL\], and may be clear even then if an atomic instruction
-//! was the cause (D24.2.46, WnR). For cache maintenance it is always set. Both count as what is allowed of reading and
-//! writing. If a write is not allowed and the next fault is the same, though this CPU's TLB was flushed, a write it was.
+//! If FAR_EL2 has to be translated, and stage 1 leads to another page by now, that is given what the policy allows anyway.
 
 use alloc::format;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, PAR_EL1, Readable, Writeable};
 use hyp_abi::call::Stat;
-use hyp_core::syndrome::{Abort, Syndrome};
+use hyp_core::syndrome::Syndrome;
 use hyp_core::violation::{Outcome, Sighting};
+use stage2::fault::{
+    Abort, Action, Fault, First, Seen, decide, is_leaf_fault, is_plain_store, reported, translated,
+};
 use stage2::{Ipa, IpaRange, Level, Prot, RelaxError, Relaxed};
 
 use super::create::RAM;
-use super::fault::{diagnose, repeat};
+use super::fault::{diagnose, in_no_memory, repeat, seen};
 use super::run::{Env, Step, decoded};
 use super::vcpu::Vcpu;
 use super::{inject, runs};
@@ -48,35 +41,6 @@ use crate::platform::timer;
 
 /// Members of a contiguous run.
 const RUN: u64 = 16;
-/// `ESR_EL2.ISS`: S1PTW.
-const WALK: u64 = 1 << 7;
-/// `ESR_EL2.ISS`, data aborts: CM.
-const MAINTENANCE: u64 = 1 << 8;
-/// `ESR_EL2.ISS`, data aborts: WnR.
-const WRITE: u64 = 1 << 6;
-/// `ESR_EL2.EC`, bit 2: a data abort, where it is an abort from the guest.
-const DATA: u64 = 1 << 28;
-/// Fault status 0b0011LL and not 0b0010LL.
-const PERMISSION: u64 = 1 << 2;
-/// `SPSR_EL2.M`, bits 3:2: the Exception level.
-const EXCEPTION_LEVEL: u64 = 0b11 << 2;
-/// `PAR_EL1.F`.
-const FAILED: u64 = 1;
-/// `PAR_EL1.PA`: bits 51:12.
-const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
-/// EC, but for the bit that tells fetches from data, and status, but for the level.
-const ABORT: u64 = 0b11_1011 << 26 | 0b11_1100;
-/// The bits that make a data abort a store's, and no walk's and no maintenance's.
-const STORE: u64 = DATA | WALK | MAINTENANCE | WRITE;
-/// A Permission fault of a store: of `ABORT` and `STORE` these.
-const STORED: u64 = 0x20 << 26 | 0b00_1100 | DATA | WRITE;
-
-/// Whether a syndrome is that of an Access flag or Permission fault from the guest: EC 0x20 (fetch) or 0x24 (load,
-/// store), fault status 0b0010LL or 0b0011LL.
-const fn is_refault(esr: u64) -> bool {
-    esr >> 26 & 0b11_1011 == 0x20 && esr & 0b11_1000 == 0b00_1000
-}
 
 /// Handles a synchronous exit that is no translation fault.
 // One call for all of these, and decided here: what more the loop around the guest had to do it would do for
@@ -84,18 +48,17 @@ const fn is_refault(esr: u64) -> bool {
 #[inline(never)]
 pub(super) fn or_else(env: &Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     let env = *env;
-    if esr & (ABORT | STORE) == STORED {
+    if is_plain_store(esr) {
         return write(env, vcpu, esr);
     }
-    if is_refault(esr) { fault(env, vcpu, esr) } else { decoded(env, vcpu, Syndrome(esr)) }
+    if is_leaf_fault(esr) { fault(env, vcpu, esr) } else { decoded(env, vcpu, Syndrome(esr)) }
 }
 
 /// A Permission fault of a store, not on a walk: what a write to a clean page takes.
 #[inline(always)]
 fn write(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     let Env { vm, cpu, guards } = env;
-    let Some(page) = accessed() else { return fault(env, vcpu, esr) };
-    let at = Ipa::new(page);
+    let Some(at) = accessed() else { return fault(env, vcpu, esr) };
     let guard = guards.enter();
     if vm.policy(&guard).ram.contains(at)
         && let Ok(Relaxed::Granted(_)) = vm.space.relax(&guard, at, Prot::WRITE, &page_of_ram)
@@ -126,25 +89,27 @@ fn granted(cpu: &PerCpu) -> Step {
 #[inline(never)]
 fn fault(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     let Env { vm, cpu, guards } = env;
-    // HPFAR_EL2.FIPA, bits 47:4, holds bits 55:12 of the IPA.
-    let reported =
-        (esr & PERMISSION == 0 || esr & WALK != 0).then(|| HPFAR_EL2.read(HPFAR_EL2::FIPA) << 12);
-    let Some(page) = reported.or_else(accessed) else { return again(env, vcpu) };
-    let at = Ipa::new(page);
+    let Some(fault) = Fault::new(esr, vcpu.context.pstate) else {
+        return diagnose(env, vcpu, None, None);
+    };
+    let page = match fault.first() {
+        First::Reported => Some(reported(HPFAR_EL2.get())),
+        First::Translate | First::Act(_) => accessed(),
+    };
+    let Some(at) = page else { return again(env, vcpu) };
     let guard = guards.enter();
     let policy = vm.policy(&guard);
-    let Some(allowed) = policy.allows(at) else {
+    let place = policy.place(at);
+    let seen = seen(env, &guard, at);
+    let action = decide(fault, seen, place);
+    let (Action::Relax(access), Some(allowed)) = (action, place.allows(seen)) else {
         drop(guard);
-        // Stage 1 may lead elsewhere by now: no leaf is there. What hardware reported is not to be understood.
-        return match reported {
-            Some(page) => {
-                cpu.counters.bump(Stat::Faults);
-                diagnose(env, vcpu, Some(page), None)
-            }
-            None => again(env, vcpu),
+        cpu.counters.bump(Stat::Faults);
+        return match action {
+            Action::Inject if seen == Seen::Owned => violation(env, vcpu, fault.abort, at),
+            action => in_no_memory(env, vcpu, fault, at, action),
         };
     };
-    let access = access(esr, vcpu.context.pstate, allowed);
     // A block is given what is allowed in all of it, or nothing: who changes the policy splits it before he goes on.
     let in_leaf =
         |level| if level == Level::L3 { Some(allowed) } else { policy.allows_in(at, level) };
@@ -154,12 +119,12 @@ fn fault(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
         return granted(cpu);
     }
     cpu.counters.bump(Stat::Faults);
-    unresolved(env, vcpu, page, end, allowed)
+    unresolved(env, vcpu, fault, at, end, allowed)
 }
 
 /// The page that FAR_EL2 is in, as stage 1 translates it now; `None` if it does not.
 #[inline(always)]
-fn accessed() -> Option<u64> {
+fn accessed() -> Option<Ipa> {
     // The guest may be between an AT of its own and the read of what came of it.
     let guests = PAR_EL1.get();
     // SAFETY: (1) an address translation by the guest's stage 1, whose registers are live here and whose tables
@@ -171,19 +136,7 @@ fn accessed() -> Option<u64> {
     barrier::isb(barrier::SY);
     let par = PAR_EL1.get();
     PAR_EL1.set(guests);
-    (par & FAILED == 0).then_some(par & PAR_ADDRESS)
-}
-
-/// What an access needs, as far as the syndrome tells.
-fn access(esr: u64, pstate: u64, allowed: Prot) -> Prot {
-    if esr & WALK != 0 || esr & DATA != 0 && esr & MAINTENANCE != 0 {
-        // The walk of an Access flag fault is a read, as far as is known.
-        return if esr & PERMISSION == 0 { Prot::READ } else { Prot::READ | allowed & Prot::WRITE };
-    }
-    if esr & DATA == 0 {
-        return if pstate & EXCEPTION_LEVEL == 0 { Prot::EXEC_EL0 } else { Prot::EXEC_EL1 };
-    }
-    if esr & WRITE != 0 { Prot::WRITE } else { Prot::READ }
+    translated(par)
 }
 
 /// A fault that did not end in a grant.
@@ -192,34 +145,32 @@ fn access(esr: u64, pstate: u64, allowed: Prot) -> Prot {
 fn unresolved(
     env: Env<'_>,
     vcpu: &mut Vcpu,
-    page: u64,
+    fault: Fault,
+    at: Ipa,
     end: Result<Relaxed, RelaxError>,
     allowed: Prot,
 ) -> Step {
-    let Some(abort) = Syndrome(ESR_EL2.get()).abort() else {
-        return diagnose(env, vcpu, Some(page), None);
-    };
     match end {
         Ok(_) => {
-            let unclear = abort.is_stage1_walk() || abort.is_cache_maintenance();
             let faults = env.cpu.counters.own(Stat::Faults);
-            if unclear && !allowed.contains(Prot::WRITE) && vcpu.was_spurious(page, faults) {
-                return violation(env, vcpu, abort, page);
+            let again = vcpu.was_spurious(at.get(), faults);
+            if fault.spurious(allowed, again) == Action::Inject {
+                return violation(env, vcpu, fault.abort, at);
             }
             env.cpu.counters.bump(Stat::Spurious);
-            repeat(env, vcpu, page)
+            repeat(env, vcpu, at.get())
         }
         Err(
             RelaxError::Retry { .. } | RelaxError::Nothing { .. } | RelaxError::Unsettled { .. },
         ) => {
             env.cpu.counters.bump(Stat::Retries);
-            repeat(env, vcpu, page)
+            repeat(env, vcpu, at.get())
         }
-        Err(RelaxError::Run { ipa, level }) => dissolve(env, vcpu, page, ipa, level),
-        Err(RelaxError::Denied { .. }) => violation(env, vcpu, abort, page),
+        Err(RelaxError::Run { ipa, level }) => dissolve(env, vcpu, at.get(), ipa, level),
+        Err(RelaxError::Denied { .. }) => violation(env, vcpu, fault.abort, at),
         Err(error) => {
             let hint = format!("stage 2 cannot resolve this fault: {error}");
-            diagnose(env, vcpu, Some(page), Some(hint))
+            diagnose(env, vcpu, Some(at.get()), Some(hint))
         }
     }
 }
@@ -253,10 +204,9 @@ fn dissolve(env: Env<'_>, vcpu: &mut Vcpu, page: u64, start: Ipa, level: Level) 
 
 /// The guest has done what the policy does not allow: it hears of it by an abort of its own.
 #[cold]
-fn violation(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, page: u64) -> Step {
+fn violation(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, at: Ipa) -> Step {
     env.cpu.counters.bump(Stat::Violations);
     let va = FAR_EL2.get();
-    let offset = if abort.is_stage1_walk() { 0 } else { va & (PAGE - 1) };
     violations::record(
         env.cpu,
         &Sighting {
@@ -264,12 +214,11 @@ fn violation(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, page: u64) -> Step {
             esr: ESR_EL2.get(),
             pc: vcpu.context.pc,
             va,
-            ipa: Some(page | offset),
+            ipa: Some(abort.ipa_in(at, va).get()),
             el: vcpu.context.exception_level(),
             outcome: Outcome::Injected,
         },
     );
-    let walk = abort.is_stage1_walk().then(|| inject::level_of_walk(env, va, page));
-    inject::abort(&mut vcpu.context, abort, va, walk.flatten());
+    inject::instead_of(env, &mut vcpu.context, abort, Some(at));
     Step::Resume
 }

@@ -10,6 +10,7 @@ use aarch64_cpu::registers::{ESR_EL2, Readable};
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::syndrome::{Class, Syndrome};
 use stage2::epoch::Cpu as Guards;
+use stage2::fault::{Fault, is_translation};
 use stage2::vmid::{self, EntryError};
 
 use super::payload::Payload;
@@ -195,7 +196,7 @@ fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     let esr = ESR_EL2.get();
     #[cfg(feature = "selftest")]
     let esr = crate::selftest::as_conflict(esr);
-    if fault::is_translation(esr) {
+    if is_translation(esr) {
         return fault::translation(env, vcpu, esr);
     }
     relaxing::or_else(&env, vcpu, esr)
@@ -204,8 +205,8 @@ fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
 /// A synchronous exit that is no fault on a translation or a leaf.
 #[inline(never)]
 pub(super) fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step {
-    if let Some(abort) = syndrome.abort() {
-        return fault::other(env, vcpu, abort);
+    if let Some(fault) = Fault::new(syndrome.0, vcpu.context.pstate) {
+        return fault::other(env, vcpu, fault);
     }
     match syndrome.class() {
         Class::Hvc64 => hypercall::call(env, vcpu, syndrome.immediate(), syndrome.0),

@@ -64,7 +64,8 @@ pub(super) fn check(esr: u64, far: u64, ipa: u64, pc: u64) {
         }
         Action::Relax(access) => {
             assert!(!translation && held.is_valid(), "{seen:?}");
-            let allowed = if seen == Seen::Scratch { Some(Prot::RW) } else { place.allowed() };
+            let allowed = place.allows(seen);
+            assert!(seen != Seen::Scratch || allowed == Some(Prot::RW));
             assert!(allowed.is_some_and(|allowed| allowed.contains(access)), "{place:?} {access}");
             assert!(
                 !access.is_empty() && access == abort.needs(fault.el, allowed.unwrap_or(access))
