@@ -36,6 +36,6 @@ pub(crate) fn fill(
     match blocks::fault(env, guard, policy, page.get()) {
         Populate::Done | Populate::Present { .. } => Ok(()),
         Populate::Again => Err(WindowError::Retry),
-        Populate::Elsewhere | Populate::Failed(_) => Err(WindowError::NotMapped),
+        Populate::Failed(_) => Err(WindowError::NotMapped),
     }
 }

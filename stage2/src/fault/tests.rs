@@ -63,7 +63,7 @@ fn a_slot_is_seen_as_what_the_design_calls_it() {
         let seen = |bits| Seen::new(level, Descriptor::from_bits(bits));
         assert_eq!(seen(0), Seen::Empty);
         assert_eq!(seen(leaf | kind), Seen::Owned);
-        assert_eq!(seen(leaf | kind | SCRATCH), Seen::Scratch);
+        assert_eq!(seen(leaf | kind | SCRATCH), Seen::Scratch, "not the VM's");
         assert_eq!(seen(leaf | kind & !1), Seen::Changing, "Busy");
         assert_eq!(seen(leaf | kind & !1 | SCRATCH), Seen::Changing, "Busy, and scratch");
         assert_eq!(seen(Descriptor::DEAD.bits()), Seen::Changing);
@@ -77,7 +77,7 @@ fn a_slot_is_seen_as_what_the_design_calls_it() {
             assert_eq!(seen(foreign), Seen::Foreign, "{foreign:#x}");
         }
         if level != Level::L3 {
-            assert_eq!(seen(leaf | kind | NO_TRANSLATION), Seen::Changing, "nT");
+            assert_eq!(seen(leaf | kind | NO_TRANSLATION), Seen::Changing, "nT: being resized");
             assert_eq!(seen(0x5000 | MANAGED | 0b11), Seen::Changing, "a table by now");
         }
     }

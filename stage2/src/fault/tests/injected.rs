@@ -16,7 +16,11 @@ fn an_external_abort_says_what_access_it_was_and_nothing_of_stage_2() {
     let load = abort(0x24, 1 << 24 | 3 << 22 | 0x07);
     assert_eq!(load.injected(El::El1, None), 0x25 << 26 | 1 << 25 | 0x10);
     let maintenance = abort(0x24, 1 << 8 | 1 << 6 | 0x0f);
-    assert_eq!(maintenance.injected(El::El0, None), 0x24 << 26 | 1 << 25 | 1 << 8 | 1 << 6 | 0x10);
+    assert_eq!(
+        maintenance.injected(El::El0, None),
+        0x24 << 26 | 1 << 25 | 1 << 8 | 1 << 6 | 0x10,
+        "maintenance sets CM and WnR"
+    );
     let fetch = abort(0x20, 0x07);
     assert_eq!(fetch.injected(El::El1, None), 0x21 << 26 | 1 << 25 | 0x10);
     assert_eq!(fetch.injected(El::El0, None), 0x20 << 26 | 1 << 25 | 0x10);
@@ -29,7 +33,7 @@ fn an_external_abort_on_a_walk_has_the_level_of_stage_1() {
         let walk = abort(class, 1 << 7 | 1 << 6 | 0x0e);
         for (level, status) in [(-1, 0x13), (0, 0x14), (1, 0x15), (2, 0x16), (3, 0x17)] {
             let esr = walk.injected(El::El1, Some(level));
-            assert_eq!(esr, el1 << 26 | 1 << 25 | status);
+            assert_eq!(esr, el1 << 26 | 1 << 25 | status, "the level of stage 1");
             assert_eq!(Abort::new(esr).unwrap().status(), Status::ExternalOnWalk(level));
         }
         assert_eq!(walk.injected(El::El1, None), el1 << 26 | 1 << 25 | 0x10, "the walk is gone");

@@ -143,7 +143,7 @@ fn every_abort_is_decided_as_the_table_says() {
                     let action = decide(fault, seen, place);
                     match expected(of, seen, place) {
                         Some(expected) => {
-                            assert_eq!(action, expected, "{of:?}, {seen:?}, {place:?}");
+                            assert_eq!(action, expected, "decided for {of:?}, {seen:?}, {place:?}");
                         }
                         None => {
                             let access = LoadStore {
@@ -154,7 +154,7 @@ fn every_abort_is_decided_as_the_table_says() {
                                 acquire_release: esr >> 14 & 1 != 0,
                                 is_write: of.write,
                             };
-                            assert_eq!(action, Action::Emulate(access), "{of:?}, {place:?}");
+                            assert_eq!(action, Action::Emulate(access), "decided for {of:?}");
                         }
                     }
                 }
@@ -176,9 +176,11 @@ fn hpfar_is_read_where_it_is_valid_and_nowhere_else() {
             Row::Conflict | Row::OwnMistake | Row::Stop(_) => false,
         };
         let address = fault.abort.address();
-        assert_eq!(address == Address::Reported, valid, "{of:?}");
+        assert_eq!(address == Address::Reported, valid, "whether HPFAR_EL2 is valid: {of:?}");
         match fault.first() {
-            First::Reported => assert_eq!(address, Address::Reported, "{of:?}"),
+            First::Reported => {
+                assert_eq!(address, Address::Reported, "HPFAR_EL2 is UNKNOWN: {of:?}");
+            }
             First::Translate => {
                 assert_eq!(address, Address::Translate, "{of:?}");
                 assert!(row == Row::Permission && !of.walk, "{of:?}");
@@ -195,8 +197,8 @@ fn hpfar_is_read_where_it_is_valid_and_nowhere_else() {
 #[test]
 fn an_address_is_made_of_what_the_registers_hold() {
     // FIPA is bits 47:4 for IPA[55:12]; NS is bit 63.
-    assert_eq!(reported(1 << 63 | 0x4_0000 << 4 | 0b1111), Ipa::new(0x4000_0000));
-    assert_eq!(reported(u64::MAX), Ipa::new(0x00ff_ffff_ffff_f000));
+    assert_eq!(reported(1 << 63 | 0x4_0000 << 4 | 0b1111), Ipa::new(0x4000_0000), "FIPA and no more");
+    assert_eq!(reported(u64::MAX), Ipa::new(0x00ff_ffff_ffff_f000), "FIPA and no more");
     // F is bit 0; PA is bits 51:12 between attributes.
     assert_eq!(translated(0xff00_0000_4000_5b80), Some(Ipa::new(0x4000_5000)));
     assert_eq!(translated(0xff00_0000_4000_5b81), None);
@@ -219,7 +221,7 @@ fn a_write_that_hardware_does_not_call_one_is_found_out_by_the_second_fault() {
                 let unclear = row(of) == Row::Permission && (of.walk || of.maintenance);
                 let inject = unclear && again && !allowed.contains(Prot::WRITE);
                 let expected = if inject { Action::Inject } else { Action::Retry };
-                assert_eq!(fault.spurious(allowed, again), expected, "{of:?}, {allowed}");
+                assert_eq!(fault.spurious(allowed, again), expected, "again {again}: {of:?}, {allowed}");
             }
         }
     }
@@ -238,7 +240,7 @@ fn what_kind_of_access_it_was_is_never_guessed() {
             _ => Access::Read,
         };
         let abort = Abort::new(esr).unwrap();
-        assert_eq!(abort.kind(), expected, "{of:?}");
+        assert_eq!(abort.kind(), expected, "the kind of access: {of:?}");
         assert_eq!(abort.access().is_some(), of.decoded, "{of:?}: eight bytes of 64 are a guess");
     }
 }
