@@ -55,7 +55,7 @@ pub(super) enum Populate {
 
 /// Handles a Translation fault of the guest, of whatever access.
 #[inline(never)]
-pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
+pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     let Env { vm, cpu, guards } = env;
     cpu.counters.bump(Stat::Faults);
     let at = reported(HPFAR_EL2.get());
@@ -64,7 +64,7 @@ pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     let policy = vm.policy(&guard);
     if !policy.ram.contains(at) {
         drop(path);
-        return elsewhere(env, vcpu, guard, esr, at);
+        return elsewhere(env, vcpu, at, guard);
     }
     let mut source = Source::new(&cpu.stock, &vm.plan.payload, at.get());
     let mut tally = Tally::default();
@@ -82,11 +82,32 @@ pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
 }
 
 /// A Translation fault that is not in the ordinary part of RAM, under the guard that saw that.
-#[inline(never)]
-fn elsewhere(env: Env<'_>, vcpu: &mut Vcpu, guard: Guard<'_>, esr: u64, at: Ipa) -> Step {
-    let Some(fault) = Fault::new(esr, vcpu.context.pstate) else {
+// In one piece with its caller: a recovery takes as few instructions as a populate fault.
+#[inline(always)]
+fn elsewhere(env: Env<'_>, vcpu: &mut Vcpu, at: Ipa, guard: Guard<'_>) -> Step {
+    let Some(fault) = Fault::new(ESR_EL2.get(), vcpu.context.pstate) else {
         return diagnose(env, vcpu, Some(at.get()), None);
     };
+    let policy = env.vm.policy(&guard);
+    // What installs looks at the slot itself.
+    match missing(fault, Seen::Empty, policy.place(at)) {
+        Action::Scratch if policy.moving.is_none() => {
+            recovery::scratch(env, guard, vcpu, fault.abort, at.get())
+        }
+        action => extraordinary(env, vcpu, fault, at, guard, action),
+    }
+}
+
+/// The same, where more is to be done than to show the scratch page.
+#[inline(never)]
+fn extraordinary(
+    env: Env<'_>,
+    vcpu: &mut Vcpu,
+    fault: Fault,
+    at: Ipa,
+    guard: Guard<'_>,
+    action: Action,
+) -> Step {
     let policy = env.vm.policy(&guard);
     // Before all else: where memory is on its way, nothing else is to take its place.
     if let Some(moving) = &policy.moving
@@ -95,8 +116,7 @@ fn elsewhere(env: Env<'_>, vcpu: &mut Vcpu, guard: Guard<'_>, esr: u64, at: Ipa)
         drop(guard);
         return on_its_way(env, vcpu, fault, at, end);
     }
-    // What installs looks at the slot itself.
-    match missing(fault, Seen::Empty, policy.place(at)) {
+    match action {
         Action::Scratch => recovery::scratch(env, guard, vcpu, fault.abort, at.get()),
         Action::Install => {
             let end = blocks::fault(env, &guard, policy, at.get());

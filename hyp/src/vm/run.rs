@@ -197,7 +197,7 @@ fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     #[cfg(feature = "selftest")]
     let esr = crate::selftest::as_conflict(esr);
     if is_translation(esr) {
-        return fault::translation(env, vcpu, esr);
+        return fault::translation(env, vcpu);
     }
     relaxing::or_else(&env, vcpu, esr)
 }

@@ -197,7 +197,11 @@ fn hpfar_is_read_where_it_is_valid_and_nowhere_else() {
 #[test]
 fn an_address_is_made_of_what_the_registers_hold() {
     // FIPA is bits 47:4 for IPA[55:12]; NS is bit 63.
-    assert_eq!(reported(1 << 63 | 0x4_0000 << 4 | 0b1111), Ipa::new(0x4000_0000), "FIPA and no more");
+    assert_eq!(
+        reported(1 << 63 | 0x4_0000 << 4 | 0b1111),
+        Ipa::new(0x4000_0000),
+        "FIPA and no more"
+    );
     assert_eq!(reported(u64::MAX), Ipa::new(0x00ff_ffff_ffff_f000), "FIPA and no more");
     // F is bit 0; PA is bits 51:12 between attributes.
     assert_eq!(translated(0xff00_0000_4000_5b80), Some(Ipa::new(0x4000_5000)));
@@ -221,7 +225,11 @@ fn a_write_that_hardware_does_not_call_one_is_found_out_by_the_second_fault() {
                 let unclear = row(of) == Row::Permission && (of.walk || of.maintenance);
                 let inject = unclear && again && !allowed.contains(Prot::WRITE);
                 let expected = if inject { Action::Inject } else { Action::Retry };
-                assert_eq!(fault.spurious(allowed, again), expected, "again {again}: {of:?}, {allowed}");
+                assert_eq!(
+                    fault.spurious(allowed, again),
+                    expected,
+                    "again {again}: {of:?}, {allowed}"
+                );
             }
         }
     }
