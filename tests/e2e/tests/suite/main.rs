@@ -6,6 +6,7 @@
 //! | `scan` | RAM that lies in pages anywhere becomes blocks, when the guest asks and on idle CPUs |
 //! | `calls` | calls that change memory: who may make them, and what they promise |
 //! | `wild` | what a guest does wrong ends in a diagnosis, or is emulated; nothing else |
+//! | `violations` | the log of violations says what hardware says, and none is missing in it |
 //! | `uboot` | an unmodified program runs, and answers |
 //! | `usage` | mistakes at the prompt are sentences, and QEMU is not started |
 //! | `refusals` | machines that the hypervisor must refuse, with both sides named |
@@ -33,4 +34,5 @@ mod terminal;
 mod traces;
 mod uboot;
 mod usage;
+mod violations;
 mod wild;

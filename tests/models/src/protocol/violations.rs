@@ -64,7 +64,7 @@ pub fn a_full_log_against_a_drain() {
 /// Runs of repeats, wherever the ring ends.
 pub fn a_storm_against_drains() {
     let names = &[1, 1, 1, 2, 3, 3, 4, 5, 5, 5, 5, 6, 7, 7, 8, 9, 9, 9];
-    let (early, _, lost) = pushed_and_taken::<4>(names, 12);
+    let (early, _, lost) = pushed_and_taken::<8>(names, 12);
     reached(if lost { "lost" } else { "found room" });
     if early.iter().any(|count| *count > 1) {
         reached("took a repeat");
