@@ -36,6 +36,7 @@ use super::vcpu::Vcpu;
 use super::{inject, runs};
 use crate::cpu::PerCpu;
 use crate::event::violations;
+use crate::lock::fault_path;
 use crate::mem::PAGE;
 use crate::platform::timer;
 
@@ -59,14 +60,16 @@ pub(super) fn or_else(env: &Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
 fn write(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     let Env { vm, cpu, guards } = env;
     let Some(at) = accessed() else { return fault(env, vcpu, esr) };
-    let guard = guards.enter();
-    if vm.policy(&guard).ram.contains(at)
-        && let Ok(Relaxed::Granted(_)) = vm.space.relax(&guard, at, Prot::WRITE, &page_of_ram)
     {
-        drop(guard);
-        return granted(cpu);
+        let _path = fault_path(cpu);
+        let guard = guards.enter();
+        if vm.policy(&guard).ram.contains(at)
+            && let Ok(Relaxed::Granted(_)) = vm.space.relax(&guard, at, Prot::WRITE, &page_of_ram)
+        {
+            drop(guard);
+            return granted(cpu);
+        }
     }
-    drop(guard);
     fault(env, vcpu, esr)
 }
 
@@ -97,13 +100,14 @@ fn fault(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
         First::Translate | First::Act(_) => accessed(),
     };
     let Some(at) = page else { return again(env, vcpu) };
+    let path = fault_path(cpu);
     let guard = guards.enter();
     let policy = vm.policy(&guard);
     let place = policy.place(at);
     let seen = seen(env, &guard, at);
     let action = decide(fault, seen, place);
     let (Action::Relax(access), Some(allowed)) = (action, place.allows(seen)) else {
-        drop(guard);
+        drop((guard, path));
         cpu.counters.bump(Stat::Faults);
         return match action {
             Action::Inject if seen == Seen::Owned => violation(env, vcpu, fault.abort, at),
@@ -114,7 +118,7 @@ fn fault(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     let in_leaf =
         |level| if level == Level::L3 { Some(allowed) } else { policy.allows_in(at, level) };
     let end = vm.space.relax(&guard, at, access, &in_leaf);
-    drop(guard);
+    drop((guard, path));
     if let Ok(Relaxed::Granted(_)) = end {
         return granted(cpu);
     }

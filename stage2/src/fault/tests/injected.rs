@@ -58,7 +58,11 @@ fn the_vector_is_by_where_the_guest_was_and_the_handler_runs_masked_at_el1() {
     for (mode, vector) in MODES {
         for (vbar, base) in [(0xffff_8000_0001_0800, 0xffff_8000_0001_0800), (0x7ff, 0)] {
             let entry = Entry::synchronous(mode, vbar, 0, false);
-            assert_eq!(entry, Entry { pc: base + vector, pstate: 0x3c5 }, "M = {mode:#b}");
+            assert_eq!(
+                entry,
+                Entry { pc: base + vector, pstate: 0x3c5 },
+                "the vector for M = {mode:#b}"
+            );
         }
     }
 }
