@@ -14,6 +14,10 @@
 //! | `selftest=read-unmapped` | loads from an address that nothing has | a translation fault |
 //! | `selftest=panic` | panics | the message and its place |
 //! | `selftest=guard` | forgets to close a guard | it is noticed before the guest runs |
+//! | `selftest=wild-window` | loads from its window on the guest's memory, by an instruction that may not | a translation fault |
+//! | `selftest=wild-routine` | has the routine that may copy from its window copy from elsewhere | a translation fault |
+//! | `selftest=wild-before` | has that routine copy from its window, where nobody has said for which VM | a translation fault |
+//! | `selftest=locked-install` | takes the lock of the stage-2 table before it installs a page that it misses itself | a panic that names it, whatever is held |
 //! | `selftest=conflict` | takes every second translation fault for a TLB conflict, which QEMU never raises | the guest notices nothing |
 //! | `selftest=slow-copy` | has a COPY take so long that a vCPU comes back for the memory more often than any fault may | the guest notices nothing |
 
@@ -25,19 +29,21 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use hyp_abi::call::Stat;
+use hyp_abi::map::RAM_BASE;
 use spin::Once;
 use stage2::epoch::Cpu;
 
 use crate::boot::Refusal;
 use crate::event::counters;
 use crate::lock::relax;
-use crate::mem::image;
+use crate::mem::{el2_map, image};
 use crate::vm::vcpu::PATIENCE;
+use crate::window;
 
 /// What starts the word.
 const WORD: &str = "selftest=";
 /// The words, without what starts them.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 14] = [
     "stack",
     "stack-1",
     "write-code",
@@ -46,6 +52,10 @@ const NAMES: [&str; 10] = [
     "read-unmapped",
     "panic",
     "guard",
+    "wild-window",
+    "wild-routine",
+    "wild-before",
+    "locked-install",
     "conflict",
     "slow-copy",
 ];
@@ -66,9 +76,14 @@ pub(crate) fn take(line: &str) -> Result<String, Refusal> {
     Ok(others.join(" "))
 }
 
+/// Whether this word was given.
+pub(crate) fn is_wanted(name: &str) -> bool {
+    WANTED.get().is_some_and(|number| NAMES.get(*number) == Some(&name))
+}
+
 /// Opens a guard for good, if that is what was asked for.
 pub(crate) fn leave_open(guards: &Cpu<'_>, cpu: usize) {
-    if cpu == 0 && WANTED.get().is_some_and(|number| NAMES.get(*number) == Some(&"guard")) {
+    if cpu == 0 && is_wanted("guard") {
         core::mem::forget(guards.enter());
     }
 }
@@ -79,8 +94,10 @@ pub(crate) fn as_conflict(esr: u64) -> u64 {
     static SEEN: AtomicU32 = AtomicU32::new(0);
     // EC 0x20 or 0x24, fault status 0b0001LL; the status of a conflict is 0b110000.
     let translation = esr >> 26 & 0b11_1011 == 0x20 && esr & 0b11_1100 == 0b00_0100;
-    let wanted = WANTED.get().is_some_and(|number| NAMES.get(*number) == Some(&"conflict"));
-    if wanted && translation && SEEN.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+    if is_wanted("conflict")
+        && translation
+        && SEEN.fetch_add(1, Ordering::Relaxed).is_multiple_of(2)
+    {
         esr & !0x3f | 0x30
     } else {
         esr
@@ -92,8 +109,7 @@ pub(crate) fn as_conflict(esr: u64) -> u64 {
 pub(crate) fn hold_up_copy() {
     static DONE: AtomicBool = AtomicBool::new(false);
     const RETRIES: u64 = 3 * PATIENCE as u64;
-    let wanted = WANTED.get().is_some_and(|number| NAMES.get(*number) == Some(&"slow-copy"));
-    if !wanted || DONE.load(Ordering::Relaxed) {
+    if !is_wanted("slow-copy") || DONE.load(Ordering::Relaxed) {
         return;
     }
     let before = counters::sum(Stat::Retries);
@@ -132,6 +148,14 @@ pub(crate) fn run(cpu: usize) {
             // SAFETY: none. Nothing is mapped there: the load faults.
             black_box(unsafe { nothing.read_volatile() });
         }
+        ("wild-window", 0) => {
+            let window =
+                core::ptr::without_provenance::<u64>((el2_map::WINDOW + RAM_BASE) as usize);
+            // SAFETY: none. Nothing is mapped there yet, and only routines that are made for it may fault.
+            black_box(unsafe { window.read_volatile() });
+        }
+        ("wild-routine", 0) => window::wild_copy(0x10_0000_0000),
+        ("wild-before", 0) => window::wild_copy(el2_map::WINDOW + RAM_BASE),
         ("panic", 0) => panic!("a selftest asked for this"),
         // Among them those that ask for nothing here.
         _ => return,

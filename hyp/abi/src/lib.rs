@@ -10,6 +10,7 @@
 pub mod call;
 pub mod map;
 pub mod measure;
+pub mod probe;
 
 /// The largest number of virtual CPUs that a VM may have.
 pub const MAX_VCPUS: usize = 8;

@@ -83,6 +83,13 @@ fn taken(cpu: &PerCpu, frequency: u64) -> impl Iterator<Item = Violation> {
     })
 }
 
+/// Does `work` with the log's lock held.
+#[cfg(feature = "selftest")]
+pub(crate) fn with_lock(work: &mut dyn FnMut()) {
+    let _held = LOG.lock();
+    work();
+}
+
 /// Violations that found the log of their CPU full.
 fn lost() -> u64 {
     counters::sum(Stat::ViolationsLost)

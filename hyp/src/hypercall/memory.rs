@@ -16,6 +16,7 @@
 //! | SHADOW | `vm/shadow.rs` |
 //! | RECOVER | `vm/recovery.rs` |
 //! | MEASURE, in builds with the feature `measure` | `vm/measuring.rs` |
+//! | PROBE, in builds with the feature `selftest` | `vm/probing.rs` |
 
 use alloc::boxed::Box;
 
@@ -90,6 +91,8 @@ fn asked(env: Env<'_>, function: u32, arguments: [u64; 3]) -> Result<[u64; 2], R
             scan::by_call(env, start).map(|Scanned { made, ended, .. }| [made, u64::from(ended)])
         }
         call::SHADOW => shadow::call(env, start, bytes, more),
+        #[cfg(feature = "selftest")]
+        hyp_abi::probe::PROBE => crate::vm::probing::probe(env, start, bytes, more),
         #[cfg(feature = "measure")]
         MEASURE => measuring::measure(env, start, bytes, more).map(|ticks| [ticks, bytes]),
         _ => part().map(|Part { bytes, count }| [bytes, count]),

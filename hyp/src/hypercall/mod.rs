@@ -45,6 +45,8 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             }
             None => answer(vcpu, call::INVALID_PARAMETER as u64),
         },
+        #[cfg(feature = "selftest")]
+        hyp_abi::probe::PROBE => memory::call(env, vcpu, function, arguments, esr),
         managing if call::manages(managing) => memory::call(env, vcpu, managing, arguments, esr),
         _ => psci(env.vm, vcpu, function, arguments, esr),
     }

@@ -174,6 +174,13 @@ pub(crate) fn meta(address: u64) -> Option<&'static Meta> {
     area.meta.get(((address - area.range.start) / PAGE) as usize)
 }
 
+/// Does `work` with the pool's lock held.
+#[cfg(feature = "selftest")]
+pub(crate) fn with_lock(work: &mut dyn FnMut()) {
+    let _held = POOL.get().map(|pool| pool.heap.lock());
+    work();
+}
+
 /// Bytes that are not handed out.
 pub(crate) fn free() -> u64 {
     POOL.get().map_or(0, |pool| {

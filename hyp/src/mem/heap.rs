@@ -50,6 +50,13 @@ pub(crate) fn used() -> usize {
     HEAP.0.lock().stats_alloc_user()
 }
 
+/// Does `work` with the heap's lock held.
+#[cfg(feature = "selftest")]
+pub(crate) fn with_lock(work: &mut dyn FnMut()) {
+    let _held = HEAP.0.lock();
+    work();
+}
+
 // SAFETY: `Heap` hands out disjoint blocks of at least the layout's size and alignment.
 unsafe impl GlobalAlloc for Locked {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

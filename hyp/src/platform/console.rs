@@ -176,6 +176,13 @@ pub(crate) fn guest_get() -> Option<u8> {
     uart().and_then(Uart::get)
 }
 
+/// Does `work` with the console's lock held.
+#[cfg(feature = "selftest")]
+pub(crate) fn with_lock(work: &mut dyn FnMut()) {
+    let _held = LINE.lock();
+    work();
+}
+
 /// Waits until everything printed has left the machine.
 pub(crate) fn flush() {
     if let Some(uart) = uart() {

@@ -189,7 +189,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     for (range, _) in policy.windows.all() {
         recovery::open_to_el2(&space, cpu::current(), policy.main, range)?;
     }
-    window::hook(&space);
+    window::hook(&space)?;
     let scan = policy.blocks.and_then(|_| scan::scanner(policy.main));
     Ok(Vm {
         plan,

@@ -4,38 +4,89 @@
 //! | --- | --- |
 //! | RAM | a page or a block is installed, as by a fault |
 //! | RAM that is being moved or released | [`Retry`](WindowError::Retry): it is on its way |
+//! | a recovery window of the policy `scratch` | the VM's scratch page is installed, counted as the guest's violation, and recorded as one of EL2 |
 //! | anything else | [`NotMapped`](WindowError::NotMapped) |
 
-use hyp_core::violation::Sighting;
-use stage2::{Guard, Ipa};
+use hyp_abi::call::Stat;
+use hyp_core::recovery::Past;
+use hyp_core::violation::{Outcome, Sighting};
+use stage2::fault::{Place, Recovery};
+use stage2::{Guard, Install, InstallError, Ipa, Tally};
 
 use super::blocks;
 use super::fault::Populate;
 use super::run::Env;
+use crate::event::{trace, violations};
+use crate::platform::timer;
 use crate::window::WindowError;
 
 /// Fills the slot of stage 2 at `page`, which was Empty under this guard. Runs in a fault handler, under any lock: takes none, and
-/// allocates nothing but from the CPU's stock.
+/// allocates nothing but from the CPU's stock. `sighting` is what is recorded of a violation, but for what comes of it.
 ///
 /// # Errors
-/// [`WindowError`]: nothing was filled.
+/// [`WindowError`]: nothing was filled, but past a limit: then the VM is to end.
 pub(crate) fn fill(
     env: Env<'_>,
     guard: &Guard<'_>,
     page: Ipa,
-    _sighting: impl FnOnce() -> Sighting,
+    sighting: &Sighting,
 ) -> Result<(), WindowError> {
+    #[cfg(feature = "selftest")]
+    if crate::selftest::is_wanted("locked-install")
+        && let Some(table) = env.vm.space.lookup_rw(guard, page)
+    {
+        drop(table.lock());
+    }
     let policy = env.vm.policy(guard);
     // Who moves memory has its pages, and wants no blocks.
     if policy.moving.is_some() {
         return Err(WindowError::Retry);
     }
-    if !policy.main.contains(page) {
-        return Err(WindowError::NotMapped);
+    match policy.place(page) {
+        Place::Ram { .. } => match blocks::fault(env, guard, policy, page.get()) {
+            Populate::Done | Populate::Present { .. } => Ok(()),
+            Populate::Again => Err(WindowError::Retry),
+            Populate::Failed(_) => Err(WindowError::NotMapped),
+        },
+        Place::Recovery { policy: Recovery::Scratch, .. } => scratch(env, guard, page, sighting),
+        _ => Err(WindowError::NotMapped),
     }
-    match blocks::fault(env, guard, policy, page.get()) {
-        Populate::Done | Populate::Present { .. } => Ok(()),
-        Populate::Again => Err(WindowError::Retry),
-        Populate::Failed(_) => Err(WindowError::NotMapped),
+}
+
+/// Puts the scratch page there.
+fn scratch(
+    env: Env<'_>,
+    guard: &Guard<'_>,
+    page: Ipa,
+    sighting: &Sighting,
+) -> Result<(), WindowError> {
+    let Env { vm, cpu, .. } = env;
+    let mut tally = Tally::default();
+    let end = vm.space.install_scratch(guard, page, &vm.scratch, &mut tally);
+    cpu.counters.add(Stat::Tables, tally.tables);
+    cpu.counters.add(Stat::LostTables, tally.lost_tables);
+    match end {
+        Ok(Install::Installed(_)) => {
+            cpu.counters.bump(Stat::Scratched);
+            trace::published();
+        }
+        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => {}
+        // Memory by now.
+        Ok(Install::Present(_)) => return Ok(()),
+        Err(InstallError::Retry { .. } | InstallError::OutOfTables) => {
+            return Err(WindowError::Retry);
+        }
+        Err(_) => return Err(WindowError::NotMapped),
     }
+    let seconds = sighting.ticks / timer::frequency().max(1);
+    let (end, outcome) = match vm.meter.count(&vm.plan.quota, seconds) {
+        Ok(()) => {
+            cpu.counters.bump(Stat::Recovered);
+            (Ok(()), Outcome::Scratch)
+        }
+        Err(Past::Limit(_)) => (Err(WindowError::PastLimit), Outcome::Stopped),
+        Err(Past::Rate(_)) => (Err(WindowError::PastRate), Outcome::Stopped),
+    };
+    violations::record(cpu, &Sighting { outcome, ..*sighting });
+    end
 }

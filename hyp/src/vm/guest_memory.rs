@@ -10,8 +10,10 @@
 use alloc::format;
 
 use hyp_core::PaRange;
+use hyp_core::recovery::Past;
+use stage2::fault::{Place, Recovery};
 use stage2::space::WriteError;
-use stage2::{Ipa, IpaRange, Prot};
+use stage2::{Ipa, Prot};
 
 use super::outcome::Refused;
 use super::run::Env;
@@ -22,19 +24,22 @@ use crate::window::{self, Session, WindowError};
 /// Times that a page is tried again: its slot is in transition, or the stock was empty.
 const TRIES: usize = 64;
 
-/// Whether so many bytes, of a few pages, are RAM that the guest may write.
+/// Whether so many bytes, of a few pages, are RAM that the guest may write, or where the scratch page takes what is written.
 ///
 /// # Errors
 /// [`Refused::Invalid`] if not: nothing has been written of an answer, then.
 pub(crate) fn check(env: Env<'_>, ipa: u64, bytes: u64) -> Result<(), Refused> {
     let end = ipa.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(PAGE));
     let (start, end) = (ipa & !(PAGE - 1), end.ok_or(Refused::Invalid)?);
-    let range = IpaRange::new(Ipa::new(start), end - start).map_err(|_| Refused::Invalid)?;
     let guard = env.guards.enter();
     let policy = env.vm.policy(&guard);
-    let may = |page: u64| policy.allows(Ipa::new(page)).is_some_and(|it| it.contains(Prot::WRITE));
-    let all = policy.main.covers(&range) && (start..end).step_by(PAGE as usize).all(may);
-    if all { Ok(()) } else { Err(Refused::Invalid) }
+    let may = |page: u64| match policy.place(Ipa::new(page)) {
+        Place::Ram { allowed } => allowed.contains(Prot::WRITE),
+        Place::Recovery { policy: Recovery::Scratch, ram: None } => true,
+        Place::Recovery { ram, .. } => ram.is_some_and(|allowed| allowed.contains(Prot::WRITE)),
+        Place::Emulated | Place::Nothing(_) | Place::BeyondIpaSize(_) => false,
+    };
+    if (start..end).step_by(PAGE as usize).all(may) { Ok(()) } else { Err(Refused::Invalid) }
 }
 
 /// Writes bytes to the guest's memory from `ipa` on. Called with no guard open.
@@ -57,6 +62,8 @@ pub(crate) fn write(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused>
 
 /// Writes bytes that lie in one page.
 fn write_in_page(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused> {
+    let quota = &env.vm.plan.quota;
+    let past = |past: Past| Refused::Broken(format!("{past}"));
     let mut short = false;
     for _try in 0..TRIES {
         // A fault at EL2 has only what is here.
@@ -66,6 +73,9 @@ fn write_in_page(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused> {
         match window::with(env, |session| once(env, session, Ipa::new(ipa), bytes))? {
             Ok(()) => return Ok(()),
             Err(WindowError::Retry) => relax(),
+            // The VM ends, as after one of its own.
+            Err(WindowError::PastLimit) => return Err(past(Past::Limit(quota.in_all))),
+            Err(WindowError::PastRate) => return Err(past(Past::Rate(quota.a_second))),
             Err(WindowError::ReadOnly | WindowError::NotMapped | WindowError::NotCovered) => {
                 return Err(Refused::Invalid);
             }

@@ -58,6 +58,8 @@ pub(crate) mod payload;
 mod pe;
 mod policy;
 pub(crate) mod populating;
+#[cfg(feature = "selftest")]
+pub(crate) mod probing;
 pub(crate) mod protecting;
 pub(crate) mod recovery;
 mod relaxing;

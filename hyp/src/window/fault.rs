@@ -1,6 +1,5 @@
 //! What is done about a fault at EL2.
 
-use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use hyp_core::el2_fault::{Touch, touched};
 use hyp_core::violation::{Outcome, Sighting};
 use stage2::Ipa;
@@ -12,6 +11,7 @@ use crate::event::trace;
 use crate::exception::same_level::Frame;
 use crate::lock::fault_path;
 use crate::mem::{PAGE, el2_map};
+use crate::platform::timer;
 use crate::vm::filling;
 
 /// Faults in a row on one page before the access is given up: a slot that was filled stays filled until somebody takes the page
@@ -60,8 +60,8 @@ impl Session<'_> {
             match env.vm.space.recover_window(&guard, page, is_write) {
                 Recovered::Mapped => return Ok(()),
                 Recovered::Fill => {
-                    let sighting = || Sighting {
-                        ticks: CNTPCT_EL0.get(),
+                    let sighting = Sighting {
+                        ticks: timer::ticks(),
                         esr: frame.esr,
                         pc: frame.elr,
                         va: frame.far,
@@ -69,7 +69,7 @@ impl Session<'_> {
                         el: 2,
                         outcome: Outcome::Scratch,
                     };
-                    filling::fill(env, &guard, page, sighting)?;
+                    filling::fill(env, &guard, page, &sighting)?;
                 }
                 Recovered::Retry => return Err(WindowError::Retry),
                 Recovered::ReadOnly => return Err(WindowError::ReadOnly),

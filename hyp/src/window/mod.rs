@@ -56,6 +56,10 @@ pub(crate) enum WindowError {
     NotMapped = 3,
     /// The window does not reach there, or what is there is no memory.
     NotCovered = 4,
+    /// As many violations were recovered as may be: the VM is to end.
+    PastLimit = 5,
+    /// As many were recovered in this second as may be: likewise.
+    PastRate = 6,
 }
 
 impl WindowError {
@@ -66,6 +70,8 @@ impl WindowError {
             1 => Err(Self::Retry),
             2 => Err(Self::ReadOnly),
             3 => Err(Self::NotMapped),
+            5 => Err(Self::PastLimit),
+            6 => Err(Self::PastRate),
             _ => Err(Self::NotCovered),
         }
     }
@@ -78,6 +84,8 @@ impl fmt::Display for WindowError {
             Self::ReadOnly => "the guest may not write there",
             Self::NotMapped => "nothing is there",
             Self::NotCovered => "EL2's window does not reach there",
+            Self::PastLimit => "as many violations were recovered as may be",
+            Self::PastRate => "as many violations were recovered in a second as may be",
         })
     }
 }
@@ -147,4 +155,14 @@ impl Session<'_> {
         let end = ipa.checked_add(bytes as u64).filter(|end| end.get() <= stage2::window::END);
         end.and_then(|_| self.env.vm.space.window_address(ipa)).ok_or(WindowError::NotCovered)
     }
+}
+
+/// Copies 8 bytes from an address that is not in the window, or in no session: a crash.
+#[cfg(feature = "selftest")]
+pub(crate) fn wild_copy(from: u64) {
+    let mut word = 0_u64;
+    let to = (&raw mut word).expose_provenance() as u64;
+    // SAFETY: none. The routine faults, and nobody resolves it.
+    let _never = unsafe { routines::window_copy(to, from, 8) };
+    core::hint::black_box(word);
 }

@@ -3,6 +3,7 @@
 use stage2::IpaRange;
 use stage2::window::{END, OpenError, Place};
 
+use crate::boot::Refusal;
 use crate::cpu::PerCpu;
 use crate::event::trace;
 use crate::mem::el2_map;
@@ -32,12 +33,16 @@ pub(crate) fn open(space: &Stage2, cpu: &PerCpu, range: IpaRange) -> Result<(), 
     }
 }
 
-/// Hangs the window of a VM into EL2's tables. There is no other.
-pub(crate) fn hook(space: &Stage2) {
-    let Some(slot) = el2_map::window_slot() else { return };
+/// Hangs the window of a VM into EL2's tables.
+///
+/// # Errors
+/// [`Refusal`]: another VM's is there.
+pub(crate) fn hook(space: &Stage2) -> Result<(), Refusal> {
+    let slot = el2_map::window_slot().ok_or("EL2's map is not on yet")?;
     trace::el2_root(el2_map::root());
     // SAFETY: (1) the slot at PLACE, of tables that are never given back; (2) only `routines` reach there.
-    let _hooked = unsafe { space.hook_window(slot) };
+    let hooked = unsafe { space.hook_window(slot) };
+    if hooked { Ok(()) } else { Err("EL2's window is another VM's".into()) }
 }
 
 /// Takes it out, before the VM's tables end.

@@ -280,6 +280,14 @@ pub static SCENARIOS: &[Scenario] = &[
         .options(&["--recover", "scratch"])
         .uboot(&["md.l 0x80000000 2", "mw.l 0xa0000010 0xcafef00d 4", "md.l 0xa0000010 4", "md.l 0x42000000 1", "poweroff"])
         .shows(&["80000000: 5c5c5c5c 5c5c5c5c", "a0000010: cafef00d cafef00d cafef00d cafef00d", "42000000: 00000000"]),
+    scratch("el2-held", "EL2 reaches for RAM and holes, with each lock held").violations(exactly(13 * 3)),
+    scratch("el2-others", "EL2 reaches for RAM and holes, with each lock held by another CPU").vcpus(2)
+        .violations(exactly(12)),
+    scratch("el2-same", "EL2 and the guest reach the same page, moved and released").violations(exactly(0)),
+    scratch("el2-taken", "EL2 reaches for RAM that is moved and released, on 3 vCPUs").vcpus(4)
+        .violations(exactly(0)),
+    scratch("el2-buffers", "calls that answer in a hole").violations(exactly(2)),
+    inject("el2-refused", "EL2 reaches for what is an abort").violations(exactly(0)),
     inject("inject-again", "the same load a thousand times").violations(exactly(1000)),
     inject("inject-el1", "loads, stores and fetches at EL1").violations(exactly(3)),
     inject("inject-el0", "loads, stores and fetches at EL0").violations(exactly(3)),

@@ -17,7 +17,7 @@ mod recovery;
 mod sysreg;
 
 use guest_rt::{Args, Machine, fail, say};
-use recovery::{aborts, changes, crowd, floods, kinds, lives, logged, walks, wide, windows};
+use recovery::{aborts, changes, crowd, el2, floods, kinds, lives, logged, walks, wide, windows};
 
 guest_rt::guest!("wild", wild);
 
@@ -111,6 +111,12 @@ static CASES: &[Case] = &[
     case("inject-el0", "aborts at EL0", End::Pass, aborts::at_el0),
     case("inject-other", "aborts that are not decoded", End::Pass, aborts::others),
     case("inject-walk", "aborts on a walk", End::Pass, aborts::walk),
+    case("el2-held", "EL2 reaches for memory with anything held", End::Pass, el2::held),
+    case("el2-others", "EL2 reaches for memory while another CPU holds anything", End::Pass, el2::others),
+    case("el2-same", "EL2 and the guest reach the same memory", End::Pass, el2::same),
+    case("el2-taken", "EL2 reaches for memory that is taken away", End::Pass, el2::taken),
+    case("el2-buffers", "calls that answer in a hole", End::Pass, el2::buffers),
+    case("el2-refused", "EL2 reaches for what is an abort", End::Pass, el2::refused),
     case("sysreg", "accesses the system register reg=", End::Named("a report"), sysreg::any),
 ];
 

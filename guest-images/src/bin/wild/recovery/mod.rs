@@ -11,6 +11,7 @@
 //! | `changes.rs` | memory around holes that changes meanwhile |
 //! | `floods.rs` | very many violations |
 //! | `lives.rs` | what the next VM finds |
+//! | `el2.rs` | EL2 reaches for the guest's memory itself |
 //! | `logged.rs` | accesses whose records are known |
 //!
 //! The window of most cases begins where RAM ends and is [`BYTES`] long, which `hypctl recover` tells the hypervisor. What the
@@ -19,6 +20,7 @@
 pub(crate) mod aborts;
 pub(crate) mod changes;
 pub(crate) mod crowd;
+pub(crate) mod el2;
 pub(crate) mod floods;
 pub(crate) mod kinds;
 pub(crate) mod lives;
