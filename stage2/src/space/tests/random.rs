@@ -5,13 +5,14 @@
 //! lost, also when it was refused or ran out of tables in the middle.
 
 use super::map::extent;
+use super::scratch::scratch;
 use super::unmap::{Released, range};
 use super::*;
 use crate::descriptor::Former;
 use crate::flush::Flushed;
 use crate::space::{
     Batch, Blocks, Collapse, Contiguous, ContiguousError, CopyCollapse, MapError, Notes, Progress,
-    Release, SplitError, UnmapError,
+    Release, ReplaceError, Replacements, SplitError, UnmapError,
 };
 
 /// A slot that is not Empty: what it holds and its bytes, by its address.
@@ -21,11 +22,15 @@ type Picture = BTreeMap<u64, (Held, u64)>;
 enum Held {
     Leaf(u64),
     Note(u64),
+    Scratch,
 }
 
 #[derive(Clone, Debug)]
 enum Op {
     Install { page: u64, block: bool },
+    Reach { page: u64 },
+    RemoveScratch { first: u64, count: u64 },
+    ReplaceScratch { first: u64, count: u64, pages: usize },
     Map { first: u64, count: u64, to: u64, coarsest: usize },
     Unmap { first: u64, count: u64, notes: bool },
     Annotate { first: u64, count: u64, payload: u64 },
@@ -59,6 +64,10 @@ fn ops() -> impl Strategy<Value = Vec<(Op, How)>> {
     let near = prop_oneof![8 => (edges, counts), 1 => Just((0, WINDOW))];
     let op = prop_oneof![
         (0..WINDOW, any::<bool>()).prop_map(|(page, block)| Op::Install { page, block }),
+        (0..WINDOW).prop_map(|page| Op::Reach { page }),
+        span.clone().prop_map(|(first, count)| Op::RemoveScratch { first, count }),
+        (span.clone(), prop_oneof![1 => 0..3usize, 3 => Just(99)])
+            .prop_map(|((first, count), pages)| Op::ReplaceScratch { first, count, pages }),
         (span.clone(), 0u64..3, 0usize..3).prop_map(|((first, count), to, coarsest)| Op::Map {
             first,
             count,
@@ -78,6 +87,11 @@ fn ops() -> impl Strategy<Value = Vec<(Op, How)>> {
         span.prop_map(|(first, count)| Op::Deannotate { first, count }),
     ];
     let near_op = prop_oneof![
+        3 => (0..1536u64).prop_map(|page| Op::Reach { page }),
+        1 => near.clone().prop_map(|(first, count)| Op::RemoveScratch { first, count }),
+        1 => near.clone().prop_map(|(first, count)| {
+            Op::ReplaceScratch { first, count, pages: 99 }
+        }),
         2 => (near.clone(), 0usize..3).prop_map(|((first, count), coarsest)| Op::Map {
             first,
             count,
@@ -121,6 +135,7 @@ impl Rig<'_> {
         let mut runs: BTreeMap<(u64, u64), Vec<u64>> = BTreeMap::new();
         let slots = self.space.visit(&guard, all).map(|(ipa, lookup)| {
             let held = match lookup.view() {
+                View::Leaf(leaf) if scratch(&self.space).is_behind(&leaf) => Held::Scratch,
                 View::Leaf(leaf) => {
                     if leaf.is_contiguous() {
                         let (ipa, bytes) = (ipa.get(), lookup.level.slot_bytes());
@@ -200,6 +215,20 @@ impl Rig<'_> {
         }
     }
 
+    fn reach(&self, page: u64, before: &mut Picture) {
+        let ipa = Ipa::new(self.base + (page << 12));
+        let (scratch, mut tally) = (scratch(&self.space), Tally::default());
+        match self.space.install_scratch(&self.cpu.enter(), ipa, &scratch, &mut tally) {
+            Ok(Install::Installed(_)) => {
+                let was = before.insert(ipa.get(), (Held::Scratch, 4096));
+                assert_eq!(was, None, "{ipa} was no hole");
+            }
+            Ok(Install::Present(_))
+            | Err(InstallError::OutOfTables | InstallError::Note { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+
     /// What a batch that was done has filled, page by page, replaces what is expected there.
     fn filled(expected: &mut BTreeMap<u64, Held>, from: u64, to: u64, held: impl Fn(u64) -> Held) {
         for page in (from..to).step_by(4096) {
@@ -213,6 +242,65 @@ impl Rig<'_> {
         match *op {
             Op::Install { page, block } => {
                 self.install(page, block, &mut before);
+                assert_eq!(self.picture(), before);
+            }
+            Op::Reach { page } => {
+                self.reach(page, &mut before);
+                assert_eq!(self.picture(), before);
+            }
+            Op::RemoveScratch { first, count } => {
+                let at = self.at(first, count);
+                let mut released = Released::default();
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| {
+                        let (scratch, nobody) = (scratch(&self.space), || panic!("nobody"));
+                        let Self { space, cpu, .. } = self;
+                        space.remove_scratch(cpu, claim, batch, &scratch, nobody, &mut released)
+                    },
+                    |_, _| {},
+                );
+                assert_eq!((result, released.0.len()), (Ok(()), 0));
+                let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
+                let gone = |ipa: &u64| (from..at.end().get()).contains(ipa);
+                before.retain(|ipa, (held, _)| *held != Held::Scratch || !gone(ipa));
+                assert_eq!(self.picture(), before);
+            }
+            Op::ReplaceScratch { first, count, pages } => {
+                let at = self.at(first, count);
+                let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
+                let mut given = Given { left: pages, back: 0 };
+                let (mut until, mut replaced) = (from, 0);
+                let result = self.batches(
+                    at,
+                    how,
+                    |claim, batch| {
+                        let (shown, nobody) = (scratch(&self.space), || panic!("nobody"));
+                        let (Self { space, cpu, .. }, page) = (self, super::at(&self.space, PAGE));
+                        let done = space.replace_scratch(
+                            cpu, claim, batch, &shown, &page, &mut given, nobody,
+                        )?;
+                        replaced += done.replaced;
+                        Ok(done.progress)
+                    },
+                    |_, next| until = next,
+                );
+                match result {
+                    Ok(()) => {}
+                    Err(ReplaceError::OutOfFrames { ipa }) => {
+                        assert_eq!((ipa.get(), given.left), (until, 0));
+                        assert_eq!(before[&until].0, Held::Scratch);
+                    }
+                    Err(other) => panic!("{other}"),
+                }
+                for (ipa, (held, _)) in before.range_mut(from..until) {
+                    if *held == Held::Scratch {
+                        *held = Held::Leaf(Given::at(*ipa));
+                        replaced -= 1;
+                    }
+                }
+                assert_eq!((replaced, given.back), (0, 0));
                 assert_eq!(self.picture(), before);
             }
             Op::Map { first, count, to, coarsest } => {
@@ -292,6 +380,7 @@ impl Rig<'_> {
                     match held {
                         Held::Leaf(_) => assert!(!gone, "{ipa:#x}: gone and not released"),
                         Held::Note(_) => assert!(!gone || notes && inside, "{ipa:#x}"),
+                        Held::Scratch => assert!(!gone || inside, "{ipa:#x}"),
                     }
                     let met = from <= *ipa && ipa + bytes <= until;
                     let stays = matches!(held, Held::Note(_)) && !notes;
@@ -318,7 +407,7 @@ impl Rig<'_> {
                 let from = at.start().get() + (how.skipped.min(at.pages() - 1) << 12);
                 for (ipa, (held, bytes)) in &before {
                     let met = from <= *ipa && ipa + bytes <= until;
-                    assert!(!met || matches!(held, Held::Leaf(_)), "{ipa:#x}: stayed");
+                    assert!(!met || !matches!(held, Held::Note(_)), "{ipa:#x}: stayed");
                 }
                 assert_eq!(self.picture(), before);
             }
@@ -470,6 +559,30 @@ impl Rig<'_> {
         }
         self.space.memory.budget.store(usize::MAX, Ordering::Relaxed);
         assert_eq!(linked_tables(&self.space), self.space.memory.live(), "a table was lost");
+    }
+}
+
+/// Pages for what was scratch, by address.
+struct Given {
+    left: usize,
+    back: usize,
+}
+
+impl Given {
+    fn at(ipa: u64) -> u64 {
+        (1 << 47) - (1 << 40) + ipa % (1 << 40)
+    }
+}
+
+// SAFETY: (1, 2) no guest runs on the host.
+unsafe impl Replacements for Given {
+    fn take(&mut self, ipa: Ipa) -> Option<Pa> {
+        self.left = self.left.checked_sub(1)?;
+        Some(Pa::new(Self::at(ipa.get())))
+    }
+
+    fn give_back(&mut self, _: Ipa, _: Pa) {
+        self.back += 1;
     }
 }
 
