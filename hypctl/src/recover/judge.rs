@@ -137,3 +137,85 @@ fn violations(report: &Report) -> u64 {
     let stopped = u64::from(report.diagnosis.is_some());
     report.stats.recovered + report.stats.injected + stopped
 }
+
+#[cfg(test)]
+mod tests {
+    use hyp_core::report::Takedown;
+    use hyp_core::violation::Summary as Log;
+
+    use super::super::SCENARIOS;
+    use super::*;
+
+    /// A run of the first scenario that has this end; the report is as it has to be, but for what `change` does.
+    fn judged(wanted: impl Fn(End) -> bool, change: impl FnOnce(&mut Report)) -> Judged {
+        let plain = |one: &&Scenario| one.shows.is_empty() && wanted(one.end);
+        let scenario = SCENARIOS.iter().find(plain).unwrap();
+        let outcome = match scenario.end {
+            End::Passes => Outcome::Verdict(0),
+            End::Stopped(_) => Outcome::Stopped,
+            End::Reset(_) => Outcome::Reset,
+        };
+        let mut report = Report::new(outcome);
+        report.takedown = Some(Takedown::default());
+        report.stats.recovered = scenario.expected("max").least;
+        if let End::Reset(lives) = scenario.end {
+            report.lives = lives;
+        }
+        report.violation_log = Log { others: report.stats.recovered, ..Log::default() };
+        change(&mut report);
+        let report = serde_json::to_value(report).ok();
+        let summary = Summary { ended: "report", report, ..Summary::default() };
+        Judged::of(scenario, "max", summary, "wild: FAIL: as it says\n".to_owned())
+    }
+
+    fn passes(end: End) -> bool {
+        end == End::Passes
+    }
+
+    #[test]
+    fn a_run_that_came_to_what_was_expected_is_not_wrong() {
+        let run = judged(passes, |_| {});
+        assert!(run.is_as_expected(), "{:?}", run.wrong);
+        assert!(judged(|end| matches!(end, End::Reset(_)), |_| {}).is_as_expected());
+    }
+
+    /// What is said to be wrong.
+    #[track_caller]
+    fn wrong(words: &str, run: &Judged) {
+        assert!(run.wrong.iter().any(|why| why.contains(words)), "{words:?}: {:?}", run.wrong);
+    }
+
+    #[test]
+    fn whatever_differs_is_named() {
+        let fails = judged(passes, |report| report.exit_code = 1);
+        wrong("exit code 1, not 0", &fails);
+        wrong("wild: FAIL: as it says", &fails);
+        wrong("violations: ", &judged(passes, |report| report.stats.injected = 1));
+        wrong("the log tells of", &judged(passes, |report| report.violation_log.lost = 1));
+        wrong(
+            "the log tells of 0",
+            &judged(passes, |report| report.violation_log = Log::default()),
+        );
+        wrong("not taken down", &judged(passes, |report| report.takedown = None));
+        let leak = |report: &mut Report| {
+            report.takedown = Some(Takedown { leaked_frames: 1, ..Takedown::default() });
+        };
+        wrong("1 frame", &judged(passes, leak));
+        let stopped = |end| matches!(end, End::Stopped(words) if !words.is_empty());
+        wrong("the diagnosis does not say", &judged(stopped, |_| {}));
+        let fewer = |report: &mut Report| report.lives = 1;
+        wrong("started 1 times", &judged(|end| matches!(end, End::Reset(_)), fewer));
+    }
+
+    #[test]
+    fn without_a_report_nothing_is_as_expected() {
+        let summary = Summary {
+            ended: "timeout",
+            message: Some("timeout after 1 s".to_owned()),
+            ..Summary::default()
+        };
+        let run = Judged::of(&SCENARIOS[0], "max", summary, String::new());
+        assert_eq!((run.seen, run.is_as_expected()), (None, false));
+        wrong("timeout after 1 s", &run);
+    }
+}

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::io;
 use std::path::Path;
 
+use hyp_core::range::Count;
 use serde::Serialize;
 
 use super::judge::Judged;
@@ -62,7 +63,8 @@ pub(super) fn text(cpus: &[&str], runs: &[Judged]) -> String {
         let _ = writeln!(text, "  {}", run.command);
     }
     let wrong = runs.iter().filter(|run| !run.is_as_expected()).count();
-    let _ = writeln!(text, "\n{} runs, {wrong} of them not as expected", runs.len());
+    let _ =
+        writeln!(text, "\n{}, {wrong} of them not as expected", Count(runs.len() as u64, "run"));
     text
 }
 

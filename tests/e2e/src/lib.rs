@@ -19,7 +19,7 @@ pub mod trace;
 /// The CPU models that together take every path of the hypervisor.
 pub use hypctl::qemu::TESTED_CPUS;
 pub use run::Run;
-pub use scenario::{Scenario, debug_images, hypctl, image, images};
+pub use scenario::{Scenario, debug_images, hypctl, image, images, selftest_images};
 pub use trace::Trace;
 
 /// One test for each of the tested CPU models: `on_every_cpu!(name, |cpu| …)` makes

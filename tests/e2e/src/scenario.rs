@@ -187,6 +187,13 @@ pub fn debug_images() -> &'static Workspace {
     built(&BUILT, Variant::Debug)
 }
 
+/// Builds the hypervisor with its selftests once, and says where things are.
+#[track_caller]
+pub fn selftest_images() -> &'static Workspace {
+    static BUILT: OnceLock<Result<Workspace, String>> = OnceLock::new();
+    built(&BUILT, Variant::Selftest)
+}
+
 /// A build that failed is not tried again by every test.
 #[track_caller]
 fn built(

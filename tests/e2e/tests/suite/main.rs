@@ -9,6 +9,7 @@
 //! | `violations` | the log of violations says what hardware says, and none is missing in it |
 //! | `uboot` | an unmodified program runs, and answers |
 //! | `usage` | mistakes at the prompt are sentences, and QEMU is not started |
+//! | `recover` | the recovery suite, every scenario on every CPU model |
 //! | `refusals` | machines that the hypervisor must refuse, with both sides named |
 //! | `images` | the image alone, by plain QEMU lines |
 //! | `leftovers` | no end of `hypctl` leaves a QEMU behind |
@@ -28,6 +29,7 @@ mod dirtier;
 mod guests;
 mod images;
 mod leftovers;
+mod recover;
 mod refusals;
 mod scan;
 mod terminal;

@@ -281,7 +281,9 @@ pub(crate) fn sizes(machine: &Machine, _: Args) {
         round.done.store(true, Ordering::Release);
     });
     let touched = (0..2 * half - 48).step_by(3).filter(|page| !real(*page)).count() as u64;
-    check_eq!(before.since().scratched, touched, "scratch pages");
+    // A move leaves holes where scratch was.
+    let counts = before.since();
+    check!(counts.scratched >= touched, "of {touched} holes: {counts:?}");
     (0..2 * half).filter(|page| real(*page)).for_each(|page| {
         check_eq!(load(at(page)), Ok(value(0, page)), "page {page} in the end");
     });
