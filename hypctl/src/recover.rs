@@ -169,13 +169,19 @@ pub fn one(scenario: &'static Scenario, cpu: &str) -> Judged {
     Judged::of(scenario, cpu, summary, String::from_utf8_lossy(&console).into_owned())
 }
 
-/// The `hypctl run` that a scenario is.
+/// The `hypctl run` that a scenario is. It finds its script wherever this is called.
 fn run_arguments(scenario: &Scenario, cpu: &str) -> RunArgs {
     let mut words = vec!["hypctl".to_owned()];
     words.extend(scenario.words(cpu));
     words.extend(["--no-build", "--quiet"].map(str::to_owned));
     match Cli::parse_from(words).command {
-        Command::Run(run) => *run,
+        Command::Run(mut run) => {
+            run.script = run.script.map(|path| match Workspace::find() {
+                Ok(workspace) => workspace.root().join(path),
+                Err(_) => path,
+            });
+            *run
+        }
         // The first word of every scenario is `run`, which a test looks at.
         _ => unreachable!("scenario {}", scenario.name),
     }

@@ -2,7 +2,7 @@
 
 use guest_rt::access::{Access, load, store};
 use guest_rt::ranges::{all, part};
-use guest_rt::{Args, Machine, PAGE, check_eq};
+use guest_rt::{Args, Machine, PAGE, check, check_eq};
 use hyp_abi::call::{
     INVALID_PARAMETER, RECOVER, RECOVER_INJECT, RECOVER_NONE, RECOVER_SCRATCH, RELEASE, Stat,
 };
@@ -44,7 +44,7 @@ pub(crate) fn declared(machine: &Machine, _: Args) {
             check_eq!(load(inside + page * PAGE), Ok(0), "page {page}, populated");
         }
     });
-    check_eq!(stat(Stat::Installed) - before, PAGES as u64 - 1, "pages that were populated");
+    check!(stat(Stat::Installed) - before >= PAGES as u64 - 1, "they are not counted as populated");
     // Outside, holes are made anew by RELEASE, which counts no page of the VM's.
     check_eq!(all(RELEASE, outside, PAGES * PAGE, 0), 0, "pages of the VM's that RELEASE took");
     recovers("a load where one was", 1, || load(outside).ok());
