@@ -256,10 +256,10 @@ pub static SCENARIOS: &[Scenario] = &[
         .violations(exactly(100_000)),
     scratch("hole-limit", "violations without end, of which 5000 are allowed").case("hole-endless")
         .options(&["--recover", window!("scratch"), "--recover-limit", "5000", "--recover-rate", "4000000000"])
-        .violations(exactly(5001)).ends(End::Stopped(&["limit", "5000"])),
+        .violations(exactly(5001)).ends(End::Stopped(&["5000 violations", "recover-limit"])),
     scratch("hole-rate", "violations without end, of which 100 a second are allowed").case("hole-endless")
         .options(&["--recover", window!("scratch"), "--recover-limit", "1000000", "--recover-rate", "100"])
-        .violations(between(101, 100_000)).ends(End::Stopped(&["100"])),
+        .violations(between(101, 100_000)).ends(End::Stopped(&["100 violations", "recover-rate"])),
     scratch("hole-secret", "a secret on the scratch page, and a new life, twice").violations(exactly(6))
         .options(&["--recover", window!("scratch"), "--restarts", "2"]).ends(End::Reset(3)),
     scratch("hole-logged", "accesses of which every record is known").violations(exactly(8))

@@ -31,13 +31,16 @@ pub(crate) fn storm(machine: &Machine, _: Args) {
     smp::run(machine, count, &|me| {
         if me.index != 0 {
             let mut round = 0;
-            // Once more after the storm: whatever it may have broken shows.
-            while !done.load(Ordering::Acquire) || round == 0 {
+            loop {
+                // Once more after the storm: whatever it may have broken shows.
+                let last = done.load(Ordering::Acquire);
                 work(desks + me.index * WORK, me.index as u64 | round << 8);
                 round += 1;
                 rounds.fetch_add(1, Ordering::Relaxed);
+                if last {
+                    return;
+                }
             }
-            return;
         }
         // All of them work before the storm begins.
         while rounds.load(Ordering::Relaxed) < count - 1 {
