@@ -141,6 +141,30 @@ fn mistakes_are_sentences_and_nothing_is_run() {
     }
 }
 
+/// An emulator that hands on another policy than it was told: the guest finds that out, and so does the table.
+#[test]
+fn what_is_not_as_expected_is_told_and_is_an_exit_code() {
+    use std::os::unix::fs::PermissionsExt;
+    selftest_images();
+    let folder = tempfile::tempdir().unwrap();
+    let emulator = folder.path().join("qemu");
+    let script = "#!/bin/bash\nexec qemu-system-aarch64 \"${@/scratch@/inject@}\"\n";
+    std::fs::write(&emulator, script).unwrap();
+    std::fs::set_permissions(&emulator, PermissionsExt::from_mode(0o755)).unwrap();
+    let _host = host::shared();
+    let mut command = Command::new(hypctl());
+    command.args(["recover", "--no-build", "--quiet", "--cpu", "max", "hole-read", "stop-read"]);
+    command.env("HYPCTL_QEMU", &emulator);
+    let ended = bounded::run(&mut command, b"", PATIENCE).unwrap();
+    assert_eq!(code(&ended), Some(1), "{}{}", ended.stdout, ended.stderr);
+    let text = &ended.stdout;
+    for said in
+        ["\nhole-read on max is not as expected:", "!1 ", "FAIL", "2 runs, 1 of them not as"]
+    {
+        assert!(text.contains(said), "no {said:?} in {text}");
+    }
+}
+
 #[test]
 fn the_list_names_every_scenario_and_runs_none() {
     let ended = recover(&["--list"]);
@@ -164,7 +188,12 @@ fn ctrl_c_ends_it_with_the_table_and_leaves_no_qemu() {
     let mut emulators = Vec::new();
     while emulators.is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
+        // Not one that is asked for its version.
         emulators = crate::leftovers::children(suite.id());
+        emulators.retain(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.windows(8).any(|word| word == b"\0-kernel")
+        });
     }
     assert!(!emulators.is_empty(), "nothing was started");
     let pid = i32::try_from(suite.id()).ok().and_then(Pid::from_raw).unwrap();
