@@ -17,7 +17,9 @@ mod recovery;
 mod sysreg;
 
 use guest_rt::{Args, Machine, fail, say};
-use recovery::{aborts, changes, crowd, el2, floods, kinds, lives, logged, walks, wide, windows};
+use recovery::{
+    aborts, changes, crowd, el2, floods, kinds, lives, logged, told, walks, wide, windows,
+};
 
 guest_rt::guest!("wild", wild);
 
@@ -104,6 +106,7 @@ static CASES: &[Case] = &[
     case("hole-sizes", "blocks, runs and moves around holes", End::Pass, changes::sizes),
     case("hole-storm", "100 000 violations", End::Pass, floods::storm),
     case("hole-endless", "violations without end", End::Stopped, floods::endless),
+    case("hole-told", "one load, and a second of nothing else", End::Pass, told::spin),
     case("hole-secret", "a secret on the scratch page, and a reset", End::Named("reset"), lives::secret),
     case("hole-logged", "accesses of which every record is known", End::Pass, logged::logged),
     case("inject-again", "the same load a thousand times", End::Pass, floods::again),

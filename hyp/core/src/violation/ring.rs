@@ -22,6 +22,9 @@
 //! is in what the swap returns, or the exchange finds 0, which never comes back by itself, and the repeat becomes an entry of its
 //! own. Nothing is counted twice, nothing is lost in silence.
 //!
+//! `tail`'s order keeps the consumer's reads of an entry before the producer's next writes to it. No model checker of ours
+//! shows what happens without it: loom never lets a load take effect after a later store of its thread.
+//!
 //! A full ring takes no record: the producer counts it as lost and goes on. What is in the ring stays, as the first
 //! records of a storm say more than the last.
 //!

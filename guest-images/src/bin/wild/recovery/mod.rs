@@ -10,6 +10,7 @@
 //! | `crowd.rs` | several vCPUs at one page |
 //! | `changes.rs` | memory around holes that changes meanwhile |
 //! | `floods.rs` | very many violations |
+//! | `told.rs` | when a violation is told |
 //! | `lives.rs` | what the next VM finds |
 //! | `el2.rs` | EL2 reaches for the guest's memory itself |
 //! | `logged.rs` | accesses whose records are known |
@@ -25,6 +26,7 @@ pub(crate) mod floods;
 pub(crate) mod kinds;
 pub(crate) mod lives;
 pub(crate) mod logged;
+pub(crate) mod told;
 pub(crate) mod walks;
 pub(crate) mod wide;
 pub(crate) mod windows;
