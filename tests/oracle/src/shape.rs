@@ -16,10 +16,15 @@
 //!                                      alle1is; without "is": local; ipas2le1is: last level
 //! 0 vttbr 2                            PE 0 switches to VMID 2 (same root)
 //! 0 isb
+//! 0 el2-root E0                        EL2's own walks start there; 0 el2-flushed: nobody translates by what was
+//! 0 tlbi vae2is 0x800000005000 ttl=3   also: alle2is
 //! 0 alloc M3      0 free L3      0 list L3      0 scribble L3      0 lock L3      0 unlock L3
 //! 0 published     0 start L3[5]  0 commit L3[5]
 //! 0 free-frame 0x80000 0x1000          0 flushed 0x5000 0x1000      0 flushed all      0 reuse 1
 //! ```
+//!
+//! A shape that says `el2` has EL2's own tables besides, `E0[256]` → `E1[0]` → `E2[0]` → E3: so ``E3[5]`` translates EL2's address
+//! 0x800000005000. A page of theirs has the word `el2`.
 //!
 //! `L3[0..15]` in a write stands for 16 lines, each with the next page or block. A descriptor is `0`,
 //! `drain`, `dead`, `table M3`, or `page` / `block` with an address and words: `rw`, `ro`, `clean` (DBM,
@@ -64,6 +69,9 @@ pub struct Shape {
     /// No prelude.
     #[serde(default)]
     pub bare: bool,
+    /// With EL2's own tables.
+    #[serde(default)]
+    pub el2: bool,
     /// FEAT_BBM.
     #[serde(default)]
     pub bbm: u8,
@@ -115,6 +123,19 @@ const PRELUDE: &str = "
     1 isb
 ";
 
+const EL2_PRELUDE: &str = "
+    0 alloc E0
+    0 el2-root E0
+    0 alloc E1
+    0 alloc E2
+    0 alloc E3
+    0 write E2[0] = table E3
+    0 write E1[0] = table E2
+    0 write E0[256] = table E1
+    0 dsb ish
+    0 isb
+";
+
 impl Shape {
     /// Runs the steps and returns what is wrong with them.
     ///
@@ -130,7 +151,8 @@ impl Shape {
             ..Machine::default()
         });
         let prelude = if self.bare { "" } else { PRELUDE };
-        for line in prelude.lines().chain(self.steps.lines()) {
+        let el2 = if self.el2 { EL2_PRELUDE } else { "" };
+        for line in prelude.lines().chain(el2.lines()).chain(self.steps.lines()) {
             let line = line.split('#').next().unwrap_or_default().trim();
             if !line.is_empty() {
                 for event in parse_all(line)? {

@@ -45,7 +45,8 @@ fn number(word: &str) -> Option<u64> {
 }
 
 fn table(name: &str) -> Option<u64> {
-    let index = ["L1", "L2", "M2", "L3", "M3", "N3"].iter().position(|known| *known == name)?;
+    let names = ["L1", "L2", "M2", "L3", "M3", "N3", "E0", "E1", "E2", "E3"];
+    let index = names.iter().position(|known| *known == name)?;
     Some(0x1000 * (index as u64 + 1))
 }
 
@@ -138,6 +139,8 @@ pub fn parse(line: &str) -> Result<Event, ShapeError> {
                 Some(Span { ipa: words.number("an IPA")?, bytes: words.number("a size")? })
             },
         },
+        "el2-root" => Event::El2Root { pe, root: words.table()? },
+        "el2-flushed" => Event::El2Flushed { pe },
         "reuse" => Event::ReuseVmid { pe, vmid: words.number("a VMID")? as u16 },
         _ => return Err(words.bad("a verb")),
     })
@@ -185,7 +188,16 @@ fn descriptor(words: &mut Words<'_>) -> Result<u64, ShapeError> {
             "contig" => bits |= 1 << 52,
             "nt" => bits |= 1 << 16,
             "device" => memory = 0b0001 << 2,
-            _ => return Err(words.bad("rw, ro, clean, dirty, noaf, contig, nt, device or atomic")),
+            // AttrIndx 1, XN; AP[2] is 0.
+            "el2" => {
+                bits |= 1 << 54;
+                memory = 0b001 << 2;
+            }
+            _ => {
+                return Err(
+                    words.bad("rw, ro, clean, dirty, noaf, contig, nt, device, el2 or atomic")
+                );
+            }
         }
     }
     bits |= memory;
@@ -199,6 +211,12 @@ fn tlbi(pe: Pe, words: &mut Words<'_>) -> Result<Event, ShapeError> {
         None => (name, Scope::Local),
     };
     let aim = match name {
+        "vae2" => {
+            let page = words.number("an address")? >> 12;
+            let ttl = words.option("ttl")?.map_or(0, |level| 0b0100 | level);
+            Aim::El2Va(ttl << 44 | page)
+        }
+        "alle2" => Aim::El2All,
         "ipas2e1" | "ipas2le1" => {
             let page = words.number("an IPA")? >> 12;
             // A level, of the 4 KiB granule; or all four bits.
