@@ -254,25 +254,25 @@ models! {
     a_hole_is_taken_back: Some(3), 120,
         ["shown, then swept", "refused"],
         scratch::a_hole_is_taken_back;
-    a_fault_of_el2_against_unmap: Some(3), 100,
+    a_fault_of_el2_against_unmap: Some(3), 3_500,
         ["read", "nothing was there", "met Drain"],
         window::a_fault_of_el2_against_unmap;
-    a_read_of_el2_against_unmap: Some(3), 100,
+    a_read_of_el2_against_unmap: Some(3), 300,
         ["read", "faulted"],
         window::a_read_of_el2_against_unmap;
-    two_faults_of_el2_at_one_page: Some(3), 50,
+    two_faults_of_el2_at_one_page: Some(3), 850,
         ["both read"],
         window::two_faults_of_el2_at_one_page;
-    a_fault_of_el2_against_a_copy: Some(3), 100,
+    a_fault_of_el2_against_a_copy: Some(3), 2_800,
         ["wrote", "met Drain in its fault", "again"],
         window::a_fault_of_el2_against_a_copy;
-    a_nested_fault_of_el2_against_unmap: Some(3), 100,
+    a_nested_fault_of_el2_against_unmap: Some(3), 1_800,
         ["read under the lock", "nothing was there", "met Drain"],
         window::a_nested_fault_of_el2_against_unmap;
-    a_page_changes_behind_el2s_window: Some(3), 100,
+    a_page_changes_behind_el2s_window: Some(3), 4_000,
         ["read the old", "read the new", "ended"],
         window::a_page_changes_behind_el2s_window;
-    a_harvest_against_a_write_by_el2s_window: Some(2), 100,
+    a_harvest_against_a_write_by_el2s_window: Some(2), 200,
         ["copied", "told by the next"],
         dirty::a_harvest_against_a_write_by_el2s_window;
     a_vm_is_entered_during_a_roll_over: Some(3), 50,

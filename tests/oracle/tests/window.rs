@@ -335,8 +335,9 @@ fn what_lies_beyond_the_window_is_not_taken_for_what_lies_below() {
         let vm = rig.vm();
         map(&rig, &vm, range(BASE, MIB2), &ram(level));
         map(&rig, &vm, range(far, MIB2), &ram(level));
-        assert_eq!(rig.touch(&vm, 1, far + 0x3000, true), Recovered::NotCovered);
+        let answer = rig.touch(&vm, 1, far + 0x3000, true);
         assert_eq!(rig.el2_reaches(BASE + 0x3000), None, "a fault beyond fills nothing below");
+        assert_eq!(answer, Recovered::NotCovered);
         assert_eq!(rig.touch(&vm, 1, BASE + 0x3000, true), Recovered::Mapped);
         unmap(&rig, &vm, range(far, MIB2));
         assert_eq!(rig.el2_reaches(BASE + 0x3000), Some(MEMORY + 0x3000), "it stays");
@@ -474,6 +475,43 @@ fn memory_takes_the_place_of_scratch_in_el2s_window_too() {
     assert_eq!(reached, [Some(0xe000_1000), Some(0xd000_0000)]);
     rig.assert_sound(&"scratch was replaced");
     assert_eq!((replaced, rig.el2_tlbis()), (1, 1));
+}
+
+/// Scratch between pages of memory, more often than a flush keeps ranges apart: what lies between is flushed with it in stage 2,
+/// but stays, and EL2 goes on reaching it.
+#[test]
+fn scratch_that_is_removed_leaves_the_memory_between_to_el2() {
+    const HOLES: u64 = 12;
+    let rig = Rig::new(Caps::TTL);
+    let vm = rig.vm();
+    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+    let scratch = unsafe { vm.scratch(Pa::new(0xd000_0000)) }.unwrap();
+    let (hole, memory) = (|n: u64| BASE + n * 0x2000, |n: u64| BASE + n * 0x2000 + 0x1000);
+    for n in 0..HOLES {
+        map(&rig, &vm, range(memory(n), PAGE_SIZE), &ram(Level::L3));
+        let cpu = rig.epochs.join(1).unwrap();
+        let mut tally = Tally::default();
+        vm.install_scratch(&cpu.enter(), Ipa::new(hole(n)), &scratch, &mut tally).unwrap();
+        drop(cpu);
+        for ipa in [hole(n), memory(n)] {
+            assert_eq!(rig.touch(&vm, 1, ipa, true), Recovered::Mapped);
+        }
+    }
+    let cpu = rig.epochs.join(0).unwrap();
+    let mut claim = vm.claim(range(BASE, MIB2)).unwrap();
+    let (all, mut back) = (Batch::all_of(&claim), Back(&rig.machine, vec![]));
+    let done = vm.remove_scratch(&cpu, &mut claim, all, &scratch, || {}, &mut back);
+    assert_eq!((done, back.1.len()), (Ok(Progress::Done), 0));
+    drop(cpu);
+    for n in 0..HOLES {
+        assert_eq!(rig.el2_reaches(hole(n)), None);
+        let wanted = Some(MEMORY + (memory(n) - BASE));
+        assert_eq!(rig.el2_reaches(memory(n)), wanted, "what stays, EL2 goes on reaching");
+    }
+    // The scratch page can serve somebody else now.
+    rig.machine.note(|pe| Event::FreeFrame { pe, frame: scratch.pa().get(), bytes: PAGE_SIZE });
+    rig.assert_sound(&"scratch was removed");
+    rig.assert_agrees(&vm);
 }
 
 /// The steps of EL2's own maintenance, each left out in turn: then something is wrong.
