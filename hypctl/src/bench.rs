@@ -151,6 +151,7 @@ impl Bench {
             cpu: self.cpu.clone(),
             smp: cpus.count,
             mem: memory.machine,
+            more: 0,
             no_reboot: true,
             icount: cpus.icount,
             kernel: self.workspace.hyp_bin(Variant::Measure),

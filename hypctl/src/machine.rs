@@ -90,6 +90,8 @@ pub struct Machine {
     pub smp: u32,
     /// RAM, bytes.
     pub mem: u64,
+    /// What the hypervisor keeps for tables because of what it is asked for, bytes.
+    pub more: u64,
     /// A reset ends QEMU.
     pub no_reboot: bool,
     /// One virtual nanosecond an instruction, the same in every run.
@@ -124,12 +126,12 @@ impl Machine {
         if !fits {
             let parts = format!(
                 "hypervisor {}, device tree {}, guest image and initrd {}, guest RAM {}",
-                Bytes(hyp + OWN),
+                Bytes(hyp + OWN + self.more),
                 Bytes(TREE_SPACE),
                 Bytes(modules),
                 Bytes(guest_mem),
             );
-            let sum = (hyp + OWN).saturating_add(above_tree).saturating_add(guest_mem);
+            let sum = (hyp + OWN + self.more).saturating_add(above_tree).saturating_add(guest_mem);
             let sum = sum.saturating_add(sum / (OWN_SHARE - 1) + 1);
             // Up to 256 MiB the tree lies in the middle; beyond, at 128 MiB.
             let beside_tree = above_tree.saturating_add(above_tree.min(TREE_AT_MOST));
@@ -146,7 +148,7 @@ impl Machine {
 
     /// What is left for guest RAM, bytes.
     pub fn room(&self, hyp_size: u64) -> u64 {
-        let hyp = HYP_BASE - RAM_BASE + up(hyp_size) + OWN + self.mem / OWN_SHARE;
+        let hyp = HYP_BASE - RAM_BASE + up(hyp_size) + OWN + self.more + self.mem / OWN_SHARE;
         let others = hyp.saturating_add(TREE_SPACE).saturating_add(self.modules_size());
         self.mem.saturating_sub(others)
     }
@@ -261,6 +263,7 @@ mod tests {
             cpu: "max".into(),
             smp: 2,
             mem: mem_mib << 20,
+            more: 0,
             no_reboot: false,
             icount: false,
             kernel: "hyp.bin".into(),

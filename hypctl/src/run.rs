@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use hyp_core::config::MIN_MEM;
+use hyp_core::recovery::Asked;
 use hyp_core::report::Report;
 use hyp_core::trace::Order;
 
@@ -147,10 +148,12 @@ fn plan(
     words.extend(arguments.mask.map(|mask| format!("mask={mask}")));
     let manage = arguments.manage || guest.is_ours && !arguments.no_manage;
     words.extend(manage.then(|| "manage".to_owned()));
+    let recover = arguments.recover.as_deref().and_then(Asked::parse);
     let mut machine = Machine {
         cpu: arguments.cpu.clone(),
         smp: smp(arguments),
         mem: arguments.mem.unwrap_or(DEFAULT_MEM),
+        more: recover.map_or(0, |asked| asked.table_bytes()),
         no_reboot: restarts.is_some(),
         icount: arguments.icount,
         kernel,

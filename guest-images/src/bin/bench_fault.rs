@@ -3,7 +3,10 @@
 //! With `log=1` it then has its writes logged and writes to each of the pages once more, for counting what one write fault on a
 //! clean page costs where hardware does not manage the dirty state.
 //!
-//! Arguments: `pages=` (2048), `log=` (0). One vCPU. The warm-up touches one page of every 2 MiB block of the
+//! With `holes=1` it reaches for so many pages behind its RAM instead, for counting what one recovery by the scratch page costs. Between
+//! them it makes a call now and then, so that the hypervisor's log of violations does not fill up.
+//!
+//! Arguments: `pages=` (2048), `log=` (0), `holes=` (0). One vCPU. The warm-up touches one page of every 2 MiB block of the
 //! range, so that the stage-2 tables are there; between the two looks at the counter there is nothing
 //! but one store for each further page, and each of them faults once.
 
@@ -14,15 +17,21 @@ use guest_rt::{MIB2, Machine, PAGE, call, check, check_eq, cpu, say};
 use hyp_abi::call::{DIRTY_HARVEST, DIRTY_START, SUCCESS, Stat};
 use smccc::Hvc;
 
+/// Violations between two calls: fewer than a CPU's log holds.
+const UNTOLD: usize = 64;
+
 guest_rt::guest!("bench-fault", bench);
 
 /// Pages that one level-3 table maps.
 const BLOCK: usize = MIB2 / PAGE;
 
 fn bench(machine: &Machine) {
-    let arguments = machine.args(&["pages", "log"]);
+    let arguments = machine.args(&["pages", "log", "holes"]);
     let (pages, log) = (arguments.number("pages", 2048), arguments.number("log", 0));
     check!(pages > 0, "pages=0: nothing to measure");
+    if arguments.number("holes", 0) != 0 {
+        return holes(machine.ram.end, pages);
+    }
     // The first page of each block is the warm-up's.
     let blocks = pages.div_ceil(BLOCK - 1);
     let mut arena = machine.arena();
@@ -80,6 +89,26 @@ fn refault(base: usize, pages: usize, bitmap: usize) {
         after.zip(before).map(|(after, before)| after - before),
         Some(pages as u64),
         "faults"
+    );
+}
+
+/// Reaches for so many pages behind RAM.
+fn holes(base: usize, pages: usize) {
+    let (blocks, each) = (pages.div_ceil(BLOCK - 1), BLOCK - 1);
+    (0..blocks).for_each(|block| touch(base + block * MIB2));
+    let before = call::stat(Stat::Recovered);
+    for number in 0..pages {
+        if number % UNTOLD == 0 {
+            let _ = installed();
+        }
+        touch(base + number / each * MIB2 + (number % each + 1) * PAGE);
+    }
+    let after = call::stat(Stat::Recovered);
+    say!("bench-fault: {pages} pages that are not there");
+    check_eq!(
+        after.zip(before).map(|(after, before)| after - before),
+        Some(pages as u64),
+        "violations that were recovered"
     );
 }
 

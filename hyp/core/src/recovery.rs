@@ -26,6 +26,13 @@ use crate::config::parse_size;
 use crate::patches::{Over, PatchError, Patches};
 use crate::range::{Bytes, IpaRange, PAGE_SIZE};
 
+/// Table pages of stage 2 that scratch pages may take outside of RAM: as many as 4 GiB need. Where an access would take more, it is as
+/// with [`Recovery::Inject`].
+pub const SCRATCH_TABLES: u64 = (4 << 30) / SPAN + 64;
+
+/// What a table of pages translates, in bytes.
+const SPAN: u64 = 2 << 20;
+
 /// A policy by its number in the call RECOVER and in the device tree, if there is one.
 #[must_use]
 pub const fn by_number(number: u64) -> Option<Recovery> {
@@ -99,6 +106,16 @@ impl Asked {
     #[must_use]
     pub fn end(&self) -> u64 {
         self.windows.iter().map(|(window, _)| window.end).max().unwrap_or(0)
+    }
+
+    /// What tables may take because of what is asked for, in bytes: those of stage 2, and of EL2's window for windows.
+    #[must_use]
+    pub fn table_bytes(&self) -> u64 {
+        let spans = self.windows.iter().fold(0_u64, |sum, (window, _)| {
+            sum.saturating_add(window.len() / SPAN).saturating_add(4)
+        });
+        let others = if self.default == Some(Recovery::Scratch) { SCRATCH_TABLES } else { 0 };
+        spans.saturating_mul(2).saturating_add(others).saturating_mul(PAGE_SIZE)
     }
 
     /// How many violations are recovered.

@@ -305,6 +305,9 @@ pub struct Report {
     /// Times of faults that gave a leaf what a write needed, likewise.
     #[serde(default)]
     pub relaxing: Option<Measure>,
+    /// Times of faults that were recovered by the scratch page, likewise.
+    #[serde(default)]
+    pub recovering: Option<Measure>,
     /// Work on the size of mappings, when it was measured.
     #[serde(default)]
     pub resizing: Option<Resizing>,
@@ -346,6 +349,7 @@ impl Report {
             takedown: None,
             measure: None,
             relaxing: None,
+            recovering: None,
             resizing: None,
             prot: Vec::new(),
             violation_log: violation::Summary::default(),
@@ -428,9 +432,11 @@ impl fmt::Display for Report {
                 row(f, "tables back in all", *tables)?;
             }
         }
-        for (measure, label) in
-            [(&self.measure, "populate fault"), (&self.relaxing, "fault on a leaf")]
-        {
+        for (measure, label) in [
+            (&self.measure, "populate fault"),
+            (&self.relaxing, "fault on a leaf"),
+            (&self.recovering, "recovered fault"),
+        ] {
             let Some(Measure { samples, min, median, max }) = measure else { continue };
             row(f, label, *median)?;
             write!(f, " instructions (median of {samples}, {min} to {max})")?;

@@ -1,5 +1,5 @@
-//! How many instructions EL2 spends on a populate fault, and on one that gives a leaf what a write needs, from the vector to
-//! the return to the guest.
+//! How many instructions EL2 spends on a populate fault, on one that gives a leaf what a write needs, and on one that is recovered by
+//! the scratch page, from the vector to the return to the guest.
 //!
 //! The vectors read PMCCNTR_EL0 as early and as late as they can (`exception/vectors.rs`), in builds with the
 //! feature `measure` only. On QEMU with `-icount shift=0` the counter advances by one an instruction, and
@@ -42,7 +42,7 @@ pub(crate) struct Timing {
     armed: Cell<u8>,
     /// The counter at the exit being handled.
     entered: Cell<u64>,
-    /// Populate faults first, then the others.
+    /// In the order of [`Kind`].
     histograms: Once<Box<[AtomicU32]>>,
 }
 
@@ -52,7 +52,11 @@ pub(crate) struct Timing {
 enum Kind {
     Populate = 1,
     Relax = 2,
+    Recover = 3,
 }
+
+/// How many there are.
+const KINDS: usize = 3;
 
 impl Timing {
     pub(crate) const fn new() -> Self {
@@ -64,7 +68,7 @@ impl Timing {
         sysreg::write!("pmccfiltr_el0", COUNT_AT_EL2);
         sysreg::write!("pmcntenset_el0", CYCLES);
         sysreg::write!("pmcr_el0", sysreg::read!("pmcr_el0") | START);
-        self.histograms.call_once(|| (0..2 * BUCKETS).map(|_| AtomicU32::new(0)).collect());
+        self.histograms.call_once(|| (0..KINDS * BUCKETS).map(|_| AtomicU32::new(0)).collect());
     }
 
     /// A fault installed a page; `filled` says whether the payload's bytes were copied into it.
@@ -77,6 +81,12 @@ impl Timing {
     #[inline]
     pub(crate) fn relaxed(&self) {
         self.armed.set(Kind::Relax as u8);
+    }
+
+    /// A fault was recovered by the scratch page, and recorded.
+    #[inline]
+    pub(crate) fn recovered(&self) {
+        self.armed.set(Kind::Recover as u8);
     }
 
     /// Something else took time: no sample.
@@ -105,7 +115,7 @@ impl Timing {
     #[inline(never)]
     fn record(&self, kind: u8, took: u64) {
         let bucket = usize::try_from(took).unwrap_or(BUCKETS).min(BUCKETS - 1);
-        let bucket = if kind == Kind::Relax as u8 { BUCKETS + bucket } else { bucket };
+        let bucket = usize::from(kind).saturating_sub(1) * BUCKETS + bucket;
         if let Some(count) = self.histograms.get().and_then(|all| all.get(bucket)) {
             count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         }
@@ -120,9 +130,9 @@ pub(crate) fn check() -> Result<(), Refusal> {
     }
 }
 
-/// What all CPUs measured of populate faults, and of faults on leaves; `None` without a sample.
-pub(crate) fn result() -> [Option<Measure>; 2] {
-    [Kind::Populate, Kind::Relax].map(of)
+/// What all CPUs measured of populate faults, of faults on leaves, and of recovered ones; `None` without a sample.
+pub(crate) fn result() -> [Option<Measure>; KINDS] {
+    [Kind::Populate, Kind::Relax, Kind::Recover].map(of)
 }
 
 fn of(kind: Kind) -> Option<Measure> {

@@ -5,7 +5,7 @@
 //! it starts.
 
 use alloc::boxed::Box;
-use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::{AtomicPtr, AtomicU64};
 
 use hyp_abi::MAX_VCPUS;
 use hyp_core::config::Bounds;
@@ -116,7 +116,8 @@ impl Plan {
 pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
     let Machine { platform, request, cpus } = machine;
     let guest = find_guest(&platform)?;
-    let bounds = bounds(cpus, request.blocks);
+    let asked = request.recover.clone().unwrap_or_default().or(guest.recovery.clone());
+    let bounds = bounds(cpus, request.blocks, &asked);
     let config = request.resolve(&bounds)?;
     #[cfg(feature = "measure")]
     if config.measure {
@@ -197,6 +198,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         space,
         scratch,
         meter: Meter::new(),
+        outlying: AtomicU64::new(0),
         policy: AtomicPtr::new(Box::into_raw(Box::new(policy))),
         moving: Lock::new("the turn", ()),
         scan: Lock::new("the scan", scan),
@@ -236,13 +238,14 @@ fn bytes(module: PaRange) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, module.len() as usize) }
 }
 
-/// What this machine has for a guest. Tables take one page in 512, and those of EL2's window as many; the rest is for stocks and slack.
-fn bounds(cpus: usize, blocks: bool) -> Bounds {
+/// What this machine has for a guest. Tables take one page in 512, and those of EL2's window as many; the same for recovery windows that are
+/// asked for; the rest is for stocks and slack.
+fn bounds(cpus: usize, blocks: bool, asked: &Asked) -> Bounds {
     let free = frames::free();
     let block = if blocks { cache::BLOCK_FRAMES } else { 0 };
     let stocks = (cpus * (cache::FULL + block)) as u64 * PAGE;
     let tables = free / 256 + free / 512;
-    let overhead = (tables + stocks + SLACK).next_multiple_of(SLACK);
+    let overhead = (tables + asked.table_bytes() + stocks + SLACK).next_multiple_of(SLACK);
     let (can_measure, can_trace) = (cfg!(feature = "measure"), cfg!(feature = "trace"));
     Bounds { cpus, free, overhead, can_measure, can_trace }
 }
@@ -338,10 +341,12 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
         limited,
         windows,
         nothing: plan.recovery.default.unwrap_or(Recovery::Stop),
+        hole: ram,
         end: Ipa::new(map.end),
         regions,
     };
     policy.ram = policy.ordinary(None, &policy.limited, &policy.windows);
+    policy.hole = policy.largest_hole(&policy.windows);
     Ok(policy)
 }
 

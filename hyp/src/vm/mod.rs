@@ -76,7 +76,7 @@ pub(crate) mod vcpu;
 
 use alloc::boxed::Box;
 use core::convert::Infallible;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use create::Plan;
 use hyp_abi::MAX_VCPUS;
@@ -117,6 +117,8 @@ pub(crate) struct Vm {
     scratch: Scratch,
     /// How often it has.
     meter: Meter,
+    /// Table pages that the scratch page took outside of RAM: see [`recovery`].
+    outlying: AtomicU64,
     policy: AtomicPtr<Policy>,
     /// The turn of who moves memory, resizes leaves or scans. Others try it, and never wait.
     moving: Lock<()>,

@@ -16,6 +16,7 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
+use core::iter;
 use core::sync::atomic::Ordering;
 
 use hyp_core::patches::{Over, Patches};
@@ -60,6 +61,9 @@ pub(crate) struct Policy {
     pub(super) windows: Windows,
     /// The same for addresses at which there is nothing at all.
     pub(super) nothing: Recovery,
+    /// The largest range outside of RAM in which every address is a hole that the scratch page is shown in: looked at before all else
+    /// that is no RAM.
+    pub(super) hole: IpaRange,
     /// The first address that is beyond the VM's.
     pub(super) end: Ipa,
     /// Everything but windows.
@@ -92,9 +96,15 @@ impl Policy {
     }
 
     /// What an address is to a fault.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn place(&self, ipa: Ipa) -> Place {
-        if self.ram.contains(ipa) { Place::Ram { allowed: RAM } } else { self.place_elsewhere(ipa) }
+        if self.hole.contains(ipa) {
+            Place::Recovery { policy: Recovery::Scratch, ram: None }
+        } else if self.ram.contains(ipa) {
+            Place::Ram { allowed: RAM }
+        } else {
+            self.place_elsewhere(ipa)
+        }
     }
 
     #[cold]
@@ -179,6 +189,25 @@ impl Policy {
         IpaRange::new(range.start(), until - start).ok()
     }
 
+    /// The largest range outside of RAM where a hole is scratch: a window, or what lies between everything, by default.
+    pub(super) fn largest_hole(&self, windows: &Windows) -> IpaRange {
+        let ram = plain(self.main);
+        let scratch = |&(range, policy): &(hyp_core::IpaRange, Recovery)| {
+            policy == Recovery::Scratch && !ram.overlaps(&range)
+        };
+        let declared = windows.all().filter(scratch).map(|(range, _)| range);
+        let ranges = || self.regions.all().iter().map(|region| plain(region.range));
+        let starts = iter::once(0).chain(ranges().map(|range| range.end));
+        let ends = ranges().map(|range| range.start).chain(iter::once(self.end.get()));
+        let nothing = starts
+            .zip(ends)
+            .filter(|_| self.nothing == Recovery::Scratch)
+            .filter_map(|(start, end)| windows.largest_gap(hyp_core::IpaRange { start, end }));
+        let hole = declared.chain(nothing).max_by_key(hyp_core::IpaRange::len);
+        hole.and_then(|hole| IpaRange::new(Ipa::new(hole.start), hole.len()).ok())
+            .unwrap_or(NOWHERE)
+    }
+
     /// The part of RAM in which nothing special is the case.
     pub(super) fn ordinary(
         &self,
@@ -255,6 +284,7 @@ pub(super) fn publish(env: Env<'_>, room: Room, moving: Option<Moving>) -> Resul
             blocks: now.blocks,
             moving,
             limited,
+            hole: now.largest_hole(&windows),
             windows,
             nothing: now.nothing,
             end: now.end,

@@ -217,8 +217,7 @@ fn in_windows(env: Env<'_>, start: u64, bytes: u64) -> Option<IpaRange> {
     let range = IpaRange::new(Ipa::new(start), bytes).ok().filter(|_| bytes <= RANGE_MAX)?;
     let guard = env.guards.enter();
     let policy = env.vm.policy(&guard);
-    // A window is RAM as a whole, or not at all.
-    (!policy.main.contains(range.start()) && policy.windows.cover(plain(range))).then_some(range)
+    (!policy.main.overlaps(&range) && policy.windows.cover(plain(range))).then_some(range)
 }
 
 /// Where released memory goes.

@@ -28,11 +28,12 @@
 use alloc::format;
 use alloc::string::String;
 use core::ptr;
+use core::sync::atomic::Ordering;
 
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, Readable};
 use hyp_abi::call::{RANGE_MAX, RECOVER_NONE, Stat};
 use hyp_core::PaRange;
-use hyp_core::recovery::{Recovery, WindowError, by_number};
+use hyp_core::recovery::{Recovery, SCRATCH_TABLES, WindowError, by_number};
 use hyp_core::violation::{Outcome, Sighting};
 use stage2::fault::Abort;
 use stage2::space::{Batch, Progress};
@@ -98,36 +99,65 @@ pub(super) fn scratch(
     page: u64,
 ) -> Step {
     let Env { vm, cpu, .. } = env;
-    let path = lock::fault_path(cpu);
-    let mut tally = Tally::default();
-    let end = vm.space.install_scratch(&guard, Ipa::new(page), &vm.scratch, &mut tally);
+    let end = {
+        let _path = lock::fault_path(cpu);
+        show(env, &guard, page)
+    };
     drop(guard);
+    if end.is_err() {
+        return not_shown(env, vcpu, abort, page, end);
+    }
+    let counted = {
+        let _path = lock::fault_path(cpu);
+        let ticks = timer::ticks();
+        let counted = vm.meter.count(&vm.plan.quota, ticks / timer::frequency().max(1));
+        if counted.is_ok() {
+            cpu.counters.bump(Stat::Recovered);
+            record(cpu, vcpu, abort, page, (ticks, Outcome::Scratch));
+        }
+        counted
+    };
+    match counted {
+        Ok(()) => {
+            #[cfg(feature = "measure")]
+            cpu.timing.recovered();
+            Step::Resume
+        }
+        Err(past) => stop(env, vcpu, abort, page, Some(format!("{past}"))),
+    }
+}
+
+/// Why the scratch page is not shown.
+enum NotShown {
+    /// Memory is there by now.
+    Memory,
+    /// It took as many tables as it may.
+    Full,
+    /// It cannot be.
+    Error(InstallError),
+}
+
+/// Shows the scratch page at `page`, unless it is shown already: another vCPU may have reached for it, too.
+#[inline(always)]
+fn show(env: Env<'_>, guard: &Guard<'_>, page: u64) -> Result<(), NotShown> {
+    let Env { vm, cpu, .. } = env;
+    if vm.outlying.load(Ordering::Relaxed) >= SCRATCH_TABLES {
+        return Err(NotShown::Full);
+    }
+    let (at, mut tally) = (Ipa::new(page), Tally::default());
+    let end = vm.space.install_scratch(guard, at, &vm.scratch, &mut tally);
     if (tally.tables | tally.lost_tables) != 0 {
-        linked(cpu, &tally);
+        linked(env, guard, at, &tally);
     }
     match end {
         Ok(Install::Installed(_)) => {
             cpu.counters.bump(Stat::Scratched);
             trace::published();
+            Ok(())
         }
-        // Another vCPU has reached for it, too.
-        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => {}
-        other => {
-            drop(path);
-            return not_shown(env, vcpu, abort, page, &other);
-        }
-    }
-    let ticks = timer::ticks();
-    match vm.meter.count(&vm.plan.quota, ticks / timer::frequency().max(1)) {
-        Ok(()) => {
-            cpu.counters.bump(Stat::Recovered);
-            record(cpu, vcpu, abort, page, (ticks, Outcome::Scratch));
-            Step::Resume
-        }
-        Err(past) => {
-            drop(path);
-            stop(env, vcpu, abort, page, Some(format!("{past}")))
-        }
+        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => Ok(()),
+        Ok(Install::Present(_)) => Err(NotShown::Memory),
+        Err(error) => Err(NotShown::Error(error)),
     }
 }
 
@@ -147,34 +177,38 @@ fn record(cpu: &PerCpu, vcpu: &Vcpu, abort: Abort, page: u64, (ticks, outcome): 
     violations::record(cpu, &sighting);
 }
 
+/// Counts the tables that the scratch page took on its way to `at`. A bounded number of them lies outside of RAM, whose tables
+/// RAM needs anyway.
 #[cold]
-fn linked(cpu: &PerCpu, tally: &Tally) {
+fn linked(env: Env<'_>, guard: &Guard<'_>, at: Ipa, tally: &Tally) {
+    let Env { vm, cpu, .. } = env;
     cpu.counters.add(Stat::Tables, tally.tables);
     cpu.counters.add(Stat::LostTables, tally.lost_tables);
+    if !vm.policy(guard).main.contains(at) {
+        vm.outlying.fetch_add(tally.tables, Ordering::Relaxed);
+    }
 }
 
-/// The scratch page is not at `page`, because of this.
+/// The scratch page is not at `page`, and this is why.
 #[cold]
 fn not_shown(
     env: Env<'_>,
     vcpu: &mut Vcpu,
     abort: Abort,
     page: u64,
-    end: &Result<Install, InstallError>,
+    end: Result<(), NotShown>,
 ) -> Step {
-    match end {
-        // Memory by now.
-        Ok(_) => {
-            env.cpu.counters.bump(Stat::Spurious);
-            repeat(env, vcpu, page)
-        }
-        Err(InstallError::Retry { .. } | InstallError::OutOfTables) => {
-            env.cpu.counters.bump(Stat::Retries);
-            repeat(env, vcpu, page)
-        }
-        // There is no place for a page: what is there is larger, or says something else.
-        Err(_) => refuse(env, vcpu, abort, page),
-    }
+    let stat = match end {
+        Ok(()) => return Step::Resume,
+        Err(NotShown::Memory) => Stat::Spurious,
+        Err(NotShown::Error(InstallError::Retry { .. })) => Stat::Retries,
+        // Nothing is held: as at a safe point. If memory is used up there will be no table.
+        Err(NotShown::Error(InstallError::OutOfTables)) if env.cpu.stock.refill() => Stat::Retries,
+        // There is no place for a page: no table, or what is there is larger, or says something else.
+        Err(NotShown::Full | NotShown::Error(_)) => return refuse(env, vcpu, abort, page),
+    };
+    env.cpu.counters.bump(stat);
+    repeat(env, vcpu, page)
 }
 
 /// A guest has reached for `page`, where it has no memory: it hears of it by an abort of its own.
@@ -245,6 +279,10 @@ pub(super) fn release(env: Env<'_>, range: IpaRange) -> Result<Part, Refused> {
 fn take_away(env: Env<'_>, mut claim: Claim<'_>) -> Result<u64, Refused> {
     let Env { vm, cpu, guards } = env;
     let before = vm.space.account();
+    let outside = {
+        let guard = guards.enter();
+        !vm.policy(&guard).main.overlaps(&claim.range())
+    };
     // Of the VM's nothing goes, but what an operation that was given up has left behind.
     let mut pool = ToThePool::default();
     let mut batch = Batch { from: claim.range().start(), slots: BATCH };
@@ -256,6 +294,11 @@ fn take_away(env: Env<'_>, mut claim: Claim<'_>) -> Result<u64, Refused> {
         batch.from = next;
     }
     cpu.counters.add(Stat::TablesFreed, pool.tables);
+    if outside {
+        let fewer = pool.tables.min(vm.outlying.load(Ordering::Relaxed));
+        // Who has the turn is the only one to count them off.
+        vm.outlying.fetch_sub(fewer, Ordering::Relaxed);
+    }
     // Nobody else takes any away without the turn.
     Ok(vm.space.account().others_unmapped - before.others_unmapped)
 }

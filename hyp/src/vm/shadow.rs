@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 use hyp_abi::call::{self, SHADOW_MAX, SHADOW_UNIT};
 use hyp_core::PaRange;
 use stage2::space::Lookup;
-use stage2::{Ipa, IpaRange, View};
+use stage2::{Ipa, IpaRange, Owner, View};
 
 use super::copying::copy_lines;
 use super::outcome::{Part, Refused};
@@ -225,6 +225,8 @@ fn each_page(range: IpaRange) -> impl Iterator<Item = Ipa> {
 fn now(found: Option<Lookup>, ipa: Ipa) -> Now {
     let Some(found) = found else { return Now::Untouched };
     match found.view() {
+        // Behind many addresses at once, and the VM's at none: a hole.
+        View::Leaf(leaf) if leaf.owner() == Owner::Other => Now::Untouched,
         View::Leaf(leaf) => {
             let offset = ipa.get() & (found.level.slot_bytes() - 1);
             Now::Mapped(leaf.pa().get() + offset)

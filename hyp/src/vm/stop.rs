@@ -46,8 +46,8 @@ pub(super) fn report(plan: &Plan, reason: Reason, lives: u32, down: Option<Taked
     }
     #[cfg(feature = "measure")]
     if plan.measure {
-        let [populate, relax] = crate::event::measure::result();
-        (report.measure, report.relaxing) = (populate, relax);
+        let [populate, relax, recover] = crate::event::measure::result();
+        (report.measure, report.relaxing, report.recovering) = (populate, relax, recover);
         report.resizing = crate::event::resizing::result();
         report.prot = super::measuring::result();
     }

@@ -120,6 +120,19 @@ fn what_one_says_the_other_does_not() {
 }
 
 #[test]
+fn tables_are_reckoned_with() {
+    let tables = |value| Asked::parse(value).unwrap().table_bytes() / K4;
+    assert_eq!(Asked::default().table_bytes(), 0);
+    assert_eq!((tables("stop"), tables("scratch")), (0, SCRATCH_TABLES));
+    // Stage 2's and EL2's: pages, and what leads to them where a window begins and ends anywhere.
+    assert_eq!(tables("inject,scratch@0x50001000+1G"), 2 * (512 + 4));
+    assert_eq!(
+        tables("scratch,inject@0x50000000+4K,stop@0x60000000+4M"),
+        SCRATCH_TABLES + 2 * (4 + 2 + 4)
+    );
+}
+
+#[test]
 fn policies_have_words_and_numbers() {
     for (number, policy) in (1..).zip([Recovery::Scratch, Recovery::Inject, Recovery::Stop]) {
         assert_eq!(by_number(number), Some(policy));
