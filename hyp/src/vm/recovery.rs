@@ -37,7 +37,7 @@ use hyp_core::recovery::{Recovery, SCRATCH_TABLES, WindowError, by_number};
 use hyp_core::violation::{Outcome, Sighting};
 use stage2::fault::Abort;
 use stage2::space::{Batch, Progress};
-use stage2::{Claim, Guard, Install, InstallError, Ipa, IpaRange, Pa, Scratch, Tally};
+use stage2::{Claim, Guard, Install, InstallError, Ipa, IpaRange, Level, Pa, Scratch, Tally};
 
 use super::fault::{diagnose, repeat};
 use super::outcome::{Part, Refused};
@@ -141,10 +141,10 @@ enum NotShown {
 #[inline(always)]
 fn show(env: Env<'_>, guard: &Guard<'_>, page: u64) -> Result<(), NotShown> {
     let Env { vm, cpu, .. } = env;
-    if vm.outlying.load(Ordering::Relaxed) >= SCRATCH_TABLES {
+    let (at, mut tally) = (Ipa::new(page), Tally::default());
+    if vm.outlying.load(Ordering::Relaxed) >= SCRATCH_TABLES && takes_table(env, guard, at) {
         return Err(NotShown::Full);
     }
-    let (at, mut tally) = (Ipa::new(page), Tally::default());
     let end = vm.space.install_scratch(guard, at, &vm.scratch, &mut tally);
     if (tally.tables | tally.lost_tables) != 0 {
         linked(env, guard, at, &tally);
@@ -175,6 +175,13 @@ fn record(cpu: &PerCpu, vcpu: &Vcpu, abort: Abort, page: u64, (ticks, outcome): 
         outcome,
     };
     violations::record(cpu, &sighting);
+}
+
+/// Whether the scratch page at `at`, outside of RAM, would take another table.
+#[cold]
+fn takes_table(env: Env<'_>, guard: &Guard<'_>, at: Ipa) -> bool {
+    let found = env.vm.space.lookup(guard, at);
+    !env.vm.policy(guard).main.contains(at) && found.is_none_or(|found| found.level != Level::L3)
 }
 
 /// Counts the tables that the scratch page took on its way to `at`. A bounded number of them lies outside of RAM, whose tables

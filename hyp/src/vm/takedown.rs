@@ -103,6 +103,8 @@ pub(super) unsafe fn take_down(
     let mut down = Takedown { frames: pool.0, ..Takedown::default() };
     match end {
         Ok(account) => {
+            // SAFETY: (1) no table shows it: they are gone. No CPU has the VM, by the caller's clause.
+            unsafe { recovery::give_back(&scratch) };
             down.tables = account.tables_freed;
             if (account.tables_now(), account.leaves_now()) != (0, 0) {
                 down.wrong = Some(format!("the account does not balance: {account}"));
@@ -110,8 +112,6 @@ pub(super) unsafe fn take_down(
         }
         Err(error) => down.wrong = Some(error.why.to_string()),
     }
-    // SAFETY: (1) as below.
-    unsafe { recovery::give_back(&scratch) };
     if let Some(logging) = logging.into_inner() {
         // SAFETY: (1) the space is gone, or nobody will do anything with it any more.
         unsafe { logging.free() };
