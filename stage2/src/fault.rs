@@ -71,7 +71,7 @@ pub use abort::{Abort, LoadStore};
 pub use access::{Access, El};
 pub use address::{Address, reported, translated};
 pub use inject::Entry;
-pub use quick::{is_leaf_fault, is_plain_store, is_translation};
+pub use quick::{is_leaf_fault, is_no_fetch, is_plain_store, is_translation};
 pub use status::Status;
 
 use crate::addr::Level;

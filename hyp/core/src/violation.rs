@@ -21,7 +21,7 @@ mod tests;
 use core::fmt;
 
 pub use log::{KEPT, LINES, Log, PERIOD, Rest, Summary, Told};
-pub use ring::{Pushed, Ring};
+pub use ring::{Newest, Pushed, Ring};
 use serde::{Deserialize, Serialize};
 
 use crate::syndrome::Syndrome;
@@ -127,14 +127,18 @@ impl Sighting {
     }
 
     /// Whether `words` are of the same violation as `before`: the same instruction, syndrome, outcome and pages, at whatever
-    /// time. Decided without a branch: it is asked on the fault path.
+    /// time. It is asked on the fault path, where most are of another page.
     #[inline]
     #[must_use]
-    pub const fn is_same(words: &[u64; WORDS], before: &[u64; WORDS]) -> bool {
+    pub fn is_same(words: &[u64; WORDS], before: &Newest<'_, WORDS>) -> bool {
         let [_, pc, va, ipa, esr, last] = *words;
-        let [_, other_pc, other_va, other_ipa, other_esr, other_last] = *before;
+        let [other_va, other_ipa] = [2, 3].map(|number| before.word(number));
         let page = ((va ^ other_va) | (ipa ^ other_ipa)) >> 12;
-        (pc ^ other_pc) | (esr ^ other_esr) | (last ^ other_last) | page == 0
+        if page != 0 {
+            return false;
+        }
+        let [other_pc, other_esr, other_last] = [1, 4, 5].map(|number| before.word(number));
+        (pc ^ other_pc) | (esr ^ other_esr) | (last ^ other_last) == 0
     }
 }
 

@@ -63,6 +63,11 @@ pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     let guard = guards.enter();
     let policy = vm.policy(&guard);
     if !policy.ram.contains(at) {
+        let esr = ESR_EL2.get();
+        if policy.hole.contains(at) && is_no_fetch(esr) {
+            drop(path);
+            return recovery::scratch(env, guard, vcpu, esr, at);
+        }
         drop(path);
         return elsewhere(env, vcpu, at, guard);
     }
@@ -82,8 +87,7 @@ pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
 }
 
 /// A Translation fault that is not in the ordinary part of RAM, under the guard that saw that.
-// In one piece with its caller: a recovery takes as few instructions as a populate fault.
-#[inline(always)]
+#[inline(never)]
 fn elsewhere(env: Env<'_>, vcpu: &mut Vcpu, at: Ipa, guard: Guard<'_>) -> Step {
     let Some(fault) = Fault::new(ESR_EL2.get(), vcpu.context.pstate) else {
         return diagnose(env, vcpu, Some(at.get()), None);
@@ -92,7 +96,7 @@ fn elsewhere(env: Env<'_>, vcpu: &mut Vcpu, at: Ipa, guard: Guard<'_>) -> Step {
     // What installs looks at the slot itself.
     match missing(fault, Seen::Empty, policy.place(at)) {
         Action::Scratch if policy.moving.is_none() => {
-            recovery::scratch(env, guard, vcpu, fault.abort, at.get())
+            recovery::scratch(env, guard, vcpu, ESR_EL2.get(), at)
         }
         action => extraordinary(env, vcpu, fault, at, guard, action),
     }
@@ -117,7 +121,7 @@ fn extraordinary(
         return on_its_way(env, vcpu, fault, at, end);
     }
     match action {
-        Action::Scratch => recovery::scratch(env, guard, vcpu, fault.abort, at.get()),
+        Action::Scratch => recovery::scratch(env, guard, vcpu, ESR_EL2.get(), at),
         Action::Install => {
             let end = blocks::fault(env, &guard, policy, at.get());
             drop(guard);

@@ -33,7 +33,7 @@ use core::sync::atomic::Ordering;
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, Readable};
 use hyp_abi::call::{RANGE_MAX, RECOVER_NONE, Stat};
 use hyp_core::PaRange;
-use hyp_core::recovery::{Recovery, SCRATCH_TABLES, WindowError, by_number};
+use hyp_core::recovery::{Past, Recovery, SCRATCH_TABLES, WindowError, by_number};
 use hyp_core::violation::{Outcome, Sighting};
 use stage2::fault::Abort;
 use stage2::space::{Batch, Progress};
@@ -50,7 +50,7 @@ use super::{Stage2, inject};
 use crate::boot::Refusal;
 use crate::cpu::PerCpu;
 use crate::event::{trace, violations};
-use crate::lock::{self, relax};
+use crate::lock::{self, FaultPath, relax};
 use crate::mem::cache::BLOCK;
 use crate::mem::{PAGE, clean, frames};
 use crate::platform::timer;
@@ -58,6 +58,9 @@ use crate::window;
 
 /// What a scratch page is filled with, byte by byte. Bit 0 of every aligned word is 0: no descriptor is valid.
 const PATTERN: u8 = 0x5c;
+
+/// `ESR_EL2.ISS`: S1PTW.
+const WALK: u64 = 1 << 7;
 
 /// What one RECOVER does at the most, in bytes.
 const PART: u64 = 64 * BLOCK;
@@ -88,93 +91,84 @@ pub(super) unsafe fn give_back(scratch: &Scratch) {
     unsafe { frames::give_back(frame, 1) };
 }
 
-/// A guest has reached for `page`, where it has no memory, and goes on without: it gets the scratch page. The guard is the one under
-/// which that was decided.
+/// A guest has reached for `page`, where it has no memory, and goes on without: it gets the scratch page. Not by a fetch. The guard
+/// is the one under which that was decided.
 #[inline(always)]
 pub(super) fn scratch(
     env: Env<'_>,
     guard: Guard<'_>,
     vcpu: &mut Vcpu,
-    abort: Abort,
-    page: u64,
+    esr: u64,
+    page: Ipa,
 ) -> Step {
     let Env { vm, cpu, .. } = env;
-    let end = {
-        let _path = lock::fault_path(cpu);
-        show(env, &guard, page)
-    };
+    let path = lock::fault_path(cpu);
+    let mut tally = Tally::default();
+    let is_full = vm.outlying.load(Ordering::Relaxed) >= SCRATCH_TABLES;
+    if is_full && takes_table(env, &guard, page) {
+        return not_shown(env, vcpu, (path, guard), page, NotShown::Full);
+    }
+    let end = vm.space.install_scratch(&guard, page, &vm.scratch, &mut tally);
+    if (tally.tables | tally.lost_tables) != 0 {
+        linked(env, &guard, page, &tally);
+    }
+    match end {
+        Ok(Install::Installed(_)) => {
+            cpu.counters.bump(Stat::Scratched);
+            trace::published();
+        }
+        // Another vCPU has reached for it, too.
+        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => {}
+        Ok(Install::Present(_)) => {
+            return not_shown(env, vcpu, (path, guard), page, NotShown::Memory);
+        }
+        Err(error) => {
+            return not_shown(env, vcpu, (path, guard), page, NotShown::Error(error));
+        }
+    }
     drop(guard);
-    if end.is_err() {
-        return not_shown(env, vcpu, abort, page, end);
+    let ticks = timer::ticks();
+    if let Err(past) = vm.meter.count(&vm.plan.quota, ticks / timer::frequency().max(1)) {
+        return too_many(env, vcpu, path, page, past);
     }
-    let counted = {
-        let _path = lock::fault_path(cpu);
-        let ticks = timer::ticks();
-        let counted = vm.meter.count(&vm.plan.quota, ticks / timer::frequency().max(1));
-        if counted.is_ok() {
-            cpu.counters.bump(Stat::Recovered);
-            record(cpu, vcpu, abort, page, (ticks, Outcome::Scratch));
-        }
-        counted
-    };
-    match counted {
-        Ok(()) => {
-            #[cfg(feature = "measure")]
-            cpu.timing.recovered();
-            Step::Resume
-        }
-        Err(past) => stop(env, vcpu, abort, page, Some(format!("{past}"))),
-    }
+    cpu.counters.bump(Stat::Recovered);
+    record(cpu, vcpu, esr, page, (ticks, Outcome::Scratch));
+    #[cfg(feature = "measure")]
+    cpu.timing.recovered();
+    Step::Resume
 }
 
 /// Why the scratch page is not shown.
 enum NotShown {
     /// Memory is there by now.
     Memory,
-    /// It took as many tables as it may.
+    /// Scratch took as many tables as it may.
     Full,
     /// It cannot be.
     Error(InstallError),
 }
 
-/// Shows the scratch page at `page`, unless it is shown already: another vCPU may have reached for it, too.
-#[inline(always)]
-fn show(env: Env<'_>, guard: &Guard<'_>, page: u64) -> Result<(), NotShown> {
-    let Env { vm, cpu, .. } = env;
-    let (at, mut tally) = (Ipa::new(page), Tally::default());
-    if vm.outlying.load(Ordering::Relaxed) >= SCRATCH_TABLES && takes_table(env, guard, at) {
-        return Err(NotShown::Full);
-    }
-    let end = vm.space.install_scratch(guard, at, &vm.scratch, &mut tally);
-    if (tally.tables | tally.lost_tables) != 0 {
-        linked(env, guard, at, &tally);
-    }
-    match end {
-        Ok(Install::Installed(_)) => {
-            cpu.counters.bump(Stat::Scratched);
-            trace::published();
-            Ok(())
-        }
-        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => Ok(()),
-        Ok(Install::Present(_)) => Err(NotShown::Memory),
-        Err(error) => Err(NotShown::Error(error)),
-    }
-}
-
 /// Records what a vCPU has reached for, when, and what comes of it.
 #[inline(always)]
-fn record(cpu: &PerCpu, vcpu: &Vcpu, abort: Abort, page: u64, (ticks, outcome): (u64, Outcome)) {
+fn record(cpu: &PerCpu, vcpu: &Vcpu, esr: u64, page: Ipa, (ticks, outcome): (u64, Outcome)) {
     let va = FAR_EL2.get();
     let sighting = Sighting {
         ticks,
-        esr: ESR_EL2.get(),
+        esr,
         pc: vcpu.context.pc,
         va,
-        ipa: Some(abort.ipa_in(Ipa::new(page), va).get()),
+        ipa: Some(address(esr, page, va)),
         el: vcpu.context.exception_level(),
         outcome,
     };
     violations::record(cpu, &sighting);
+}
+
+/// The address of an access to `page`: on a walk of stage 1 no more is known than that.
+#[inline(always)]
+fn address(esr: u64, page: Ipa, va: u64) -> u64 {
+    let offset = if esr & WALK != 0 { 0 } else { va & (PAGE - 1) };
+    page.get() | offset
 }
 
 /// Whether the scratch page at `at`, outside of RAM, would take another table.
@@ -196,51 +190,52 @@ fn linked(env: Env<'_>, guard: &Guard<'_>, at: Ipa, tally: &Tally) {
     }
 }
 
-/// The scratch page is not at `page`, and this is why.
+/// The scratch page is not at `page`, and this is why. The fault path ends here.
 #[cold]
 fn not_shown(
     env: Env<'_>,
     vcpu: &mut Vcpu,
-    abort: Abort,
-    page: u64,
-    end: Result<(), NotShown>,
+    held: (FaultPath<'_>, Guard<'_>),
+    page: Ipa,
+    why: NotShown,
 ) -> Step {
-    let stat = match end {
-        Ok(()) => return Step::Resume,
-        Err(NotShown::Memory) => Stat::Spurious,
-        Err(NotShown::Error(InstallError::Retry { .. })) => Stat::Retries,
+    { held };
+    let stat = match why {
+        NotShown::Memory => Stat::Spurious,
+        NotShown::Error(InstallError::Retry { .. }) => Stat::Retries,
         // Nothing is held: as at a safe point. If memory is used up there will be no table.
-        Err(NotShown::Error(InstallError::OutOfTables)) if env.cpu.stock.refill() => Stat::Retries,
+        NotShown::Error(InstallError::OutOfTables) if env.cpu.stock.refill() => Stat::Retries,
         // There is no place for a page: no table, or what is there is larger, or says something else.
-        Err(NotShown::Full | NotShown::Error(_)) => return refuse(env, vcpu, abort, page),
+        NotShown::Full | NotShown::Error(_) => return refuse(env, vcpu, page),
     };
     env.cpu.counters.bump(stat);
-    repeat(env, vcpu, page)
+    repeat(env, vcpu, page.get())
+}
+
+/// More has been recovered than may be: the VM ends. The fault path, too.
+#[cold]
+fn too_many(env: Env<'_>, vcpu: &Vcpu, path: FaultPath<'_>, page: Ipa, past: Past) -> Step {
+    { path };
+    stop(env, vcpu, page, Some(format!("{past}")))
 }
 
 /// A guest has reached for `page`, where it has no memory: it hears of it by an abort of its own.
 #[cold]
-pub(super) fn refuse(env: Env<'_>, vcpu: &mut Vcpu, abort: Abort, page: u64) -> Step {
+pub(super) fn refuse(env: Env<'_>, vcpu: &mut Vcpu, page: Ipa) -> Step {
+    let esr = ESR_EL2.get();
+    let Some(abort) = Abort::new(esr) else { return diagnose(env, vcpu, Some(page.get()), None) };
     env.cpu.counters.bump(Stat::Injected);
-    record(env.cpu, vcpu, abort, page, (timer::ticks(), Outcome::Injected));
-    let va = FAR_EL2.get();
-    let walk = abort.is_stage1_walk().then(|| inject::level_of_walk(env, va, page));
-    inject::abort(&mut vcpu.context, abort, va, walk.flatten());
+    record(env.cpu, vcpu, esr, page, (timer::ticks(), Outcome::Injected));
+    inject::instead_of(env, &mut vcpu.context, abort, Some(page));
     Step::Resume
 }
 
 /// A guest has reached for `page`, where it has no memory: the VM ends.
 #[cold]
-pub(super) fn stop(
-    env: Env<'_>,
-    vcpu: &Vcpu,
-    abort: Abort,
-    page: u64,
-    hint: Option<String>,
-) -> Step {
-    record(env.cpu, vcpu, abort, page, (timer::ticks(), Outcome::Stopped));
-    let ipa = abort.ipa_in(Ipa::new(page), FAR_EL2.get());
-    diagnose(env, vcpu, Some(ipa.get()), hint)
+pub(super) fn stop(env: Env<'_>, vcpu: &Vcpu, page: Ipa, hint: Option<String>) -> Step {
+    let esr = ESR_EL2.get();
+    record(env.cpu, vcpu, esr, page, (timer::ticks(), Outcome::Stopped));
+    diagnose(env, vcpu, Some(address(esr, page, FAR_EL2.get())), hint)
 }
 
 /// Declares the first part of a range a recovery window, or none. Called at a safe point.

@@ -1,4 +1,4 @@
-//! Three questions to a syndrome, each by a comparison or two: for the faults that a handler acts upon before it decodes anything.
+//! Four questions to a syndrome, each by a comparison or two: for the faults that a handler acts upon before it decodes anything.
 //!
 //! What is done after a yes must be what [`decide`](super::decide) says; tests compare the two for every syndrome.
 
@@ -20,6 +20,13 @@ const WRITE: u64 = 1 << 6;
 #[must_use]
 pub const fn is_translation(esr: u64) -> bool {
     esr & (CLASS | 0b11_1100) == LOWER | 0b00_0100
+}
+
+/// Of a guest's Translation fault: whether it is no fetch, so that the scratch page can take it. A walk for a fetch is none.
+#[inline(always)]
+#[must_use]
+pub const fn is_no_fetch(esr: u64) -> bool {
+    esr & (DATA | WALK) != 0
 }
 
 /// An Access flag or Permission fault of a guest, level 0 to 3, of whatever access: status 0b0010LL or 0b0011LL.

@@ -1,7 +1,8 @@
 //! How many violations are recovered before a VM is stopped.
 //!
-//! Two words, both counted by every CPU, without a lock and without a loop: how many there have been, and in the second of the last
-//! one how many. A second begins with the first violation that is counted in it; the word only grows, so it begins once.
+//! One word is counted up by every CPU, without a lock and without a loop. Another says which second it is, and where the count was when
+//! that began: for whoever counts first in it, by one exchange. So a violation takes one atomic addition. Of those that are
+//! counted at the moment at which a second begins, as many as there are CPUs may be missing in its rate; none is in the sum.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,7 +25,7 @@ impl Quota {
 #[derive(Debug, Default)]
 pub struct Meter {
     all: AtomicU64,
-    /// Bits 63:32 are a second since boot, 31:0 the violations in it.
+    /// Bits 63:32 are a second since boot, 31:0 those of the count when it began.
     second: AtomicU64,
 }
 
@@ -38,9 +39,6 @@ pub enum Past {
     #[error("{0} violations were recovered within a second, and no more are: see recover-rate")]
     Rate(u32),
 }
-
-/// Of the word for the rate: the violations.
-const COUNT: u64 = 0xffff_ffff;
 
 impl Meter {
     /// Nothing has been counted.
@@ -59,27 +57,25 @@ impl Meter {
         if before >= quota.in_all {
             return Err(Past::Limit(quota.in_all));
         }
-        if self.in_second(second) > u64::from(quota.a_second) {
+        let seen = self.second.load(Ordering::Relaxed);
+        // Somebody whose clock was read later may have begun the next second already.
+        let began = if seen >> 32 >= second { seen } else { self.begin(seen, second, before) };
+        // Less than none, for one that came before him who began it.
+        let so_far = (before as u32).wrapping_sub(began as u32).cast_signed();
+        if i64::from(so_far) >= i64::from(quota.a_second) {
             return Err(Past::Rate(quota.a_second));
         }
         Ok(())
     }
 
-    /// The number of this violation within its second.
-    #[inline]
-    fn in_second(&self, second: u64) -> u64 {
-        let old = self.second.fetch_add(1, Ordering::Relaxed);
-        // Somebody whose clock was read later may have begun the next second already.
-        if old >> 32 >= second { (old & COUNT).wrapping_add(1) } else { self.begin(second) }
-    }
-
+    /// Begins a second with a violation of this number, unless somebody else has; returns what began it.
     #[cold]
-    fn begin(&self, second: u64) -> u64 {
-        let first = second << 32 | 1;
-        if self.second.fetch_max(first, Ordering::Relaxed) < first {
-            return 1;
+    fn begin(&self, seen: u64, second: u64, before: u64) -> u64 {
+        let mine = second << 32 | before & 0xffff_ffff;
+        match self.second.compare_exchange(seen, mine, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(other) if other >> 32 >= second => other,
+            // Or one before it was begun just now, and the next violation begins this one.
+            _ => mine,
         }
-        // Another CPU has begun it.
-        (self.second.fetch_add(1, Ordering::Relaxed) & COUNT).wrapping_add(1)
     }
 }

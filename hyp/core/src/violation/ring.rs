@@ -62,6 +62,25 @@ struct Entry<const W: usize> {
     count: AtomicU64,
 }
 
+/// The newest record, of which a word is read when it is asked for: most that come after it differ in the first that is.
+#[derive(Debug)]
+pub struct Newest<'r, const W: usize>(&'r [AtomicU64; W]);
+
+impl<'r, const W: usize> Newest<'r, W> {
+    /// The record of these words.
+    #[must_use]
+    pub const fn new(words: &'r [AtomicU64; W]) -> Self {
+        Self(words)
+    }
+
+    /// A word; 0 beyond the last.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(&self, number: usize) -> u64 {
+        self.0.get(number).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+}
+
 /// A ring of `N` records of `W` words; `N` is a power of two, and at least 2.
 #[derive(Debug)]
 pub struct Ring<const N: usize, const W: usize> {
@@ -120,13 +139,13 @@ impl<const N: usize, const W: usize> Ring<N, W> {
     pub fn push(
         &self,
         words: [u64; W],
-        is_same: impl FnOnce(&[u64; W], &[u64; W]) -> bool,
+        is_same: impl FnOnce(&[u64; W], &Newest<'_, W>) -> bool,
     ) -> Pushed {
         let head = self.head.load(Ordering::Relaxed);
         let newest = self.entry(head.wrapping_sub(1));
         let count = newest.count.load(Ordering::Relaxed);
         if count != 0 {
-            let before = newest.words.each_ref().map(|word| word.load(Ordering::Relaxed));
+            let before = Newest(&newest.words);
             // Taken meanwhile, it is 0 for good.
             if is_same(&words, &before) && newest.again(count) {
                 return Pushed::Counted;

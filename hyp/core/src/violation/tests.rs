@@ -7,6 +7,8 @@ use alloc::string::ToString;
 
 use proptest::prelude::*;
 
+use core::sync::atomic::AtomicU64;
+
 use super::*;
 
 /// Data abort from the guest, EC 0x24, IL.
@@ -166,7 +168,8 @@ proptest! {
     fn the_same_is_what_differs_in_time_and_offset_only(
         sighting in sightings(), ticks: u64, offset in 0..4096_u64, bit in 0..64_u32,
     ) {
-        let same = |other: &Sighting| Sighting::is_same(&other.words(), &sighting.words());
+        let before = sighting.words().map(AtomicU64::new);
+        let same = |other: &Sighting| Sighting::is_same(&other.words(), &Newest::new(&before));
         let later = Sighting { ticks, va: sighting.va ^ offset, ipa: sighting.ipa.map(|ipa| ipa ^ offset), ..sighting };
         prop_assert!(same(&later), "the same page is the same violation");
         let flip = 1_u64 << bit;

@@ -46,6 +46,14 @@ fn what_is_done_at_once_is_what_is_decided() {
             if is_translation(esr) {
                 assert_eq!(fault.first(), First::Reported);
                 assert_eq!(decide(fault, Seen::Empty, ram(Prot::RWX)), Action::Install);
+                // A hole, in a window or not.
+                for hole in [
+                    Place::Recovery { policy: Recovery::Scratch, ram: None },
+                    Place::Nothing(Recovery::Scratch),
+                ] {
+                    let action = if is_no_fetch(esr) { Action::Scratch } else { Action::Inject };
+                    assert_eq!(decide(fault, Seen::Empty, hole), action);
+                }
                 for seen in SEEN {
                     for place in places() {
                         assert_eq!(missing(fault, seen, place), decide(fault, seen, place));

@@ -12,7 +12,7 @@ use crate::sched::thread;
 type Record = [u64; 2];
 
 fn push<const N: usize>(ring: &Ring<N, 2>, name: u64) -> Pushed {
-    ring.push([name, !name], |words, before| words[0] == before[0])
+    ring.push([name, !name], |words, before| words[0] == before.word(0))
 }
 
 /// One thread pushes `names`, another tries `takes` times to take something; then the rest is taken. Returns what was taken, by the

@@ -6,13 +6,13 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::super::{Pushed, Ring};
+use super::super::{Newest, Pushed, Ring};
 
 /// Records of two words: a name and a value; the same if the names are.
 type Small = Ring<4, 2>;
 
-fn by_name(words: &[u64; 2], before: &[u64; 2]) -> bool {
-    words[0] == before[0]
+fn by_name(words: &[u64; 2], before: &Newest<'_, 2>) -> bool {
+    words[0] == before.word(0)
 }
 
 fn push<const N: usize>(ring: &Ring<N, 2>, name: u64, value: u64) -> Pushed {
