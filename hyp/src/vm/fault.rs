@@ -23,7 +23,9 @@ use alloc::vec::Vec;
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::{Diagnosis, locate};
-use stage2::fault::{Action, Fault, First, LoadStore, Seen, Why, decide, missing, reported};
+use stage2::fault::{
+    Action, Fault, First, LoadStore, Seen, Why, decide, is_no_fetch, missing, reported,
+};
 use stage2::{Guard, Install, InstallError, Ipa, Tally};
 
 use super::payload::Source;
@@ -121,7 +123,7 @@ fn extraordinary(
         return on_its_way(env, vcpu, fault, at, end);
     }
     match action {
-        Action::Scratch => recovery::scratch(env, guard, vcpu, ESR_EL2.get(), at),
+        Action::Scratch => recovery::scratch_apart(env, guard, vcpu, at),
         Action::Install => {
             let end = blocks::fault(env, &guard, policy, at.get());
             drop(guard);
@@ -243,8 +245,8 @@ pub(super) fn in_no_memory(
     action: Action,
 ) -> Step {
     match action {
-        Action::Inject => recovery::refuse(env, vcpu, fault.abort, at.get()),
-        Action::Stop(Why::Nothing) => recovery::stop(env, vcpu, fault.abort, at.get(), None),
+        Action::Inject => recovery::refuse(env, vcpu, at),
+        Action::Stop(Why::Nothing) => recovery::stop(env, vcpu, at, None),
         action => act(env, vcpu, fault, Some(at), action),
     }
 }

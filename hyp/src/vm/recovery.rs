@@ -138,6 +138,12 @@ pub(super) fn scratch(
     Step::Resume
 }
 
+/// The same, apart from a path on which it is rare.
+#[inline(never)]
+pub(super) fn scratch_apart(env: Env<'_>, guard: Guard<'_>, vcpu: &mut Vcpu, page: Ipa) -> Step {
+    scratch(env, guard, vcpu, ESR_EL2.get(), page)
+}
+
 /// Why the scratch page is not shown.
 enum NotShown {
     /// Memory is there by now.
@@ -199,7 +205,7 @@ fn not_shown(
     page: Ipa,
     why: NotShown,
 ) -> Step {
-    { held };
+    drop(held);
     let stat = match why {
         NotShown::Memory => Stat::Spurious,
         NotShown::Error(InstallError::Retry { .. }) => Stat::Retries,
@@ -215,7 +221,7 @@ fn not_shown(
 /// More has been recovered than may be: the VM ends. The fault path, too.
 #[cold]
 fn too_many(env: Env<'_>, vcpu: &Vcpu, path: FaultPath<'_>, page: Ipa, past: Past) -> Step {
-    { path };
+    drop(path);
     stop(env, vcpu, page, Some(format!("{past}")))
 }
 

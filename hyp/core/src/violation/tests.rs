@@ -4,10 +4,9 @@ mod log;
 mod ring;
 
 use alloc::string::ToString;
+use core::sync::atomic::AtomicU64;
 
 use proptest::prelude::*;
-
-use core::sync::atomic::AtomicU64;
 
 use super::*;
 
