@@ -1,6 +1,6 @@
 //! EL2's window: how the hypervisor reaches its VM's memory by address.
 //!
-//! The byte that the guest has at `ipa` EL2 has at [`el2_map::WINDOW`] + `ipa`. Nothing is looked up beforehand: EL2 touches it,
+//! The byte that the guest has at `ipa` EL2 has at [`WINDOW`](crate::mem::el2_map::WINDOW) + `ipa`. Nothing is looked up beforehand: EL2 touches it,
 //! and where its tables have no page yet it takes a fault, which is resolved as the guest's own would be: the page that
 //! stage 2 has, a fresh one where RAM is not populated, the scratch page in a hole. What the tables are, and why nobody reaches a page
 //! that is not the VM's any more, is said in [`stage2::window`].

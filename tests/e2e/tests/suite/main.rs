@@ -38,3 +38,4 @@ mod uboot;
 mod usage;
 mod violations;
 mod wild;
+mod window;
