@@ -43,7 +43,7 @@ doctor *args: hypctl
 bench *args: hypctl
     @{{ hypctl }} bench "$@"
 
-# The recovery suite: `./just recover`, `./just recover --cpu max read storm`; `--list` says what there is
+# The recovery suite: `./just recover`, `./just recover --cpu max hole-read hole-storm`; `--list` says what there is
 [group('use')]
 [no-exit-message]
 recover *args: hypctl

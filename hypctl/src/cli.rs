@@ -63,7 +63,8 @@ Exit codes:
 
 Examples:
   hypctl recover                          all scenarios, on four CPU models
-  hypctl recover --cpu max read storm     two of them, on one
+  hypctl recover --cpu max hole-read hole-storm
+                                          two of them, on one
   hypctl recover --list                   what there is, each with the command that runs it alone";
 
 /// The commands.
