@@ -30,7 +30,7 @@ fn what_is_no_abort_of_a_guest_is_none_of_the_three() {
         for esr in (0..1 << 9).flat_map(|iss| [0, 1 << 36].map(|high| high | class << 26 | iss)) {
             assert!(
                 !is_translation(esr) && !is_leaf_fault(esr) && !is_plain_store(esr),
-                "{esr:#x}"
+                "no abort of a guest: {esr:#x}"
             );
         }
     }
