@@ -23,10 +23,10 @@ macro_rules! models {
 }
 
 models! {
-    a_repeat_against_a_drain: None, 5_000,
+    a_repeat_against_a_drain: None, 2_500,
         ["came too early", "took both as one", "the repeat came after it"],
         violations::a_repeat_against_a_drain;
-    a_full_log_against_a_drain: Some(3), 5_000,
+    a_full_log_against_a_drain: Some(3), 4_000,
         ["lost", "found room"],
         violations::a_full_log_against_a_drain;
     one_page: None, 40_000,
