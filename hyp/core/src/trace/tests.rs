@@ -47,6 +47,8 @@ fn every_kind() -> Vec<What> {
         What::Flushed { vmid: u16::MAX, range: Some((0x4000_0000, 1 << 20)) },
         What::Flushed { vmid: 1, range: None },
         What::Lent { vmid: u16::MAX },
+        What::El2Root { root: 0xb000 },
+        What::El2Flushed,
     ];
     all.extend(Barrier::ALL.map(What::Dsb));
     all.extend(Invalidation::ALL.map(|invalidation| What::Tlbi(invalidation, 0x1234)));
@@ -123,7 +125,7 @@ fn memory_that_is_no_trace_of_this_run_is_refused() {
     let first = HEAD_BYTES / 8;
     for head in [
         1 << 32,
-        1 << 32 | 14,
+        1 << 32 | 16,
         1 << 32 | 3 << 16 | 3,
         1 << 32 | 3 << 16 | 4,
         2 << 32 | 2,
