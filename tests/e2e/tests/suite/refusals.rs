@@ -180,3 +180,24 @@ fn a_refusal_is_an_exit_code_of_hypctl() {
         .exits(4)
         .checks("refused", |report| report.outcome == Outcome::Refused);
 }
+
+#[test]
+fn recovery_windows_that_cannot_be_are_refused_with_their_places() {
+    for (windows, reason) in [
+        (
+            "scratch@0x08fff000+8K",
+            &["recovery window 0x8fff000-0x9000fff", "the device at 0x9000000-0x9000fff"][..],
+        ),
+        (
+            "stop@0x43fff000+8K",
+            &["recovery window 0x43fff000-0x44000fff a part is RAM", "0x40000000-0x43ffffff"],
+        ),
+        ("inject@0x50000001+4K", &["whole pages of 4 KiB", "0x50000001-0x50001000"]),
+        (
+            "inject@0x50000000+1G,scratch@0xa0000000+4K",
+            &["recovery windows of", "outside of RAM are too large: 1 GiB may be"],
+        ),
+    ] {
+        refuses(&[], &format!("mem=64M recover={windows}"), reason);
+    }
+}
