@@ -42,7 +42,7 @@ const NOBODY: u64 = u64::MAX;
 /// Does it; returns `x1` and `x2`. Called at a safe point.
 pub(crate) fn probe(env: Env<'_>, at: u64, what: u64, how: u64) -> Result<[u64; 2], Refused> {
     let held = Held::from_u64(how & !PROBE_OTHER).ok_or(Refused::Invalid)?;
-    if at % 8 != 0 || what > PROBE_HOLD || what == PROBE_HOLD && how & PROBE_OTHER != 0 {
+    if !at.is_multiple_of(8) || what > PROBE_HOLD || what == PROBE_HOLD && how & PROBE_OTHER != 0 {
         return Err(Refused::Invalid);
     }
     let at = Ipa::new(at);
