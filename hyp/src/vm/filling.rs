@@ -13,9 +13,9 @@ use hyp_core::violation::{Outcome, Sighting};
 use stage2::fault::{Place, Recovery};
 use stage2::{Guard, Install, InstallError, Ipa, Tally};
 
-use super::blocks;
 use super::fault::Populate;
 use super::run::Env;
+use super::{blocks, recovery};
 use crate::event::{trace, violations};
 use crate::platform::timer;
 use crate::window::WindowError;
@@ -63,8 +63,8 @@ fn scratch(
     let Env { vm, cpu, .. } = env;
     let mut tally = Tally::default();
     let end = vm.space.install_scratch(guard, page, &vm.scratch, &mut tally);
-    cpu.counters.add(Stat::Tables, tally.tables);
-    cpu.counters.add(Stat::LostTables, tally.lost_tables);
+    // Also towards the bound of what lies outside of RAM: whoever takes scratch away counts its tables off.
+    recovery::linked(env, guard, page, &tally);
     match end {
         Ok(Install::Installed(_)) => {
             cpu.counters.bump(Stat::Scratched);

@@ -187,7 +187,7 @@ fn takes_table(env: Env<'_>, guard: &Guard<'_>, at: Ipa) -> bool {
 /// Counts the tables that the scratch page took on its way to `at`. A bounded number of them lies outside of RAM, whose tables
 /// RAM needs anyway.
 #[cold]
-fn linked(env: Env<'_>, guard: &Guard<'_>, at: Ipa, tally: &Tally) {
+pub(super) fn linked(env: Env<'_>, guard: &Guard<'_>, at: Ipa, tally: &Tally) {
     let Env { vm, cpu, .. } = env;
     cpu.counters.add(Stat::Tables, tally.tables);
     cpu.counters.add(Stat::LostTables, tally.lost_tables);
