@@ -22,7 +22,7 @@ use super::evidence::About;
 use crate::descriptor::{self, Kind, kind, writable_clean, writes_freely};
 use crate::event::Pe;
 use crate::memory::page;
-use crate::tlb::{Entry, Held, Place, RUN, Regime, pes};
+use crate::tlb::{EL2, Entry, Held, Place, RUN, Regime, pes};
 use crate::verdict::Defect;
 
 /// The access flag.
@@ -85,11 +85,13 @@ impl Model {
         .map(|(entry, _)| entry.slot)
     }
 
-    /// Whether `bits` in this slot are a leaf, as somebody walks it or holds it.
+    /// Whether `bits` in this slot are a leaf that hardware may update, as somebody walks it or holds it. In EL2's own
+    /// tables it updates nothing: `TCR_EL2.HA` is 0.
     pub(super) fn is_leaf(&self, slot: u64, bits: u64) -> bool {
         let leaf = |level| matches!(kind(bits, level), Kind::Leaf(_));
-        self.places_of(page(slot)).any(|(place, _)| leaf(place.level))
-            || self.tlb.of_slot(slot).any(|(entry, _)| leaf(entry.level))
+        let places = self.places_of(page(slot)).map(|(place, _)| (place.vmid, place.level));
+        let entries = self.tlb.of_slot(slot).map(|(entry, _)| (entry.vmid, entry.level));
+        places.chain(entries).any(|(regime, level)| regime != EL2 && leaf(level))
     }
 
     /// Whether another member of the slot's contiguous run says dirty.
