@@ -126,12 +126,13 @@ impl Machine {
         if !fits {
             let parts = format!(
                 "hypervisor {}, device tree {}, guest image and initrd {}, guest RAM {}",
-                Bytes(hyp + OWN + self.more),
+                Bytes((hyp + OWN).saturating_add(self.more)),
                 Bytes(TREE_SPACE),
                 Bytes(modules),
                 Bytes(guest_mem),
             );
-            let sum = (hyp + OWN + self.more).saturating_add(above_tree).saturating_add(guest_mem);
+            let hyp = (hyp + OWN).saturating_add(self.more);
+            let sum = hyp.saturating_add(above_tree).saturating_add(guest_mem);
             let sum = sum.saturating_add(sum / (OWN_SHARE - 1) + 1);
             // Up to 256 MiB the tree lies in the middle; beyond, at 128 MiB.
             let beside_tree = above_tree.saturating_add(above_tree.min(TREE_AT_MOST));
@@ -148,8 +149,11 @@ impl Machine {
 
     /// What is left for guest RAM, bytes.
     pub fn room(&self, hyp_size: u64) -> u64 {
-        let hyp = HYP_BASE - RAM_BASE + up(hyp_size) + OWN + self.more + self.mem / OWN_SHARE;
-        let others = hyp.saturating_add(TREE_SPACE).saturating_add(self.modules_size());
+        let hyp = HYP_BASE - RAM_BASE + up(hyp_size) + OWN + self.mem / OWN_SHARE;
+        let others = hyp
+            .saturating_add(self.more)
+            .saturating_add(TREE_SPACE)
+            .saturating_add(self.modules_size());
         self.mem.saturating_sub(others)
     }
 

@@ -108,12 +108,14 @@ impl Asked {
         self.windows.iter().map(|(window, _)| window.end).max().unwrap_or(0)
     }
 
-    /// What tables may take because of what is asked for, in bytes: those of stage 2, and of EL2's window for windows.
+    /// What tables may take because of what is asked for, in bytes: those of stage 2, and of EL2's window for windows. No more than
+    /// windows may have takes any: what is larger will be refused, and windows in RAM need no tables that RAM does not.
     #[must_use]
     pub fn table_bytes(&self) -> u64 {
-        let spans = self.windows.iter().fold(0_u64, |sum, (window, _)| {
-            sum.saturating_add(window.len() / SPAN).saturating_add(4)
-        });
+        let lengths = self.windows.iter().map(|(window, _)| window.len());
+        let bytes = lengths.fold(0, u64::saturating_add).min(RECOVER_MAX_BYTES);
+        let edges = 4_u64.saturating_mul(self.windows.len().min(RECOVER_MAX) as u64);
+        let spans = (bytes / SPAN).saturating_add(edges);
         let others = if self.default == Some(Recovery::Scratch) { SCRATCH_TABLES } else { 0 };
         spans.saturating_mul(2).saturating_add(others).saturating_mul(PAGE_SIZE)
     }
@@ -162,7 +164,7 @@ pub struct Map<'a> {
     pub end: u64,
 }
 
-/// The recovery windows of a VM: at most [`RECOVER_MAX`], apart, and outside of RAM at most [`RECOVER_MAX_BYTES`].
+/// The recovery windows of a VM: at most [`RECOVER_MAX`], or one more while one is replaced by parts, apart, and outside of RAM at most [`RECOVER_MAX_BYTES`].
 #[derive(Debug, Default)]
 pub struct Windows {
     list: Patches<Recovery>,
@@ -250,6 +252,29 @@ impl Windows {
         policy: Option<Recovery>,
         map: &Map<'_>,
     ) -> Result<Self, WindowError> {
+        self.with_most(window, policy, map, RECOVER_MAX)
+    }
+
+    /// The same, but for a part of a window that has yet to follow: what it replaces may be one window more until then.
+    ///
+    /// # Errors
+    /// [`WindowError`], as of [`with`](Self::with).
+    pub fn with_part(
+        &self,
+        part: IpaRange,
+        policy: Option<Recovery>,
+        map: &Map<'_>,
+    ) -> Result<Self, WindowError> {
+        self.with_most(part, policy, map, RECOVER_MAX + 1)
+    }
+
+    fn with_most(
+        &self,
+        window: IpaRange,
+        policy: Option<Recovery>,
+        map: &Map<'_>,
+        most: usize,
+    ) -> Result<Self, WindowError> {
         let is_aligned = (window.start | window.end).is_multiple_of(PAGE_SIZE);
         if window.is_empty() || !is_aligned {
             return Err(WindowError::NotPages(window));
@@ -263,7 +288,7 @@ impl Windows {
         if let Some(&device) = map.devices.iter().find(|device| device.overlaps(&window)) {
             return Err(WindowError::Device { window, device });
         }
-        let new = Self { list: self.list.with(window, policy, RECOVER_MAX)? };
+        let new = Self { list: self.list.with(window, policy, most)? };
         let outside = new.all().filter(|(window, _)| !map.ram.contains_range(window));
         let bytes = outside.fold(0, |sum: u64, (window, _)| sum.saturating_add(window.len()));
         if bytes > RECOVER_MAX_BYTES { Err(WindowError::TooLarge { bytes }) } else { Ok(new) }

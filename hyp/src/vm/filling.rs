@@ -4,19 +4,20 @@
 //! | --- | --- |
 //! | RAM | a page or a block is installed, as by a fault |
 //! | RAM that is being moved or released | [`Retry`](WindowError::Retry): it is on its way |
-//! | a recovery window of the policy `scratch` | the VM's scratch page is installed, counted as the guest's violation, and recorded as one of EL2 |
+//! | a recovery window of the policy `scratch` | the VM's scratch page is installed, within the same bound on tables, counted as the guest's violation, and recorded as one of EL2 |
 //! | anything else | [`NotMapped`](WindowError::NotMapped) |
 
 use hyp_abi::call::Stat;
 use hyp_core::recovery::Past;
 use hyp_core::violation::{Outcome, Sighting};
 use stage2::fault::{Place, Recovery};
-use stage2::{Guard, Install, InstallError, Ipa, Tally};
+use stage2::{Guard, InstallError, Ipa};
 
+use super::blocks;
 use super::fault::Populate;
+use super::recovery::{self, NotShown};
 use super::run::Env;
-use super::{blocks, recovery};
-use crate::event::{trace, violations};
+use crate::event::violations;
 use crate::platform::timer;
 use crate::window::WindowError;
 
@@ -61,22 +62,13 @@ fn scratch(
     sighting: &Sighting,
 ) -> Result<(), WindowError> {
     let Env { vm, cpu, .. } = env;
-    let mut tally = Tally::default();
-    let end = vm.space.install_scratch(guard, page, &vm.scratch, &mut tally);
-    // Also towards the bound of what lies outside of RAM: whoever takes scratch away counts its tables off.
-    recovery::linked(env, guard, page, &tally);
-    match end {
-        Ok(Install::Installed(_)) => {
-            cpu.counters.bump(Stat::Scratched);
-            trace::published();
-        }
-        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => {}
-        // Memory by now.
-        Ok(Install::Present(_)) => return Ok(()),
-        Err(InstallError::Retry { .. } | InstallError::OutOfTables) => {
+    match recovery::show(env, guard, page) {
+        Ok(()) => {}
+        Err(NotShown::Memory) => return Ok(()),
+        Err(NotShown::Error(InstallError::Retry { .. } | InstallError::OutOfTables)) => {
             return Err(WindowError::Retry);
         }
-        Err(_) => return Err(WindowError::NotMapped),
+        Err(NotShown::Full | NotShown::Error(_)) => return Err(WindowError::NotMapped),
     }
     let seconds = sighting.ticks / timer::frequency().max(1);
     let (end, outcome) = match vm.meter.count(&vm.plan.quota, seconds) {

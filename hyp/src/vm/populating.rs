@@ -45,7 +45,7 @@ const LOOKED: u64 = 16 * BLOCK;
 const RELEASED: u64 = 8 * BLOCK;
 /// Slots that are taken away under one flush.
 const BATCH: usize = 4096;
-/// Times that a page is tried again when the stock was empty.
+/// Times that a page is tried again when the stock was empty, or somebody else has just changed it.
 const TRIES: usize = 4;
 
 /// Maps the first part of a range. Called at a safe point.
@@ -60,6 +60,10 @@ pub(crate) fn populate(env: Env<'_>, start: u64, bytes: u64) -> Result<Part, Ref
         }
         match one(env, at) {
             Ok((_, Found::Scratch)) => match unscratch(env, at, end) {
+                // Another vCPU was faster, and a third may take it away again.
+                Ok(0) if tries > 0 => tries -= 1,
+                Ok(0) if at > range.start() => break,
+                Ok(0) => return Err(Refused::Busy),
                 // The page itself is looked at again.
                 Ok(pages) => {
                     count += pages;

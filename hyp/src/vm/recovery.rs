@@ -103,28 +103,8 @@ pub(super) fn scratch(
 ) -> Step {
     let Env { vm, cpu, .. } = env;
     let path = lock::fault_path(cpu);
-    let mut tally = Tally::default();
-    let is_full = vm.outlying.load(Ordering::Relaxed) >= SCRATCH_TABLES;
-    if is_full && takes_table(env, &guard, page) {
-        return not_shown(env, vcpu, (path, guard), page, NotShown::Full);
-    }
-    let end = vm.space.install_scratch(&guard, page, &vm.scratch, &mut tally);
-    if (tally.tables | tally.lost_tables) != 0 {
-        linked(env, &guard, page, &tally);
-    }
-    match end {
-        Ok(Install::Installed(_)) => {
-            cpu.counters.bump(Stat::Scratched);
-            trace::published();
-        }
-        // Another vCPU has reached for it, too.
-        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => {}
-        Ok(Install::Present(_)) => {
-            return not_shown(env, vcpu, (path, guard), page, NotShown::Memory);
-        }
-        Err(error) => {
-            return not_shown(env, vcpu, (path, guard), page, NotShown::Error(error));
-        }
+    if let Err(why) = show(env, &guard, page) {
+        return not_shown(env, vcpu, (path, guard), page, why);
     }
     drop(guard);
     let ticks = timer::ticks();
@@ -144,8 +124,35 @@ pub(super) fn scratch_apart(env: Env<'_>, guard: Guard<'_>, vcpu: &mut Vcpu, pag
     scratch(env, guard, vcpu, ESR_EL2.get(), page)
 }
 
+/// Shows the scratch page at `page`, for a fault of the guest's or of EL2's, under the guard by which that was decided; or
+/// somebody else has. Outside of RAM it takes [`SCRATCH_TABLES`] at the most, and as many more as there are CPUs on their way.
+#[inline(always)]
+pub(super) fn show(env: Env<'_>, guard: &Guard<'_>, page: Ipa) -> Result<(), NotShown> {
+    let Env { vm, cpu, .. } = env;
+    let is_full = vm.outlying.load(Ordering::Relaxed) >= SCRATCH_TABLES;
+    if is_full && takes_table(env, guard, page) {
+        return Err(NotShown::Full);
+    }
+    let mut tally = Tally::default();
+    let end = vm.space.install_scratch(guard, page, &vm.scratch, &mut tally);
+    if (tally.tables | tally.lost_tables) != 0 {
+        linked(env, guard, page, &tally);
+    }
+    match end {
+        Ok(Install::Installed(_)) => {
+            cpu.counters.bump(Stat::Scratched);
+            trace::published();
+            Ok(())
+        }
+        // Another CPU has reached for it, too.
+        Ok(Install::Present(leaf)) if vm.scratch.is_behind(&leaf) => Ok(()),
+        Ok(Install::Present(_)) => Err(NotShown::Memory),
+        Err(error) => Err(NotShown::Error(error)),
+    }
+}
+
 /// Why the scratch page is not shown.
-enum NotShown {
+pub(super) enum NotShown {
     /// Memory is there by now.
     Memory,
     /// Scratch took as many tables as it may.
@@ -187,7 +194,7 @@ fn takes_table(env: Env<'_>, guard: &Guard<'_>, at: Ipa) -> bool {
 /// Counts the tables that the scratch page took on its way to `at`. A bounded number of them lies outside of RAM, whose tables
 /// RAM needs anyway.
 #[cold]
-pub(super) fn linked(env: Env<'_>, guard: &Guard<'_>, at: Ipa, tally: &Tally) {
+fn linked(env: Env<'_>, guard: &Guard<'_>, at: Ipa, tally: &Tally) {
     let Env { vm, cpu, .. } = env;
     cpu.counters.add(Stat::Tables, tally.tables);
     cpu.counters.add(Stat::LostTables, tally.lost_tables);
@@ -260,10 +267,11 @@ pub(crate) fn recover(env: Env<'_>, start: u64, bytes: u64, number: u64) -> Resu
     let (room, ram) = {
         let guard = guards.enter();
         let now = vm.policy(&guard);
-        let with = |range| now.windows.with(plain(range), policy, &vm.plan.map());
+        let map = vm.plan.map();
         // If all of it cannot be none of it is.
-        drop(with(whole).map_err(refused)?);
-        (Room::opening(now, with(range).map_err(refused)?)?, now.main)
+        drop(now.windows.with(plain(whole), policy, &map).map_err(refused)?);
+        let next = now.windows.with_part(plain(range), policy, &map).map_err(refused)?;
+        (Room::opening(now, next)?, now.main)
     };
     let claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
     if policy.is_some() && range.end() <= CALLED_TO_EL2 {

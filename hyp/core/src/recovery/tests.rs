@@ -206,6 +206,42 @@ fn of_a_second_that_many_begin_at_once_few_go_uncounted() {
     assert!((1000..=1003).contains(&recovered), "{recovered}");
 }
 
+#[test]
+fn what_is_too_large_takes_no_more_tables_than_what_may_be() {
+    let tables = |value: &str| Asked::parse(value).unwrap().table_bytes() / K4;
+    let most = tables("stop@0x50000000+1G");
+    assert_eq!(most, 2 * (512 + 4));
+    assert_eq!(tables("scratch@0x50000000+1024G"), most);
+    assert_eq!(tables("stop@0+17179869183G"), most);
+    let many = ["stop@0+17179869183G"; 300].join(",");
+    assert_eq!(tables(&many), 2 * (512 + 4 * RECOVER_MAX as u64));
+    assert_eq!(
+        refusal("stop@0x50000000+1025M"),
+        "recovery windows of 1025 MiB outside of RAM are too large: 1 GiB may be"
+    );
+}
+
+#[test]
+fn a_window_is_replaced_by_parts_though_there_are_as_many_as_may_be() {
+    let one = |number: u64| range(0x5000_0000 + number * 2 * MIB, MIB);
+    let mut windows = Windows::new();
+    for number in 0..RECOVER_MAX as u64 {
+        windows = windows.with(one(number), Some(Recovery::Inject), &MAP).unwrap();
+    }
+    let (whole, part) = (one(3), range(one(3).start, K4));
+    let scratch = Some(Recovery::Scratch);
+    windows.with(whole, scratch, &MAP).unwrap();
+    let wanted = RECOVER_MAX + 1;
+    assert_eq!(windows.with(part, scratch, &MAP).unwrap_err(), WindowError::TooMany { wanted });
+    let between = windows.with_part(part, scratch, &MAP).unwrap();
+    assert_eq!(between.all().count(), RECOVER_MAX + 1);
+    let rest = IpaRange { start: part.end, end: whole.end };
+    let done = between.with(rest, scratch, &MAP).unwrap();
+    assert_eq!(done.all().count(), RECOVER_MAX);
+    assert_eq!(done.at(whole.end - 1), scratch);
+    assert!(between.with_part(range(one(5).start, K4), scratch, &MAP).is_err());
+}
+
 proptest! {
     #[test]
     fn windows_are_what_was_said_last(
