@@ -21,7 +21,7 @@ use crate::addr::{IpaRange, Level};
 use crate::space::Tally;
 use crate::tlbi::Tlbi;
 
-/// Names of the TLB invalidations of one VM, as [`Tlbi::name`] gives them.
+/// Names of the TLB invalidations of one VM, and of EL2's window of it, as [`Tlbi::name`] gives them.
 pub const TLBI_KINDS: [&str; 9] = [
     "IPAS2E1IS",
     "RIPAS2E1IS",
@@ -96,7 +96,8 @@ impl Account {
         self.tables.wrapping_sub(self.tables_freed)
     }
 
-    /// Leaves that are mapped, under the same conditions, whosever the memory behind them is.
+    /// Leaves that are mapped, under the same conditions, whosever the memory behind them is: what was installed by
+    /// [`Space::install`](crate::Space::install) *and* [`Space::install_scratch`](crate::Space::install_scratch) was credited.
     #[must_use]
     pub fn leaves_now(&self) -> u64 {
         let sum = |counts: &[u64; 3]| counts.iter().sum::<u64>();

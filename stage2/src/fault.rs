@@ -182,8 +182,8 @@ pub enum First {
 pub enum Action {
     /// Map memory by [`Space::install`](crate::Space::install); if something is there by then: [`Retry`](Self::Retry).
     Install,
-    /// Map the scratch page by its install, and note the violation; if something is there by then: `Retry`. If there can be none:
-    /// [`Inject`](Self::Inject).
+    /// Map the scratch page by its install, and note the violation; if something is there by then: `Retry`. If the
+    /// install answers [`InstallError::Note`](crate::space::InstallError::Note): [`Inject`](Self::Inject).
     Scratch,
     /// Give the leaf this by [`Space::relax`](crate::Space::relax), which is told what [`Place::allows`]. Where that finds the
     /// leaf as it should be, [`Fault::spurious`] says what follows.
@@ -340,8 +340,8 @@ pub const fn decide(fault: Fault, seen: Seen, place: Place) -> Action {
 
 /// The same for a Translation fault.
 ///
-/// What installs looks at the slot itself, and for that a caller may say that he has [seen](Seen) Empty: if the slot is
-/// not Empty, the install says so, and changes nothing.
+/// What installs looks at the slot itself, so a caller that has not looked may pass [`Seen::Empty`]: if it is not Empty, the
+/// install says so and changes nothing.
 #[inline]
 #[must_use]
 pub const fn missing(fault: Fault, seen: Seen, place: Place) -> Action {

@@ -119,7 +119,8 @@ pub enum Recovered {
     Retry,
     /// The guest may not write there, so EL2 does not on its behalf.
     ReadOnly,
-    /// No page of memory that EL2 reaches so: outside the ranges of the window, a note, or memory that is not write-back.
+    /// No page of memory that EL2 reaches so: outside the ranges of the window, a note, or memory that is not write-back. Or
+    /// the guard is of other epochs than the tables.
     NotCovered,
 }
 

@@ -13,7 +13,7 @@ use hyp_core::PaRange;
 use hyp_core::recovery::Past;
 use stage2::fault::{Place, Recovery};
 use stage2::space::WriteError;
-use stage2::{Ipa, Prot};
+use stage2::{Ipa, Prot, View};
 
 use super::outcome::Refused;
 use super::run::Env;
@@ -93,21 +93,30 @@ fn once(
     bytes: &[u8],
 ) -> Result<Result<(), WindowError>, Refused> {
     let guard = env.guards.enter();
-    let written = env.vm.space.write_through(&guard, at, |pa| {
-        let range = PaRange { start: pa.get(), end: pa.get() + bytes.len() as u64 };
+    let put = |pa: u64| {
+        let range = PaRange { start: pa, end: pa + bytes.len() as u64 };
         // A guest that looks past the caches, or has written so, shares lines with what is written here.
         clean::from_guest(range);
         let done = session.copy_out(at, bytes);
         clean::for_guest(range);
         done
-    });
+    };
+    let written = env.vm.space.write_through(&guard, at, |pa| put(pa.get()));
     Ok(match written {
         Ok(done) => done,
         Err(WriteError::Again { .. }) => Err(WindowError::Retry),
         // The fault fills it; then all of it again.
         Err(WriteError::NotMapped { .. }) => session.probe(at).and(Err(WindowError::Retry)),
         // A page that is behind many addresses and is nobody's memory: nothing records that it was written.
-        Err(WriteError::NotOwned { .. }) => session.copy_out(at, bytes),
+        Err(WriteError::NotOwned { .. }) => {
+            match env.vm.space.lookup(&guard, at).map(|at| at.view()) {
+                Some(View::Leaf(leaf)) if env.vm.scratch.is_behind(&leaf) => {
+                    put(leaf.pa().get() + at.get() % PAGE)
+                }
+                // It has changed since.
+                _ => Err(WindowError::Retry),
+            }
+        }
         Err(WriteError::ReadOnly { .. }) => Err(WindowError::ReadOnly),
         Err(error @ (WriteError::ForeignGuard | WriteError::Unsupported)) => {
             return Err(Refused::Broken(format!("EL2 cannot write guest memory: {error}")));

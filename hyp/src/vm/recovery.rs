@@ -76,7 +76,8 @@ pub(super) fn page(space: &Stage2) -> Result<Scratch, Refusal> {
     // SAFETY: (1) just taken: a page that EL2 maps, and nobody else's.
     unsafe { page.write_bytes(PATTERN, PAGE as usize) };
     clean::for_guest(PaRange { start: frame, end: frame + PAGE });
-    // SAFETY: (1) a page of RAM that `give_back` gives back, after the VM's end; (2) filled and cleaned, with its DSB.
+    // SAFETY: (1) a page of RAM that `give_back` gives back, after the VM's end; (2) filled and cleaned, with its DSB;
+    // (3) it goes with the VM.
     Ok(unsafe { space.scratch(Pa::new(frame)) }?)
 }
 

@@ -40,7 +40,8 @@ pub(crate) fn open(space: &Stage2, cpu: &PerCpu, range: IpaRange) -> Result<(), 
 pub(crate) fn hook(space: &Stage2) -> Result<(), Refusal> {
     let slot = el2_map::window_slot().ok_or("EL2's map is not on yet")?;
     trace::el2_root(el2_map::root());
-    // SAFETY: (1) the slot at PLACE, of tables that are never given back; (2) only `routines` reach there.
+    // SAFETY: (1) the slot at PLACE, of tables that are never given back; (2) only `routines` reach there;
+    // (3) as EL2 is set up on every CPU: `el2_map`.
     let hooked = unsafe { space.hook_window(slot) };
     if hooked { Ok(()) } else { Err("EL2's window is another VM's".into()) }
 }

@@ -17,7 +17,8 @@ pub enum InstallError {
     },
     /// The guard belongs to other epochs than the tables do.
     ForeignGuard,
-    /// The mapping was made for tables of another shape: of another start level, or on another machine.
+    /// The mapping was made for tables of another shape: of another start level, or on another machine. Or the scratch page
+    /// is another VM's.
     ForeignMapping,
     /// No frame at hand: refill where waiting is allowed, then let the guest fault again.
     OutOfFrames,
@@ -55,7 +56,9 @@ impl fmt::Display for InstallError {
         match self {
             Self::BeyondIpaSize { ipa, bits } => write!(f, "{ipa} needs more than {bits} IPA bits"),
             Self::ForeignGuard => f.write_str("the guard belongs to other epochs than the tables"),
-            Self::ForeignMapping => f.write_str("the mapping was made for tables of another shape"),
+            Self::ForeignMapping => {
+                f.write_str("the mapping or the scratch page was made for other tables")
+            }
             Self::OutOfFrames => f.write_str("no frame at hand"),
             Self::OutOfTables => f.write_str("no table page at hand"),
             Self::Retry { level, seen } => {

@@ -209,7 +209,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         new: Descriptor,
     ) -> Result<(), Lost> {
         // SAFETY: (1) the slot was found under this guard. (2) The descriptor was made for its level,
-        // from a table page fresh from `Memory` or a frame fresh from `Frames`, which promise the rest.
+        // from a table page fresh from `Memory` or a frame fresh from `Frames`, which promise the rest; or it
+        // is the scratch leaf of [`Space::scratch`] of these tables, whose caller promised it.
         match unsafe { slot.try_set(&self.arch, guard, new) } {
             Ok(()) => {
                 self.arch.dsb(Dsb::IshSt);

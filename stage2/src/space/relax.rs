@@ -285,7 +285,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         Err(RelaxError::Retry { level, seen })
     }
 
-    /// A slot that holds no leaf of the VM's. One of others' allows what it allowed from the start.
+    /// A slot that holds no leaf of the VM's. One of others' allows what it allowed from the start, unless it is being split.
     #[cold]
     #[inline(never)]
     fn no_own_leaf(
@@ -295,7 +295,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         ipa: Ipa,
         access: Prot,
     ) -> Result<Relaxed, RelaxError> {
-        let Some(leaf) = seen.as_leaf(level).filter(|leaf| leaf.owner() == Owner::Other) else {
+        let Some(leaf) = seen
+            .as_leaf(level)
+            .filter(|leaf| leaf.owner() == Owner::Other && !leaf.has_no_translation())
+        else {
             return Err(no_leaf(seen, level));
         };
         match leaf.grant(access, access, self.encoding.xnx, self.geometry.hw_update()) {

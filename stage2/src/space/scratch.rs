@@ -64,8 +64,7 @@ pub use replace::{ReplaceError, Replaced, Replacements};
 
 use super::install::{Lost, Step, present};
 use super::{
-    Batch, Install, InstallError, MappingError, Notes, Progress, Release, Shape, Space, Tally,
-    UnmapError,
+    Batch, Install, InstallError, MappingError, Notes, Progress, Release, Space, Tally, UnmapError,
 };
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
@@ -79,13 +78,13 @@ use crate::slot::Slot;
 /// What a scratch leaf says: loads and stores, no execution, nothing for hardware to record.
 const SHOWN: Attributes = Attributes::new(Prot::RW, MemType::Normal);
 
-/// A VM's scratch page, and the leaf that shows it: see [`Space::scratch`].
+/// A VM's scratch page, and the leaf that shows it: see [`Space::scratch`]. It is shown in that VM's tables only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scratch {
     pa: Pa,
     leaf: Descriptor,
-    /// Of the tables that it was made for.
-    shape: Shape,
+    /// Root of the tables that it was made for: no two spaces that live have the same.
+    root: Pa,
 }
 
 impl Scratch {
@@ -122,24 +121,26 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///    has been [destroyed](Self::destroy).
     /// 2. Its content is what the guest may see, and visible to the guest whatever its caches are:
     ///    [`Coherency`](crate::Coherency) says what that takes.
+    /// 3. What this returns is not used any more once the space has been [destroyed](Self::destroy): others may have its root then.
     pub unsafe fn scratch(&self, pa: Pa) -> Result<Scratch, MappingError> {
         let made = LeafTemplate::new(Level::L3, &SHOWN, self.encoding, Owner::Other)
             .and_then(|template| template.at(pa));
-        Ok(Scratch { pa, leaf: made?, shape: self.shape })
+        Ok(Scratch { pa, leaf: made?, root: self.root })
     }
 
     /// Shows the scratch page at `ipa`, unless something is there.
     ///
     /// The guard is the one under which the caller decided that nothing is meant to be there. For a fault handler: takes no lock,
     /// flushes nothing, waits for nobody, and allocates nothing but tables that are missing on the way. `tally` counts tables,
-    /// errors included. Leaves, which [`Install::Installed`] tells of, are for the caller to count, who
-    /// [credits](Self::credit_scratch) them when it suits. Remote PEs see the page as soon as they walk, and at the latest when this returns; one that
-    /// faulted before finds it present.
+    /// errors included. Leaves are for the caller to count: it [credits](Self::credit_scratch) one for each
+    /// [`Install::Installed`], or [`Account::leaves_now`](crate::Account::leaves_now) is wrong once they are unmapped. Remote PEs
+    /// see the page as soon as they walk, and at the latest when this returns; one that faulted before finds it present.
     ///
     /// [`Install::Present`] may be any leaf: memory, also in a block, if somebody populated the address meanwhile.
     ///
     /// # Errors
-    /// [`InstallError`]: nothing has changed but tables that were linked on the way.
+    /// [`InstallError`]: nothing has changed but tables that were linked on the way. Another VM's scratch page is a
+    /// [`ForeignMapping`](InstallError::ForeignMapping).
     // In one piece with its caller, as an install.
     #[inline(always)]
     pub fn install_scratch(
@@ -155,7 +156,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if !self.geometry.contains(ipa) {
             return Err(InstallError::BeyondIpaSize { ipa, bits: self.geometry.ipa_bits() });
         }
-        if scratch.shape != self.shape {
+        if scratch.root != self.root {
             return Err(InstallError::ForeignMapping);
         }
         let link = |slot: &Slot, level, _| match self.link(guard, slot, level, tally) {
@@ -182,7 +183,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// in which nothing is left are given back.
     ///
     /// An [`unmap`](Self::unmap) in every other respect: the caller has seen to it that nobody shows scratch there any
-    /// more. `release` hears of what an operation that was given up has left in Drain, and of tables.
+    /// more. `release` hears of what an operation that was given up has left in Drain, and of tables. Another VM's scratch page
+    /// is found nowhere, so that nothing but those is taken.
     ///
     /// # Errors
     /// As of [`unmap`](Self::unmap). What was drained before the error is flushed and released.

@@ -125,6 +125,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// 1. `slot` is the one that translates the window's [base](Place::base), in a table of EL2's stage 1 which outlives
     ///    the space or [`unhook_window`](Self::unhook_window).
     /// 2. An access to the window's addresses is made only where its fault is recovered.
+    /// 3. On every PE HCR_EL2.E2H is 0; TCR_EL2 says 4 KiB granule, 48-bit addresses (DS is 0) and Inner Shareable write-back
+    ///    walks; and attribute [`Place::attribute`] of MAIR_EL2 is Normal write-back.
     #[must_use = "an access to the window faults for good if it is not hooked"]
     pub unsafe fn hook_window(&self, slot: &Slot) -> bool {
         let Some(root) = self.window.root() else { return false };
@@ -220,9 +222,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     fn free_window_table(&self, pa: Pa, level: Level) {
         for slot in self.window_table(pa).slots() {
             let held = self.arch.load(slot);
-            if let (Some(below), Some(next)) = (as_table(held), level.next())
-                && level < Level::L3
-            {
+            if let (Some(below), Some(next)) = (as_table(held), level.next()) {
                 self.free_window_table(below, next);
             }
             debug_assert!(level < Level::L3 || !is_valid(held), "a page outlives its mapping");

@@ -1,4 +1,5 @@
 //! Descriptors of EL2's stage 1 as its window has them \[D8.3.1, D8.3.2\]: 4 KiB granule, 48-bit addresses.
+//! With HCR_EL2.E2H = 0: otherwise AP\[1\] would be EL0's access, and PXN what bars EL2's fetches.
 //!
 //! | field of a page | bits | here |
 //! | --- | --- | --- |

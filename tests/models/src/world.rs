@@ -293,7 +293,7 @@ impl World {
     #[must_use]
     pub fn scratch(&self) -> Scratch {
         let last = self.frames.len() - 1;
-        // SAFETY: (1) no frame of any other's, and there as long as the world; (2) there are no caches.
+        // SAFETY: (1) no frame of any other's, and there as long as the world; (2) there are no caches; (3) as is the space.
         let made = unsafe { self.space.scratch(Pa::new(FRAMES + last as u64 * FRAME_STRIDE)) };
         made.expect("a page")
     }

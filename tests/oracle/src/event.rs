@@ -215,7 +215,7 @@ pub enum Event {
         span: Option<Span>,
     },
     /// EL2's own walks, of every PE, start at this page, an L0 table, from here on: TTBR0_EL2 names it. What is written there is in the
-    /// trace from here on; what was before is none of its business.
+    /// trace from here on; what was written there earlier is not judged.
     El2Root {
         /// Who says so.
         pe: Pe,

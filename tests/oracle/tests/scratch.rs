@@ -77,7 +77,7 @@ fn leave(machine: &OracleMachine) {
 }
 
 fn scratch<A: Arch>(vm: &Vm<'_, A>) -> Scratch {
-    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables; (3) not kept beyond the space.
     unsafe { vm.scratch(Pa::new(SCRATCH)) }.unwrap()
 }
 

@@ -74,7 +74,7 @@ impl Rig {
         let (epochs, machine) = (self.epochs.domain(), &self.machine);
         let vm = Space::new(self.geometry, &self.vmids, epochs, machine, machine).unwrap();
         vm.open_window(place(), range(BASE, COVERED)).unwrap();
-        // SAFETY: (1) EL2's root lives as long as the machine; (2) nobody accesses memory here.
+        // SAFETY: (1) EL2's root lives as long as the machine; (2) nobody accesses memory here; (3) as the machine walks.
         assert!(unsafe { vm.hook_window(self.hook()) });
         for pe in 0..PES {
             self.machine.on_pe(pe, || {
@@ -446,7 +446,7 @@ unsafe impl Replacements for Real {
 fn memory_takes_the_place_of_scratch_in_el2s_window_too() {
     let rig = Rig::new(Caps::TTL);
     let vm = rig.vm();
-    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables; (3) not kept beyond the space.
     let scratch = unsafe { vm.scratch(Pa::new(0xd000_0000)) }.unwrap();
     let hole = [BASE + 0x1000, BASE + 0x9000];
     {
@@ -484,7 +484,7 @@ fn scratch_that_is_removed_leaves_the_memory_between_to_el2() {
     const HOLES: u64 = 12;
     let rig = Rig::new(Caps::TTL);
     let vm = rig.vm();
-    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables.
+    // SAFETY: (1, 2) no guest runs: nothing is ever reached through these tables; (3) not kept beyond the space.
     let scratch = unsafe { vm.scratch(Pa::new(0xd000_0000)) }.unwrap();
     let (hole, memory) = (|n: u64| BASE + n * 0x2000, |n: u64| BASE + n * 0x2000 + 0x1000);
     for n in 0..HOLES {
@@ -612,7 +612,7 @@ fn tables_of_the_window_come_one_by_one_and_go_with_the_vm() {
     let (epochs, machine) = (rig.epochs.domain(), &rig.machine);
     let vm: Vm<'_> = Space::new(rig.geometry, &rig.vmids, epochs, machine, machine).unwrap();
     assert_eq!((vm.window_root(), vm.window_address(Ipa::new(0))), (None, None));
-    // SAFETY: (1, 2) nobody accesses memory here.
+    // SAFETY: (1, 2) nobody accesses memory here; (3) as the machine walks.
     assert!(!unsafe { vm.hook_window(rig.hook()) }, "there is nothing to hook");
     let wanted = range(BASE + 0x1f_f000, 2 * MIB2);
     let mut tables = 0;
@@ -634,7 +634,7 @@ fn tables_of_the_window_come_one_by_one_and_go_with_the_vm() {
     assert_eq!(vm.window_address(Ipa::new(BASE + 5)), Some(WINDOW + BASE + 5));
     machine.limit_allocations(usize::MAX);
 
-    // SAFETY: (1) EL2's root lives as long as the machine; (2) nobody accesses memory here.
+    // SAFETY: (1) EL2's root lives as long as the machine; (2) nobody accesses memory here; (3) as the machine walks.
     assert!(unsafe { vm.hook_window(rig.hook()) });
     // More of it, while it is in use.
     vm.open_window(place(), range(BASE + 8 * MIB2, MIB2)).unwrap();

@@ -98,12 +98,12 @@ pub enum WriteError {
         /// The address.
         ipa: Ipa,
     },
-    /// A guest may not write there. Nothing was written.
+    /// A guest may not write there, whosever the memory is. Nothing was written.
     ReadOnly {
         /// The address.
         ipa: Ipa,
     },
-    /// The memory there is not the VM's. Nothing was written.
+    /// A guest may write there, but the memory is not the VM's: scratch, above all. Nothing was written.
     NotOwned {
         /// The address.
         ipa: Ipa,

@@ -73,11 +73,11 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                 return Err(WriteError::Again { level, seen });
             }
         };
-        if leaf.owner() != Owner::Vm {
-            return Err(WriteError::NotOwned { ipa });
-        }
         if !leaf.is_writable() {
             return Err(WriteError::ReadOnly { ipa });
+        }
+        if leaf.owner() != Owner::Vm {
+            return Err(WriteError::NotOwned { ipa });
         }
         let offset = ipa.get() & (level.slot_bytes() - 1);
         let at = leaf.pa().checked_add(offset).ok_or(WriteError::NotMapped { ipa })?;

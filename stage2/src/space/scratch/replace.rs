@@ -38,7 +38,8 @@ pub unsafe trait Replacements {
     fn give_back(&mut self, ipa: Ipa, page: Pa);
 }
 
-/// What a batch of replacements did.
+/// What a batch of replacements did. A slot that is no scratch any more when it is to be broken counts as neither replaced nor
+/// occupied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replaced {
     /// Where it has come to.
@@ -58,7 +59,7 @@ pub enum ReplaceError {
     ForeignGuard,
     /// The CPU is inside a guard or holds a lock: it could not wait for others. Or [`Replacements::take`] left one open.
     NotQuiescent,
-    /// The mapping was made for tables of another shape.
+    /// The mapping was made for tables of another shape, or the scratch page is another VM's.
     ForeignMapping,
     /// The mapping is of blocks: in the place of a scratch leaf comes a page.
     Level {
@@ -89,7 +90,9 @@ impl fmt::Display for ReplaceError {
             Self::Claim(error) => error.fmt(f),
             Self::ForeignGuard => f.write_str("the CPU belongs to other epochs than the tables"),
             Self::NotQuiescent => f.write_str("the CPU is inside a guard or holds a table's lock"),
-            Self::ForeignMapping => f.write_str("the mapping was made for tables of another shape"),
+            Self::ForeignMapping => {
+                f.write_str("the mapping or the scratch page was made for other tables")
+            }
             Self::Level { level } => {
                 write!(f, "a leaf of {level} cannot take the place of scratch")
             }
@@ -122,7 +125,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// The caller has seen to it that nobody shows scratch in the range any more: it published a policy in which that is
     /// no hole, and waited for a grace period. It holds no guard and no lock; `relax` runs while it waits for others'.
-    /// Counts as slots those that walks end in, and replaces 64 at the most.
+    /// A batch counts the slots it looks at, and ends after 64 replacements.
     ///
     /// Remote PEs read and write the scratch page until the flush within; then they fault, and are to retry; then they
     /// translate by the new page. What was written to the scratch page is not in it. A dirty session that covers it is told
@@ -145,6 +148,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let range = self.claimed(claim, batch.from).map_err(ReplaceError::Claim)?;
         if !cpu.is_quiescent() {
             return Err(ReplaceError::NotQuiescent);
+        }
+        if scratch.root != self.root {
+            return Err(ReplaceError::ForeignMapping);
         }
         if mapping.shape != self.shape {
             return Err(ReplaceError::ForeignMapping);
@@ -277,7 +283,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         let mut held: Option<LockedTable<'_, A>> = None;
         for found in found.iter_mut().flatten() {
             if !held.as_ref().is_some_and(|table| table.slot(found.ipa).is_some()) {
-                // Before another's: of the same level they are taken by ascending IPA only while all are held.
+                // One table's lock at a time: the last one's is given back before the next is asked for.
                 drop(held.take());
                 held = space.locked_pages(&guard, found.ipa);
             }
@@ -319,7 +325,10 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         };
         let mut replaced = 0;
         for Found { ipa, page, new, .. } in found.iter().flatten() {
-            let Some(slot) = space.slot_of_page(*ipa) else { continue };
+            let Some(slot) = space.slot_of_page(*ipa) else {
+                pages.give_back(*ipa, *page);
+                continue;
+            };
             let new = if waited.is_ok() { new } else { &scratch.leaf };
             // SAFETY: (1) in Drain since this batch broke it, under the claim; flushed since, so no TLB has scratch there;
             // (2) a page that `Replacements` promises to be the VM's, and complete; or scratch again.
@@ -337,9 +346,12 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         waited.map_err(|_| ReplaceError::NotQuiescent)?;
         space.ledger.mapped([0, 0, 0, replaced], 0);
         space.ledger.others_unmapped(replaced);
-        for Found { ipa, .. } in found.iter().flatten() {
-            // Its leaf may say that it cannot be written, and it is new.
-            IpaRange::page_of(*ipa).into_iter().for_each(|page| space.mark_logged(page));
+        for Found { ipa, new, .. } in found.iter().flatten() {
+            // Its leaf may say that it cannot be written, and it is new. What is not the VM's is never dirty.
+            let own = new.as_own_leaf(Level::L3).is_some();
+            if let Some(page) = IpaRange::page_of(*ipa).filter(|_| own) {
+                space.mark_logged(page);
+            }
         }
         Ok(replaced)
     }

@@ -453,6 +453,8 @@ fn a_write_of_el2s_is_refused_where_a_guest_could_not_write_and_repeated_if_the_
     assert_eq!(refused(note.bits()), WriteError::NotMapped { ipa });
     assert_eq!(refused(live.bits() & !DIRTY), WriteError::ReadOnly { ipa });
     assert_eq!(refused(live.bits() | NON_OWNED), WriteError::NotOwned { ipa });
+    let others = live.bits() & !DIRTY | NON_OWNED;
+    assert_eq!(refused(others), WriteError::ReadOnly { ipa }, "NotOwned says that it is writable");
     let level = Level::L3;
     let busy = live.bits() & !VALID_LEAF;
     let drain = live.to_drain(level).unwrap();

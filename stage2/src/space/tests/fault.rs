@@ -11,6 +11,8 @@ use crate::fault::{Action, Fault, Place, Recovery, Seen, Why, decide};
 use crate::space::{RelaxError, Relaxed};
 
 const NO_TRANSLATION: u64 = 1 << 16;
+/// The leaf's memory is not the VM's.
+const NON_OWNED: u64 = 1 << 57;
 /// A data abort of EL1, with its status and WnR.
 const STORE: u64 = 0x24 << 26 | 1 << 25 | 1 << 6;
 
@@ -129,4 +131,10 @@ fn a_block_on_its_way_to_another_size_is_left_alone() {
         assert_eq!(outcome(result, Action::Install), decide(fault(0x06), seen, ram), "{seen:?}");
         assert_eq!(vm.held(GIB), state.bits());
     }
+    // Others' on its way, too: it is no spurious fault.
+    let seen = Descriptor::from_bits(live | NON_OWNED | NO_TRANSLATION);
+    assert_eq!(Seen::new(Level::L2, seen), Seen::Changing);
+    vm.put(GIB, seen);
+    let fault = vm.space.relax(&guard, Ipa::new(GIB + 0x5000), Prot::READ, Prot::RWX);
+    assert_eq!(fault, Err(RelaxError::Retry { level: Level::L2, seen }));
 }

@@ -12,7 +12,7 @@ pub(super) const PA: u64 = 0x7000_5000;
 const HOLE: u64 = 0x5_0000_0000;
 
 pub(super) fn scratch<A: Arch>(space: &Space<'_, &Pages, A>) -> Scratch {
-    // SAFETY: (1, 2) no guest runs.
+    // SAFETY: (1, 2) no guest runs; (3) not kept beyond the space.
     unsafe { space.scratch(Pa::new(PA)) }.unwrap()
 }
 
@@ -47,7 +47,7 @@ fn a_scratch_leaf_is_read_and_written_never_executed_and_has_nothing_to_record()
         assert_eq!(leaf.bits(), bits, "bit by bit");
     }
     let space = space(&pages, &epochs, 40);
-    // SAFETY: (1, 2) no guest runs.
+    // SAFETY: (1, 2) no guest runs; (3) not kept beyond the space.
     let odd = unsafe { space.scratch(Pa::new(PA + 8)) };
     let error = DescriptorError::Address { level: Level::L3, pa: Pa::new(PA + 8) };
     assert_eq!(odd, Err(MappingError::Descriptor(error)));
@@ -120,6 +120,27 @@ fn scratch_of_other_tables_and_guards_of_other_epochs_are_refused() {
     let refused = vm.space.install_scratch(&stranger.enter(), ipa, &own, &mut tally);
     assert_eq!(refused, Err(InstallError::ForeignGuard));
     assert_eq!(tally, Tally::default());
+}
+
+/// What a VM's scratch page holds is shown to no other, though their leaves are the same bit by bit.
+#[test]
+fn scratch_of_a_vm_with_tables_of_the_same_shape_is_refused() {
+    let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
+    let (vm, other) = (Vm::new(&pages, &epochs), space(&pages, &epochs, 40));
+    let (foreign, mut tally, ipa) = (scratch(&other), Tally::default(), Ipa::new(HOLE));
+    assert_eq!(foreign.descriptor(), scratch(&vm.space).descriptor());
+    let refused = vm.space.install_scratch(&vm.cpu.enter(), ipa, &foreign, &mut tally);
+    assert_eq!(refused, Err(InstallError::ForeignMapping));
+    assert_eq!(tally, Tally::default(), "no table, either");
+
+    let _ = vm.reach(HOLE, &mut tally).unwrap();
+    let (mapping, mut real) = (at(&vm.space, PAGE), Real::new(9));
+    let mut claim = vm.space.claim(range(HOLE, 0x1000)).unwrap();
+    let batch = Batch { from: ipa, slots: 1 };
+    let refused =
+        vm.space.replace_scratch(&vm.cpu, &mut claim, batch, &foreign, &mapping, &mut real, || {});
+    assert_eq!(refused, Err(ReplaceError::ForeignMapping));
+    assert_eq!((vm.pa(HOLE), real.taken.len()), (Some(PA), 0));
 }
 
 /// Without a table nothing is shown; and there is no exchange on some machines.
@@ -471,7 +492,7 @@ fn what_is_like_scratch_is_not_taken_for_it() {
     const BLOCK: u64 = 0x7020_0000;
     let (pages, epochs) = (Pages::new(usize::MAX), Epochs::<1>::new());
     let mut vm = Vm::new(&pages, &epochs);
-    // SAFETY: (1, 2) no guest runs.
+    // SAFETY: (1, 2) no guest runs; (3) not kept beyond the space.
     let scratch = unsafe { vm.space.scratch(Pa::new(BLOCK)) }.unwrap();
     let leaf = |level, pa, owner| {
         Descriptor::leaf(level, Pa::new(pa), &ram(), vm.space.encoding(), owner).unwrap()
