@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use hyp_core::mask::Mask;
-use hyp_core::recovery::Asked;
+use hyp_core::recovery::{Asked, WANTED};
 
 /// Builds an EL2 hypervisor and its guests, runs them under QEMU, and tells how it went.
 #[derive(Debug, Parser)]
@@ -151,7 +151,7 @@ pub struct RunArgs {
     /// What becomes of an access to an address without memory: scratch, inject or stop [default: stop]
     ///
     /// With a place, such as scratch@0x50000000+16M, in a window; without, at every address that is neither RAM nor a device.
-    /// More of them with commas between them. In RAM a window says what becomes of pages that nobody has populated by a call.
+    /// More of them with commas between them. In RAM it applies to pages that are not mapped; the call POPULATE maps them.
     #[arg(long, value_name = "POLICY[@START+SIZE],...", value_parser = recover)]
     pub recover: Option<String>,
     /// Violations that are recovered in all; one more ends the run [default: 1048576]
@@ -349,8 +349,7 @@ fn mask(names: &str) -> Result<Mask, String> {
 }
 
 fn recover(text: &str) -> Result<String, String> {
-    let wrong = || "scratch, inject or stop, once alone and else each with a place such as @0x50000000+16M, with commas between them";
-    Asked::parse(text).map(|_| text.to_owned()).ok_or_else(|| wrong().to_owned())
+    Asked::parse(text).map(|_| text.to_owned()).ok_or_else(|| WANTED.to_owned())
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {
@@ -404,7 +403,7 @@ mod tests {
         for value in ["", "none", "scratch,stop", "scratch@0x1000"] {
             let line = ["hypctl", "run", "--recover", value];
             let refused = Cli::try_parse_from(line).unwrap_err().to_string();
-            assert!(refused.contains("scratch, inject or stop, once alone"), "{refused}");
+            assert!(refused.contains(WANTED), "{refused}");
         }
     }
 

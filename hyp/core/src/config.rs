@@ -34,7 +34,7 @@ use hyp_abi::MAX_VCPUS;
 
 use crate::mask::Mask;
 use crate::range::{Bytes, PAGE_SIZE, align_down};
-use crate::recovery::Asked;
+use crate::recovery::{Asked, WANTED};
 use crate::trace::Order;
 
 /// The longest command line that is read, in bytes.
@@ -400,8 +400,7 @@ fn recover(value: &str) -> Result<Asked, ConfigError> {
     Asked::parse(value).ok_or_else(|| ConfigError::Value {
         word: "recover",
         value: shown(value),
-        wanted: "scratch, inject or stop, once alone and else each with a place such as @0x50000000+16M, with commas \
-                 between them",
+        wanted: WANTED,
     })
 }
 

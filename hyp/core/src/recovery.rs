@@ -55,6 +55,10 @@ pub fn by_word(word: &str) -> Option<Recovery> {
     }
 }
 
+/// What [`Asked::parse`] reads, for the sentence that refuses anything else.
+pub const WANTED: &str = "POLICY or POLICY@START+SIZE with commas between them, such as inject,scratch@0x50000000+16M; a policy is \
+                          scratch, inject or stop, and one at most stands alone";
+
 /// What is asked for a VM, before it is known what its addresses are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {

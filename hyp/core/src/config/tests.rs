@@ -115,7 +115,9 @@ fn recovery_has_a_default_windows_and_bounds() {
     ] {
         let refused = refusal(&std::format!("recover={value}"));
         assert!(
-            refused.starts_with(&std::format!("recover=\"{value}\" is not scratch, ")),
+            refused.starts_with(&std::format!(
+                "recover=\"{value}\" is not POLICY or POLICY@START+SIZE"
+            )),
             "{refused}"
         );
     }
