@@ -5,7 +5,7 @@
 mod shaken;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use mmu_oracle::walker::Hardware;
 use mmu_oracle::{Event, Machine, Model, OracleMachine};
@@ -201,6 +201,8 @@ fn scratch_is_shown_under_teardown_and_nothing_is_lost() {
     let vm = Space::new(geometry(caps), &vmids, epochs.domain(), &machine, &machine).unwrap();
     enter(&machine, &vmids, &vm);
     let (stop, whole) = (AtomicBool::new(false), range(0, 1 << 39));
+    // What the PEs have put there so far: frames, and the scratch page.
+    let (memory, holes) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let ram = Attributes::new(Prot::RWX, MemType::Normal);
     let mapping = vm.mapping(Level::L3, &ram, Owner::Vm).unwrap();
     let guest = |pe: usize| {
@@ -223,8 +225,14 @@ fn scratch_is_shown_under_teardown_and_nothing_is_lost() {
                 };
                 drop(guard);
                 match done {
-                    Ok(Install::Installed(pa)) if pa.get() != SCRATCH => installed.push(pa.get()),
-                    Ok(Install::Installed(_)) => shown += 1,
+                    Ok(Install::Installed(pa)) if pa.get() != SCRATCH => {
+                        installed.push(pa.get());
+                        memory.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(Install::Installed(_)) => {
+                        shown += 1;
+                        holes.fetch_add(1, Ordering::Relaxed);
+                    }
                     Ok(_) | Err(InstallError::Retry { .. }) => std::thread::yield_now(),
                     Err(other) => panic!("{other}"),
                 }
@@ -238,7 +246,12 @@ fn scratch_is_shown_under_teardown_and_nothing_is_lost() {
         let threads = [1, 2].map(|pe| scope.spawn(move || guest(pe)));
         let cpu = epochs.join(0).unwrap();
         let mut freed = Freed(&machine, Vec::new());
-        for round in 0..ROUNDS {
+        let idle = || [&memory, &holes].iter().any(|count| count.load(Ordering::Relaxed) == 0);
+        for round in 0.. {
+            // Threads may start late; one that has ended has panicked.
+            if round >= ROUNDS && (!idle() || threads.iter().any(|thread| thread.is_finished())) {
+                break;
+            }
             match round % 3 {
                 0 => unmap(&vm, &cpu, whole, &mut freed),
                 _ => remove(&vm, &cpu, whole, &mut freed),
@@ -254,6 +267,7 @@ fn scratch_is_shown_under_teardown_and_nothing_is_lost() {
     freed.sort_unstable();
     assert_eq!(installed, freed, "each frame came back exactly once, and scratch never");
     let account = vm.account();
+    assert!(!installed.is_empty() && account.scratched > 0, "both were there");
     assert_eq!((account.leaves_now(), account.tables_now()), (0, 0));
     assert_eq!(account.scratched, account.others_unmapped, "each scratch leaf was taken away");
 }
