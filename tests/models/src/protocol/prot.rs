@@ -16,8 +16,8 @@ use crate::world::{PES, Pe, Shape, World, page};
 /// The access flag and the dirty state; without DBM, S2AP\[1\] is the permission to write.
 const RECORD: u64 = 1 << 10 | WRITABLE;
 const WRITABLE: u64 = 1 << 7;
-/// A mark of software's, which hardware does not read.
-const MARK: u64 = 1 << 57;
+/// XN\[1\]: what a change of write permission leaves as it is.
+const MARK: u64 = 1 << 54;
 
 /// A transaction on the first three pages of table 0, in one batch.
 pub(super) fn modify(
