@@ -57,7 +57,7 @@ pub(crate) struct PerCpu {
     /// When EL2's timer takes this CPU out of its guest: see `platform/timer.rs`.
     pub(crate) alarm: Alarm,
     /// Where the session is in which this CPU reaches the VM's memory.
-    pub(crate) session: window::Place,
+    pub(crate) session: window::SessionCell,
     /// How long populate faults take.
     #[cfg(feature = "measure")]
     pub(crate) timing: Timing,
@@ -103,7 +103,7 @@ impl PerCpu {
             stock: Stock::new(),
             violations: violations::Ring::new(),
             alarm: Alarm::none(),
-            session: window::Place::new(ptr::null()),
+            session: window::SessionCell::new(ptr::null()),
             #[cfg(feature = "measure")]
             timing: Timing::new(),
             #[cfg(feature = "selftest")]

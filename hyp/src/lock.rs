@@ -10,7 +10,9 @@
 //!
 //! From the moment that a fault is to be resolved until it is, no lock is asked for and nothing is allocated: EL2's own fault
 //! in its window on guest memory may come while this CPU, or one that waits for it, holds any lock there is. [`fault_path`]
-//! marks that stretch. In builds with the feature `selftest` its mark is a count in the CPU's block, and whoever asks for a lock
+//! marks that stretch: for a fault of EL2's all of it; for one of the guest's in the ordinary part of RAM, on leaves, and where the
+//! scratch page is shown. It does not mark those in blocks, on pages with limited permissions, or in memory that is on its way, by
+//! themselves: EL2's own faults there take the same functions under the mark. In builds with the feature `selftest` its mark is a count in the CPU's block, and whoever asks for a lock
 //! meanwhile, also by a try, is a panic that names the lock: a [`Lock`] by the name that it was made with, the heap's among them,
 //! and a stage-2 table's by its address (`vm/pe.rs`). In other builds it is nothing.
 

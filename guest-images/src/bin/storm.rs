@@ -27,9 +27,9 @@ use smccc::{Hvc, psci};
 
 guest_rt::guest!("storm", storm);
 
-/// All that change memory, in builds for use: `MEASURE` is of builds that measure. `RECOVER` is asked for by `wild`.
+/// All that change memory, in builds for use: `MEASURE` is of builds that measure.
 fn calls() -> impl Iterator<Item = u32> {
-    MANAGING.into_iter().filter(|&function| function != MEASURE && function != RECOVER)
+    MANAGING.into_iter().filter(|&function| function != MEASURE)
 }
 /// Blocks that hold nothing.
 const SPARE: usize = 4;

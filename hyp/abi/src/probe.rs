@@ -39,6 +39,10 @@ pub const PROBE_READ_ONLY: u64 = 2;
 pub const PROBE_NOT_MAPPED: u64 = 3;
 /// The window does not reach there.
 pub const PROBE_NOT_COVERED: u64 = 4;
+/// As many violations were recovered as may be.
+pub const PROBE_PAST_LIMIT: u64 = 5;
+/// As many violations were recovered in this second as may be.
+pub const PROBE_PAST_RATE: u64 = 6;
 
 /// What a CPU may hold at EL2 when it touches a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -25,8 +25,8 @@ use crate::vm::NUMBER;
 
 /// Records that a CPU's ring holds.
 const RECORDS: usize = 128;
-/// From the first record to its telling: a second by this.
-const RATE: u64 = 100;
+/// A CPU's tellings in a second, at the most: a record is told 1/100 s after it was made.
+const TELLINGS_A_SECOND: u64 = 100;
 
 /// A CPU's records.
 pub(crate) type Ring = hyp_core::violation::Ring<RECORDS, WORDS>;
@@ -38,7 +38,10 @@ static LOG: Lock<Log> = Lock::new("the violation log", Log::new());
 #[inline]
 pub(crate) fn record(cpu: &PerCpu, sighting: &Sighting) {
     match cpu.violations.push(sighting.words(), Sighting::is_same) {
-        Pushed::First => timer::arm(cpu, sighting.ticks.wrapping_add(timer::frequency() / RATE)),
+        Pushed::First => {
+            let delay = timer::frequency() / TELLINGS_A_SECOND;
+            timer::arm(cpu, sighting.ticks.wrapping_add(delay));
+        }
         Pushed::Added | Pushed::Counted => {}
         Pushed::Lost => cpu.counters.bump(Stat::ViolationsLost),
     }

@@ -6,8 +6,8 @@
 use super::crash;
 use crate::window;
 
-/// The registers at the exception, as `vectors.rs` stores them. If EL2 goes on, it does so with those that the frame has then,
-/// but for the stack pointer.
+/// The registers at the exception, as `vectors.rs` stores them. If EL2 goes on, it does so with x0 to x30, `elr` and
+/// `spsr` as the frame has them then.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Frame {

@@ -29,6 +29,7 @@ use super::blocks::Blocks;
 use super::idregs::IdRegisters;
 use super::payload::Payload;
 use super::pe::{self, Pages, Pe};
+use super::policy::NOWHERE;
 use super::vcpu::Mailbox;
 use super::{EPOCHS, Policy, Stage2, Vm, control, recovery, scan, takedown};
 use crate::boot::{Machine, Refusal};
@@ -341,7 +342,7 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
         limited,
         windows,
         nothing: plan.recovery.default.unwrap_or(Recovery::Stop),
-        hole: ram,
+        hole: NOWHERE,
         end: Ipa::new(map.end),
         regions,
     };

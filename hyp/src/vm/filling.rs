@@ -3,9 +3,9 @@
 //! | place | what happens |
 //! | --- | --- |
 //! | RAM | a page or a block is installed, as by a fault |
-//! | RAM that is being moved or released | [`Retry`](WindowError::Retry): it is on its way |
+//! | RAM that is being moved or released | [`Retry`](TouchError::Retry): it is on its way |
 //! | a recovery window of the policy `scratch` | the VM's scratch page is installed, within the same bound on tables, counted as the guest's violation, and recorded as one of EL2 |
-//! | anything else | [`NotMapped`](WindowError::NotMapped) |
+//! | anything else | [`NotMapped`](TouchError::NotMapped) |
 
 use hyp_abi::call::Stat;
 use hyp_core::recovery::Past;
@@ -19,19 +19,19 @@ use super::recovery::{self, NotShown};
 use super::run::Env;
 use crate::event::violations;
 use crate::platform::timer;
-use crate::window::WindowError;
+use crate::window::TouchError;
 
 /// Fills the slot of stage 2 at `page`, which was Empty under this guard. Runs in a fault handler, under any lock: takes none, and
 /// allocates nothing but from the CPU's stock. `sighting` is what is recorded of a violation, but for what comes of it.
 ///
 /// # Errors
-/// [`WindowError`]: nothing was filled, but past a limit: then the VM is to end.
+/// [`TouchError`]: nothing was filled, but past a limit: then the VM is to end.
 pub(crate) fn fill(
     env: Env<'_>,
     guard: &Guard<'_>,
     page: Ipa,
     sighting: &Sighting,
-) -> Result<(), WindowError> {
+) -> Result<(), TouchError> {
     #[cfg(feature = "selftest")]
     if crate::selftest::is_wanted("locked-install")
         && let Some(table) = env.vm.space.lookup_rw(guard, page)
@@ -41,16 +41,16 @@ pub(crate) fn fill(
     let policy = env.vm.policy(guard);
     // Who moves memory has its pages, and wants no blocks.
     if policy.moving.is_some() {
-        return Err(WindowError::Retry);
+        return Err(TouchError::Retry);
     }
     match policy.place(page) {
         Place::Ram { .. } => match blocks::fault(env, guard, policy, page.get()) {
             Populate::Done | Populate::Present { .. } => Ok(()),
-            Populate::Again => Err(WindowError::Retry),
-            Populate::Failed(_) => Err(WindowError::NotMapped),
+            Populate::Again => Err(TouchError::Retry),
+            Populate::Failed(_) => Err(TouchError::NotMapped),
         },
         Place::Recovery { policy: Recovery::Scratch, .. } => scratch(env, guard, page, sighting),
-        _ => Err(WindowError::NotMapped),
+        _ => Err(TouchError::NotMapped),
     }
 }
 
@@ -60,15 +60,15 @@ fn scratch(
     guard: &Guard<'_>,
     page: Ipa,
     sighting: &Sighting,
-) -> Result<(), WindowError> {
+) -> Result<(), TouchError> {
     let Env { vm, cpu, .. } = env;
     match recovery::show(env, guard, page) {
         Ok(()) => {}
         Err(NotShown::Memory) => return Ok(()),
         Err(NotShown::Error(InstallError::Retry { .. } | InstallError::OutOfTables)) => {
-            return Err(WindowError::Retry);
+            return Err(TouchError::Retry);
         }
-        Err(NotShown::Full | NotShown::Error(_)) => return Err(WindowError::NotMapped),
+        Err(NotShown::Full | NotShown::Error(_)) => return Err(TouchError::NotMapped),
     }
     let seconds = sighting.ticks / timer::frequency().max(1);
     let (end, outcome) = match vm.meter.count(&vm.plan.quota, seconds) {
@@ -76,8 +76,8 @@ fn scratch(
             cpu.counters.bump(Stat::Recovered);
             (Ok(()), Outcome::Scratch)
         }
-        Err(Past::Limit(_)) => (Err(WindowError::PastLimit), Outcome::Stopped),
-        Err(Past::Rate(_)) => (Err(WindowError::PastRate), Outcome::Stopped),
+        Err(Past::Limit(_)) => (Err(TouchError::PastLimit), Outcome::Stopped),
+        Err(Past::Rate(_)) => (Err(TouchError::PastRate), Outcome::Stopped),
     };
     violations::record(cpu, &Sighting { outcome, ..*sighting });
     end

@@ -19,7 +19,7 @@ use super::outcome::Refused;
 use super::run::Env;
 use crate::lock::relax;
 use crate::mem::{PAGE, clean};
-use crate::window::{self, Session, WindowError};
+use crate::window::{self, Session, TouchError};
 
 /// Times that a page is tried again: its slot is in transition, or the stock was empty.
 const TRIES: usize = 64;
@@ -72,11 +72,11 @@ fn write_in_page(env: Env<'_>, ipa: u64, bytes: &[u8]) -> Result<(), Refused> {
         }
         match window::with(env, |session| once(env, session, Ipa::new(ipa), bytes))? {
             Ok(()) => return Ok(()),
-            Err(WindowError::Retry) => relax(),
+            Err(TouchError::Retry) => relax(),
             // The VM ends, as after one of its own.
-            Err(WindowError::PastLimit) => return Err(past(Past::Limit(quota.in_all))),
-            Err(WindowError::PastRate) => return Err(past(Past::Rate(quota.a_second))),
-            Err(WindowError::ReadOnly | WindowError::NotMapped | WindowError::NotCovered) => {
+            Err(TouchError::PastLimit) => return Err(past(Past::Limit(quota.in_all))),
+            Err(TouchError::PastRate) => return Err(past(Past::Rate(quota.a_second))),
+            Err(TouchError::ReadOnly | TouchError::NotMapped | TouchError::NotCovered) => {
                 return Err(Refused::Invalid);
             }
         }
@@ -91,7 +91,7 @@ fn once(
     session: &Session<'_>,
     at: Ipa,
     bytes: &[u8],
-) -> Result<Result<(), WindowError>, Refused> {
+) -> Result<Result<(), TouchError>, Refused> {
     let guard = env.guards.enter();
     let put = |pa: u64| {
         let range = PaRange { start: pa, end: pa + bytes.len() as u64 };
@@ -104,9 +104,9 @@ fn once(
     let written = env.vm.space.write_through(&guard, at, |pa| put(pa.get()));
     Ok(match written {
         Ok(done) => done,
-        Err(WriteError::Again { .. }) => Err(WindowError::Retry),
+        Err(WriteError::Again { .. }) => Err(TouchError::Retry),
         // The fault fills it; then all of it again.
-        Err(WriteError::NotMapped { .. }) => session.probe(at).and(Err(WindowError::Retry)),
+        Err(WriteError::NotMapped { .. }) => session.probe(at).and(Err(TouchError::Retry)),
         // A page that is behind many addresses and is nobody's memory: nothing records that it was written.
         Err(WriteError::NotOwned { .. }) => {
             match env.vm.space.lookup(&guard, at).map(|at| at.view()) {
@@ -114,10 +114,10 @@ fn once(
                     put(leaf.pa().get() + at.get() % PAGE)
                 }
                 // It has changed since.
-                _ => Err(WindowError::Retry),
+                _ => Err(TouchError::Retry),
             }
         }
-        Err(WriteError::ReadOnly { .. }) => Err(WindowError::ReadOnly),
+        Err(WriteError::ReadOnly { .. }) => Err(TouchError::ReadOnly),
         Err(error @ (WriteError::ForeignGuard | WriteError::Unsupported)) => {
             return Err(Refused::Broken(format!("EL2 cannot write guest memory: {error}")));
         }

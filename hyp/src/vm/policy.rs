@@ -34,7 +34,7 @@ use crate::lock::relax;
 use crate::mem::cache::BLOCK;
 
 /// Where no guest has RAM, nor any address: beyond the largest IPA.
-const NOWHERE: IpaRange = match IpaRange::new(Ipa::new(1 << 56), BLOCK) {
+pub(super) const NOWHERE: IpaRange = match IpaRange::new(Ipa::new(1 << 56), BLOCK) {
     Ok(range) => range,
     // Evaluated at compile time: an image in which it could panic is not built.
     Err(_) => panic!("a block, aligned"),

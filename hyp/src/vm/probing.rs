@@ -19,7 +19,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use hyp_abi::probe::{
-    Held, PROBE_DONE, PROBE_HOLD, PROBE_OTHER, PROBE_READ, PROBE_SECONDS, PROBE_WRITE,
+    Held, PROBE_DONE, PROBE_HOLD, PROBE_NOT_COVERED, PROBE_NOT_MAPPED, PROBE_OTHER,
+    PROBE_PAST_LIMIT, PROBE_PAST_RATE, PROBE_READ, PROBE_READ_ONLY, PROBE_RETRY, PROBE_SECONDS,
+    PROBE_WRITE,
 };
 use stage2::{Ipa, IpaRange};
 
@@ -29,7 +31,17 @@ use crate::event::violations;
 use crate::lock::relax;
 use crate::mem::{frames, heap};
 use crate::platform::console;
-use crate::window;
+use crate::window::{self, TouchError};
+
+// A guest is told how an access has ended by the error's number.
+const _: () = {
+    assert!(TouchError::Retry as u64 == PROBE_RETRY);
+    assert!(TouchError::ReadOnly as u64 == PROBE_READ_ONLY);
+    assert!(TouchError::NotMapped as u64 == PROBE_NOT_MAPPED);
+    assert!(TouchError::NotCovered as u64 == PROBE_NOT_COVERED);
+    assert!(TouchError::PastLimit as u64 == PROBE_PAST_LIMIT);
+    assert!(TouchError::PastRate as u64 == PROBE_PAST_RATE);
+};
 
 /// What some CPU wants another to hold; [`NOBODY`] if none does.
 static WANTED: AtomicU64 = AtomicU64::new(NOBODY);

@@ -5,7 +5,7 @@ use hyp_core::violation::{Outcome, Sighting};
 use stage2::Ipa;
 use stage2::window::Recovered;
 
-use super::{Session, WindowError, routines};
+use super::{Session, TouchError, routines};
 use crate::cpu;
 use crate::event::trace;
 use crate::exception::same_level::Frame;
@@ -42,7 +42,7 @@ pub(crate) fn resolved(frame: &mut Frame) -> bool {
 
 impl Session<'_> {
     /// Sees to it that the page is there.
-    fn resolve(&self, Touch { ipa, is_write }: Touch, frame: &Frame) -> Result<(), WindowError> {
+    fn resolve(&self, Touch { ipa, is_write }: Touch, frame: &Frame) -> Result<(), TouchError> {
         let env = self.env;
         let _path = fault_path(env.cpu);
         let page = Ipa::new(ipa & !(PAGE - 1));
@@ -52,7 +52,7 @@ impl Session<'_> {
         };
         self.last.set((page, in_a_row));
         if in_a_row > PATIENCE {
-            return Err(WindowError::Retry);
+            return Err(TouchError::Retry);
         }
         for _look in 0..LOOKS {
             // One guard over the look into stage 2 and the exchange of the slot.
@@ -71,11 +71,11 @@ impl Session<'_> {
                     };
                     filling::fill(env, &guard, page, &sighting)?;
                 }
-                Recovered::Retry => return Err(WindowError::Retry),
-                Recovered::ReadOnly => return Err(WindowError::ReadOnly),
-                Recovered::NotCovered => return Err(WindowError::NotCovered),
+                Recovered::Retry => return Err(TouchError::Retry),
+                Recovered::ReadOnly => return Err(TouchError::ReadOnly),
+                Recovered::NotCovered => return Err(TouchError::NotCovered),
             }
         }
-        Err(WindowError::Retry)
+        Err(TouchError::Retry)
     }
 }

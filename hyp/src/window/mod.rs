@@ -20,7 +20,7 @@
 //!
 //! The fault comes in the middle of whatever EL2 was doing, with whatever locks it holds. So the way to its end asks for none,
 //! allocates nothing but pages from the CPU's stock, and waits for nobody ([`fault_path`](crate::lock::fault_path)): what cannot
-//! be done at once is [`WindowError::Retry`], for the caller to repeat when it has given back what it holds. An install that took
+//! be done at once is [`TouchError::Retry`], for the caller to repeat when it has given back what it holds. An install that took
 //! the table's lock would wait for this very CPU; one that only *tried* would never get it.
 //!
 //! | file | what |
@@ -47,7 +47,7 @@ use crate::vm::run::Env;
 /// Why an access to the VM's memory has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub(crate) enum WindowError {
+pub(crate) enum TouchError {
     /// The page is on its way, or the stock has no frame: to be repeated, with no guard and no lock held.
     Retry = 1,
     /// The guest may not write there.
@@ -62,7 +62,7 @@ pub(crate) enum WindowError {
     PastRate = 6,
 }
 
-impl WindowError {
+impl TouchError {
     /// What a routine has returned.
     const fn check(raw: u64) -> Result<(), Self> {
         match raw {
@@ -70,6 +70,7 @@ impl WindowError {
             1 => Err(Self::Retry),
             2 => Err(Self::ReadOnly),
             3 => Err(Self::NotMapped),
+            4 => Err(Self::NotCovered),
             5 => Err(Self::PastLimit),
             6 => Err(Self::PastRate),
             _ => Err(Self::NotCovered),
@@ -77,7 +78,7 @@ impl WindowError {
     }
 }
 
-impl fmt::Display for WindowError {
+impl fmt::Display for TouchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Retry => "the page is on its way",
@@ -100,7 +101,7 @@ pub(crate) struct Session<'a> {
 }
 
 /// What a CPU's block says of its session: where it is, null if there is none.
-pub(crate) type Place = Cell<*const ()>;
+pub(crate) type SessionCell = Cell<*const ()>;
 
 /// Reaches the VM's memory. ESR_EL2, FAR_EL2 and HPFAR_EL2 are afterwards what they were before.
 pub(crate) fn with<T>(env: Env<'_>, work: impl FnOnce(&Session<'_>) -> T) -> T {
@@ -120,40 +121,40 @@ impl Session<'_> {
     /// Reads bytes of the VM's from `ipa` on, over any number of pages.
     ///
     /// # Errors
-    /// [`WindowError`]: some of the bytes may have been read.
-    pub(crate) fn copy_in(&self, ipa: Ipa, into: &mut [u8]) -> Result<(), WindowError> {
+    /// [`TouchError`]: some of the bytes may have been read.
+    pub(crate) fn copy_in(&self, ipa: Ipa, into: &mut [u8]) -> Result<(), TouchError> {
         let from = self.address(ipa, into.len())?;
         let to = into.as_mut_ptr().expose_provenance() as u64;
         // SAFETY: (1) `address` has seen to it; this is a session. (2) Borrowed for it.
-        WindowError::check(unsafe { routines::window_copy(to, from, into.len() as u64) })
+        TouchError::check(unsafe { routines::window_copy(to, from, into.len() as u64) })
     }
 
     /// Writes bytes to the VM's memory from `ipa` on, over any number of pages. It does not ask whether the guest may, and records
     /// nothing: [`Space::write_through`](stage2::Space::write_through) does.
     ///
     /// # Errors
-    /// [`WindowError`]: some of the bytes may have been written.
-    pub(crate) fn copy_out(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), WindowError> {
+    /// [`TouchError`]: some of the bytes may have been written.
+    pub(crate) fn copy_out(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), TouchError> {
         let to = self.address(ipa, bytes.len())?;
         let from = bytes.as_ptr().expose_provenance() as u64;
         // SAFETY: (1) `address` has seen to it; this is a session. (2) Borrowed for it.
-        WindowError::check(unsafe { routines::window_copy(to, from, bytes.len() as u64) })
+        TouchError::check(unsafe { routines::window_copy(to, from, bytes.len() as u64) })
     }
 
     /// Touches the byte at `ipa`, by reading it: afterwards stage 2 has a page there.
     ///
     /// # Errors
-    /// [`WindowError`]
-    pub(crate) fn probe(&self, ipa: Ipa) -> Result<(), WindowError> {
+    /// [`TouchError`]
+    pub(crate) fn probe(&self, ipa: Ipa) -> Result<(), TouchError> {
         let at = self.address(ipa, 1)?;
         // SAFETY: (1) `address` has seen to it; this is a session.
-        WindowError::check(unsafe { routines::window_probe(at) })
+        TouchError::check(unsafe { routines::window_probe(at) })
     }
 
     /// Where EL2 has so many bytes, all of them in the window.
-    fn address(&self, ipa: Ipa, bytes: usize) -> Result<u64, WindowError> {
+    fn address(&self, ipa: Ipa, bytes: usize) -> Result<u64, TouchError> {
         let end = ipa.checked_add(bytes as u64).filter(|end| end.get() <= stage2::window::END);
-        end.and_then(|_| self.env.vm.space.window_address(ipa)).ok_or(WindowError::NotCovered)
+        end.and_then(|_| self.env.vm.space.window_address(ipa)).ok_or(TouchError::NotCovered)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The routines that reach a VM's memory, and where a fault of each goes if it cannot be resolved.
 //!
-//! They are the only instructions of EL2 that may fault and go on. Each is a leaf function: it keeps nothing on the stack and no
-//! register but its arguments, so it can be repeated from the instruction that faulted, and ended from any by a return.
+//! They are the only instructions of EL2 that may fault and go on. Each is a leaf function that uses nothing on the stack, and only
+//! registers that a call does not keep; the exception's frame gives them back. So it can be repeated from the instruction that faulted, and ended from any by a return.
 //!
 //! | routine | what | bytes |
 //! | --- | --- | --- |
