@@ -67,6 +67,12 @@ bench-host *args: setup
 fetch-u-boot: setup
     @{{ bootstrap }} fetch u-boot
 
+# Bring in what `linux` boots: kernels `linux-6.12` and `linux-6.1`, and `busybox` (it does so too)
+[group('use')]
+[no-exit-message]
+fetch-linux: setup
+    @for file in linux-6.12 linux-6.1 busybox; do {{ bootstrap }} fetch "$file"; done
+
 # The first build of hypctl takes a while: show it.
 [private]
 [no-exit-message]

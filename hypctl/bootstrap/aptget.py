@@ -3,10 +3,11 @@
 The view (`.cache/apt/NAME/`) is an apt configuration with its own source list, package lists and
 archive cache. The mirror's address comes from the system's own apt; we add suites to it that the
 system does not list. So the system's sources, lists and pins stay as they are, and a stale list
-does no harm. Two views are in use:
+does no harm. Three views are in use:
 
     system    the system's own suites plus backports, over the system's dpkg status: for installing
     sources   newer suites over an empty status: for downloading single packages to unpack
+    arm64     a suite of another architecture, likewise
 
 apt says "fetched nothing" and "the mirror has no such package" in much the same way, so what
 counts is not apt's exit code but whether the package has a candidate afterwards.
@@ -30,12 +31,18 @@ def present() -> bool:
 
 
 class View:
-    def __init__(self, name: str, wanted: str, extra: tuple, own_status: bool = True):
-        """`extra`: suites beside the system's; `{}` stands for the system's code name."""
+    def __init__(
+        self, name: str, wanted: str, extra: tuple, own_status: bool = True, architecture: str = ""
+    ):
+        """`extra`: suites beside the system's; `{}` stands for the system's code name.
+
+        `architecture`: of the packages, if it is not the system's.
+        """
         self.wanted = wanted
         self.place = cache.HERE / "apt" / name
         self.config = self.place / "apt.conf"
         self.own_status = own_status
+        self.architecture = architecture
         self.suites: list = []
         shutil.rmtree(self.place, ignore_errors=True)
         for folder in ("lists/partial", "cache/archives/partial"):
@@ -62,6 +69,10 @@ class View:
         if not self.own_status:
             (place / "status").touch()
             lines.append(f'Dir::State::status "{place}/status";')
+        # The system's own sources are read as they are: only afterwards is it about packages.
+        if self.architecture and sources is not None:
+            lines.append(f'APT::Architecture "{self.architecture}";')
+            lines.append(f'APT::Architectures "{self.architecture}";')
         if sources is not None:
             (place / "sources.list").write_text(sources)
             lines.append(f'Dir::Etc::SourceList "{place}/sources.list";')
@@ -105,9 +116,17 @@ class View:
         rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
         return [(r[1], r[2].split()[1].split("/")[0]) for r in rows if len(r) == 3 and r[0] == package]
 
+    def stands_for(self, package: str, version: str) -> str | None:
+        """The first package that a package without files of its own depends on."""
+        shown = ask(["apt-cache", "-c", str(self.config), "show", f"{package}={version}"]) or ""
+        depends = next((line for line in shown.splitlines() if line.startswith("Depends:")), "")
+        words = depends.removeprefix("Depends:").replace(",", " ").split()
+        return words[0] if words else None
+
     def missing(self, package: str) -> Refusal:
         """Why there is no candidate for `package`."""
-        return self._refusal(self.updated, f"No {package} in {', '.join(self.suites)}.")
+        kind = f" for {self.architecture}" if self.architecture else ""
+        return self._refusal(self.updated, f"No {package}{kind} in {', '.join(self.suites)}.")
 
     def _refusal(self, done: Done, looked: str) -> Refusal:
         if done.no_network():

@@ -24,6 +24,43 @@ fn u_boot_is_downloaded_once() -> Result<()> {
 }
 
 #[test]
+fn a_kernel_is_the_one_that_the_package_without_files_stands_for() -> Result<()> {
+    let machine = Machine::equipped()?;
+    machine.apt(&[
+        ("linux-image-arm64", "6.12.1-1", "trixie"),
+        ("linux-image-6.12.1-arm64", "6.12.1-1+signed", "trixie"),
+    ])?;
+    let outcome = machine.bootstrap(&["fetch", "linux-6.12"])?;
+    outcome.expect(0, &["package lists of trixie", "linux-image-6.12.1-arm64 6.12.1-1+signed"]);
+    let place = machine.cache("guests/linux-6.12");
+    assert_eq!(outcome.stdout.trim(), place.display().to_string());
+    assert_eq!(fs::read_to_string(place)?, "kernel\n");
+    let view = fs::read_to_string(machine.cache("apt/arm64/apt.conf"))?;
+    assert!(view.contains("APT::Architecture \"arm64\";"), "{view}");
+    Ok(())
+}
+
+#[test]
+fn a_kernel_whose_package_is_not_on_offer_is_named() -> Result<()> {
+    let machine = Machine::equipped()?;
+    machine.apt(&[("linux-image-arm64", "6.12.1-1", "trixie")])?;
+    machine
+        .bootstrap(&["fetch", "linux-6.12"])?
+        .expect(18, &["No linux-image-6.12.1-arm64 for arm64 in trixie"]);
+    Ok(())
+}
+
+#[test]
+fn busybox_is_found_where_either_layout_of_debian_has_it() -> Result<()> {
+    let machine = Machine::equipped()?;
+    machine.apt(&[("busybox-static", "1:1.37.0-6", "trixie")])?;
+    let outcome = machine.bootstrap(&["fetch", "busybox"])?;
+    outcome.expect(0, &["fetching busybox-static 1:1.37.0-6"]);
+    assert_eq!(fs::read_to_string(outcome.stdout.trim())?, "busybox\n");
+    Ok(())
+}
+
+#[test]
 fn each_reason_why_there_is_none_has_its_own_code() -> Result<()> {
     let machine = Machine::equipped()?;
     machine.bootstrap(&["fetch", "u-boot"])?.expect(10, &["u-boot-qemu", "no apt-get"]);
