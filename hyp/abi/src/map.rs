@@ -22,7 +22,23 @@ pub const FLASH_BASE: u64 = 0;
 /// Size of the flash window, in bytes.
 pub const FLASH_SIZE: u64 = 0x0800_0000;
 
+/// First byte of the GIC's distributor.
+pub const GICD_BASE: u64 = 0x0800_0000;
+
+/// Size of the distributor's window, in bytes.
+pub const GICD_SIZE: u64 = 0x1_0000;
+
+/// First byte of the GIC's redistributors: that of vCPU 0. The others follow, one after another.
+pub const GICR_BASE: u64 = 0x080a_0000;
+
+/// Size of one redistributor, in bytes: its frame of control registers, then that of SGIs and PPIs.
+pub const GICR_STRIDE: u64 = 0x2_0000;
+
 const _: () = {
+    let redistributors = GICR_STRIDE * crate::MAX_VCPUS as u64;
+    assert!(FLASH_BASE + FLASH_SIZE <= GICD_BASE, "flash and distributor are apart");
+    assert!(GICD_BASE + GICD_SIZE <= GICR_BASE, "distributor and redistributors are apart");
+    assert!(GICR_BASE + redistributors <= UART_BASE, "redistributors and UART are apart");
     assert!(DTB_SPACE <= IMAGE_OFFSET, "the tree's space ends before the image begins");
     assert!(FLASH_BASE + FLASH_SIZE <= UART_BASE, "flash and UART are apart");
     assert!(UART_BASE + UART_SIZE <= RAM_BASE, "the UART lies below RAM");

@@ -1,12 +1,13 @@
 //! The device tree that a guest is given.
 //!
-//! It describes exactly what the VM has: RAM, its virtual CPUs with PSCI over HVC, the generic timer, one PL011
-//! with its clock, and `/chosen` with console, boot arguments and ramdisk. Node names and addresses are
-//! those of QEMU's `virt`, so that programs built for it find what they look for.
+//! It describes exactly what the VM has: RAM, its virtual CPUs with PSCI over HVC, a GICv3 with a redistributor for each of
+//! them, the generic timer, one PL011 with its clock, and `/chosen` with console, boot arguments and ramdisk. Node names
+//! and addresses are those of QEMU's `virt`, so that programs built for it find what they look for.
 //!
-//! There is no interrupt controller yet, so nothing carries `interrupts`; the timer can be read, it cannot
-//! interrupt. The flash node is optional: the window behaves as zeroes, and only a program that looks for a
-//! flash device should be told of one.
+//! The GIC has neither an ITS nor LPIs, so nothing is said of them. Of the timers a guest has the virtual and the physical one
+//! of EL1. The binding tells interrupts of a timer by their places, the secure one's first: its place is filled, its timer
+//! is not there for EL1. The flash node is optional: the window behaves as zeroes, and only a program that looks
+//! for a flash device should be told of one.
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use alloc::{format, vec};
 
-use hyp_abi::{MAX_VCPUS, map};
+use hyp_abi::{MAX_VCPUS, interrupt, map};
 use vm_fdt::FdtWriter;
 
 use crate::mmio::Window;
@@ -25,6 +26,12 @@ use crate::range::IpaRange;
 const UART_CLOCK: u32 = 24_000_000;
 /// The clock's phandle.
 const CLOCK_PHANDLE: u32 = 1;
+/// The interrupt controller's phandle.
+const GIC_PHANDLE: u32 = 2;
+/// INTID of the secure EL1 timer, which a guest does not have.
+const SECURE_TIMER: u32 = 29;
+/// What an interrupt's third cell says: level-sensitive, active high.
+const LEVEL_HIGH: u32 = 4;
 /// The longest boot arguments that are passed on, in bytes: what Linux takes (COMMAND_LINE_SIZE).
 pub const MAX_BOOTARGS: usize = 2048;
 
@@ -84,10 +91,13 @@ pub fn build(guest: &GuestTree<'_>) -> Result<Vec<u8>, GuestTreeError> {
     fdt.property_string("model", "stage-2 guest")?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
+    fdt.property_u32("interrupt-parent", GIC_PHANDLE)?;
     chosen(&mut fdt, guest)?;
     memory(&mut fdt, guest)?;
     cpus(&mut fdt, guest)?;
     firmware(&mut fdt)?;
+    gic(&mut fdt, guest)?;
+    timer(&mut fdt)?;
     uart(&mut fdt)?;
     if guest.flash {
         flash(&mut fdt)?;
@@ -153,10 +163,36 @@ fn firmware(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     // For drivers of "arm,psci", which do not know the numbers.
     fdt.property_u32("cpu_on", smccc::psci::PSCI_CPU_ON_64)?;
     fdt.property_u32("cpu_off", smccc::psci::PSCI_CPU_OFF)?;
-    fdt.end_node(node)?;
+    fdt.end_node(node)
+}
 
+/// The cells of a level-sensitive interrupt: kind (0: SPI, 1: PPI), number within the kind, flags.
+fn level(intid: u32) -> [u32; 3] {
+    match intid.checked_sub(interrupt::FIRST_SPI) {
+        Some(spi) => [0, spi, LEVEL_HIGH],
+        None => [1, intid.saturating_sub(interrupt::FIRST_PPI), LEVEL_HIGH],
+    }
+}
+
+fn gic(fdt: &mut FdtWriter, guest: &GuestTree<'_>) -> Result<(), vm_fdt::Error> {
+    let redistributors = map::GICR_STRIDE.saturating_mul(guest.vcpus as u64);
+    let node = fdt.begin_node(&format!("intc@{:x}", map::GICD_BASE))?;
+    fdt.property_string("compatible", "arm,gic-v3")?;
+    fdt.property_array_u64(
+        "reg",
+        &[map::GICD_BASE, map::GICD_SIZE, map::GICR_BASE, redistributors],
+    )?;
+    fdt.property_u32("#interrupt-cells", 3)?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_phandle(GIC_PHANDLE)?;
+    fdt.end_node(node)
+}
+
+fn timer(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+    let interrupts = [SECURE_TIMER, interrupt::PHYSICAL_TIMER, interrupt::VIRTUAL_TIMER].map(level);
     let node = fdt.begin_node("timer")?;
     fdt.property_string("compatible", "arm,armv8-timer")?;
+    fdt.property_array_u32("interrupts", interrupts.as_flattened())?;
     fdt.property_null("always-on")?;
     fdt.end_node(node)
 }
@@ -173,6 +209,7 @@ fn uart(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     let node = fdt.begin_node(&uart_name())?;
     fdt.property_string_list("compatible", strings(&["arm,pl011", "arm,primecell"]))?;
     reg(fdt, Window::Uart.range())?;
+    fdt.property_array_u32("interrupts", &level(interrupt::UART))?;
     fdt.property_array_u32("clocks", &[CLOCK_PHANDLE, CLOCK_PHANDLE])?;
     fdt.property_string_list("clock-names", vec!["uartclk".into(), "apb_pclk".into()])?;
     fdt.end_node(node)

@@ -12,6 +12,9 @@
 //!                             CPU_OFF
 //! ```
 //!
+//! CPU_SUSPEND is a standby, whatever was asked for: it waits as a WFI does, loses nothing, and returns. A power-down that
+//! finds a wake-up pending may always end so (DEN 0022, 5.4), and nobody can tell ours from one that did.
+//!
 //! [`Psci::call`] decides and changes the state; the caller does what the [`Action`] says. For
 //! [`Action::Start`] it hands entry and context to the target and wakes it. Between CPU_ON and
 //! [`Psci::started`] nobody else can start that target, so one mailbox for each virtual CPU is enough:
@@ -49,6 +52,8 @@ pub enum Action {
         /// Whether no other virtual CPU runs or is about to: nobody is left who could start one.
         last: bool,
     },
+    /// Wait as in WFI; then put 0 (success) into `x0` and go on.
+    Suspend,
     /// Power the VM off.
     SystemOff,
     /// Reset the VM.
@@ -101,6 +106,11 @@ pub struct Psci {
 
 /// The bits of an MPIDR that name a virtual CPU, Aff3 to Aff0. Ours is number *n* at Aff0 = *n*.
 const AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// What CPU_SUSPEND's power_state has in its original format: PowerLevel 25:24, StateType 16, StateID 15:0. The others are 0.
+const POWER_STATE: u64 = 0x0301_ffff;
+/// StateType: power down, rather than standby.
+const POWER_DOWN: u64 = 1 << 16;
 
 impl Psci {
     /// A VM with virtual CPU 0 On and the others Off. `vcpus` beyond [`MAX_VCPUS`] do not exist. Entry
@@ -166,6 +176,11 @@ impl Psci {
             psci::PSCI_CPU_OFF => self.cpu_off(vcpu),
             psci::PSCI_AFFINITY_INFO_32 => self.affinity_info(narrow),
             psci::PSCI_AFFINITY_INFO_64 => self.affinity_info(args),
+            psci::PSCI_CPU_SUSPEND_32 => self.cpu_suspend(narrow),
+            psci::PSCI_CPU_SUSPEND_64 => self.cpu_suspend(args),
+            psci::PSCI_MIGRATE_INFO_TYPE => {
+                Action::Return(psci::MigrateType::MigrationNotRequired as u64)
+            }
             psci::PSCI_SYSTEM_OFF => Action::SystemOff,
             psci::PSCI_SYSTEM_RESET => Action::SystemReset,
             _ => answer(error::NOT_SUPPORTED),
@@ -184,8 +199,7 @@ impl Psci {
         let Some(vcpu) = self.target(affinity) else {
             return answer(error::INVALID_PARAMETERS);
         };
-        // The first instruction has to be there as a whole.
-        if !entry.is_multiple_of(4) || !self.ram.contains(entry) {
+        if !self.is_entry(entry) {
             return answer(error::INVALID_ADDRESS);
         }
         match self.change(vcpu, Power::Off, Power::OnPending) {
@@ -204,6 +218,22 @@ impl Psci {
             // Who calls is On, unless the caller of this function is confused about who that is.
             Err(_) => answer(error::DENIED),
         }
+    }
+
+    fn cpu_suspend(&self, [state, entry, _]: [u64; 3]) -> Action {
+        if state & !POWER_STATE != 0 {
+            return answer(error::INVALID_PARAMETERS);
+        }
+        // A standby has no entry point.
+        if state & POWER_DOWN != 0 && !self.is_entry(entry) {
+            return answer(error::INVALID_ADDRESS);
+        }
+        Action::Suspend
+    }
+
+    /// Whether there is memory for the first instruction as a whole.
+    fn is_entry(&self, entry: u64) -> bool {
+        entry.is_multiple_of(4) && self.ram.contains(entry)
     }
 
     fn affinity_info(&self, [affinity, level, _]: [u64; 3]) -> Action {
@@ -248,6 +278,9 @@ fn function_is_known(function: u32, asked_by: u32) -> bool {
                 | psci::PSCI_CPU_OFF
                 | psci::PSCI_AFFINITY_INFO_32
                 | psci::PSCI_AFFINITY_INFO_64
+                | psci::PSCI_CPU_SUSPEND_32
+                | psci::PSCI_CPU_SUSPEND_64
+                | psci::PSCI_MIGRATE_INFO_TYPE
                 | psci::PSCI_SYSTEM_OFF
                 | psci::PSCI_SYSTEM_RESET
         )

@@ -20,7 +20,7 @@ use crate::platform::gic;
 use crate::vm::run::{Env, Step};
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::{Entry, Vcpu};
-use crate::vm::{NUMBER, Vm};
+use crate::vm::{NUMBER, Vm, idle};
 
 /// Answers a call; `immediate` is that of the instruction, `esr` its syndrome.
 pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> Step {
@@ -48,7 +48,7 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
         #[cfg(feature = "selftest")]
         hyp_abi::probe::PROBE => memory::call(env, vcpu, function, arguments, esr),
         managing if call::manages(managing) => memory::call(env, vcpu, managing, arguments, esr),
-        _ => psci(env.vm, vcpu, function, arguments, esr),
+        _ => psci(env, vcpu, function, arguments, esr),
     }
 }
 
@@ -69,7 +69,8 @@ fn answer(vcpu: &mut Vcpu, value: u64) -> Step {
     Step::Resume
 }
 
-fn psci(vm: &Vm, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: u64) -> Step {
+fn psci(env: Env<'_>, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: u64) -> Step {
+    let vm = env.vm;
     match vm.psci.call(vcpu.number, function, arguments) {
         Action::Return(value) => answer(vcpu, value),
         Action::Start { vcpu: target, entry, context } => {
@@ -87,6 +88,10 @@ fn psci(vm: &Vm, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: u64) 
                     "the last running vCPU switched itself off: nothing can start one again",
                 );
             Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
+        }
+        Action::Suspend => {
+            vcpu.context.set_x(0, 0);
+            idle::wait_for_interrupt(env)
         }
         Action::SystemOff => Step::Stop(Reason::PoweredOff),
         Action::SystemReset => Step::Stop(Reason::Reset),

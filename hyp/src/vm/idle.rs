@@ -18,13 +18,18 @@ use aarch64_cpu::asm;
 use hyp_core::diagnosis::Diagnosis;
 
 use super::outcome::Refused;
-use super::run::Env;
+use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::Mailbox;
 use super::{NUMBER, life, scan};
 use crate::event::counters::Own;
 use crate::event::violations;
 use crate::platform::timer;
+
+/// What a vCPU's WFI and CPU_SUSPEND do: its registers are as they are to be when it goes on.
+pub(crate) fn wait_for_interrupt(env: Env<'_>) -> Step {
+    once(env).map_or_else(Step::Stop, |()| Step::Resume)
+}
 
 /// Works a little if there is work, then waits for an interrupt, or for more work. Called at a safe point.
 ///

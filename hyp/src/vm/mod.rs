@@ -44,7 +44,7 @@ mod edges;
 mod fault;
 pub(crate) mod filling;
 pub(crate) mod guest_memory;
-mod idle;
+pub(crate) mod idle;
 pub(crate) mod idregs;
 mod inject;
 mod life;

@@ -222,7 +222,7 @@ pub(super) fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step
         // WFI may end for any reason: the guest looks what it was, and waits again.
         Class::WaitForEvent => {
             vcpu.context.advance();
-            idle::once(env).map_or_else(Step::Stop, |()| Step::Resume)
+            idle::wait_for_interrupt(env)
         }
         Class::FpSimd
         | Class::Sve

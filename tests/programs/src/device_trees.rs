@@ -293,7 +293,9 @@ fn told(platform: &Platform, vcpus: usize, place: &image::GuestLayout, flash: bo
     let told = fdt::parse(&blob).expect("a guest's tree can be read");
     assert_eq!(told.ram, [PaRange { start: place.ram.start, end: place.ram.end }]);
     assert!(told.cpus.iter().enumerate().all(|(at, cpu)| cpu.mpidr == at as u64));
-    assert_eq!((told.cpus.len(), told.psci, told.gic), (vcpus, Conduit::Hvc, None));
+    assert_eq!((told.cpus.len(), told.psci), (vcpus, Conduit::Hvc));
+    let gic = told.gic.expect("each guest has one");
+    assert_eq!(gic.redist.len(), map::GICR_STRIDE * vcpus as u64);
     assert_eq!((told.uart.start, told.uart.len()), (map::UART_BASE, map::UART_SIZE));
     assert_eq!(told.bootargs, bootargs);
     assert!(told.modules.is_empty() && told.reserved.is_empty());

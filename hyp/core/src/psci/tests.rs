@@ -43,6 +43,9 @@ fn features_are_what_is_there() {
         psci::PSCI_CPU_OFF,
         psci::PSCI_AFFINITY_INFO_32,
         psci::PSCI_AFFINITY_INFO_64,
+        psci::PSCI_CPU_SUSPEND_32,
+        psci::PSCI_CPU_SUSPEND_64,
+        psci::PSCI_MIGRATE_INFO_TYPE,
         psci::PSCI_SYSTEM_OFF,
         psci::PSCI_SYSTEM_RESET,
         SMCCC_VERSION,
@@ -51,7 +54,7 @@ fn features_are_what_is_there() {
         assert_eq!(feature(function), 0, "{function:#x}");
     }
     for function in
-        [psci::PSCI_CPU_SUSPEND_64, psci::PSCI_SYSTEM_RESET2_64, 0xc400_0002, 0xc600_0001, 0]
+        [psci::PSCI_MIGRATE_64, psci::PSCI_SYSTEM_RESET2_64, 0xc400_0002, 0xc600_0001, 0]
     {
         assert_eq!(feature(function), -1, "{function:#x}");
         assert_eq!(code(vm.call(0, function, [0; 3])), -1, "what is not a feature is not a call");
@@ -126,6 +129,29 @@ fn higher_affinity_levels_answer_for_the_whole_vm() {
 fn the_system_calls_are_passed_on() {
     assert_eq!(vm(1).call(0, psci::PSCI_SYSTEM_OFF, [0; 3]), Action::SystemOff);
     assert_eq!(vm(1).call(0, psci::PSCI_SYSTEM_RESET, [0; 3]), Action::SystemReset);
+}
+
+#[test]
+fn a_suspended_cpu_waits_and_stays_on() {
+    let (vm, standby, down) = (vm(2), 0x0000_1234, 0x0301_1234);
+    for function in [psci::PSCI_CPU_SUSPEND_32, psci::PSCI_CPU_SUSPEND_64] {
+        assert_eq!(vm.call(0, function, [standby, 0, 0]), Action::Suspend, "no entry is needed");
+        assert_eq!(vm.call(0, function, [down, ENTRY, 0]), Action::Suspend);
+        assert_eq!(code(vm.call(0, function, [down, RAM.end, 0])), -9);
+        assert_eq!(code(vm.call(0, function, [1 << 17, ENTRY, 0])), -2);
+        assert_eq!(code(vm.call(0, function, [1 << 26, ENTRY, 0])), -2);
+    }
+    let high = 0xdead_beef_0000_0000;
+    let narrow = vm.call(0, psci::PSCI_CPU_SUSPEND_32, [high | down, high | ENTRY, high]);
+    assert_eq!(narrow, Action::Suspend);
+    assert_eq!(code(vm.call(0, psci::PSCI_CPU_SUSPEND_64, [high | down, ENTRY, 0])), -2);
+    assert_eq!(vm.power(0), Power::On);
+}
+
+#[test]
+fn there_is_no_trusted_os_to_migrate() {
+    assert_eq!(code(vm(1).call(0, psci::PSCI_MIGRATE_INFO_TYPE, [0; 3])), 2);
+    assert_eq!(code(vm(1).call(0, psci::PSCI_MIGRATE_64, [0; 3])), -1);
 }
 
 #[test]

@@ -8,13 +8,16 @@ use hyp_core::psci::{Action, Power, Psci};
 const MOST: usize = 8;
 
 /// Function identifiers, by table 6 of DEN 0022 and by DEN 0028.
-const KNOWN: [u32; 11] = [
+const KNOWN: [u32; 14] = [
     0x8400_0000, // PSCI_VERSION
     0x8400_0002, // CPU_OFF
     0x8400_0003, // CPU_ON
     0xc400_0003, // CPU_ON, 64-bit
     0x8400_0004, // AFFINITY_INFO
     0xc400_0004, // AFFINITY_INFO, 64-bit
+    0x8400_0001, // CPU_SUSPEND
+    0xc400_0001, // CPU_SUSPEND, 64-bit
+    0x8400_0006, // MIGRATE_INFO_TYPE
     0x8400_0008, // SYSTEM_OFF
     0x8400_0009, // SYSTEM_RESET
     0x8400_000a, // PSCI_FEATURES
@@ -91,6 +94,9 @@ impl Reference {
             0x8400_0002 => DENIED,
             0x8400_0003 | 0xc400_0003 => return self.cpu_on(args),
             0x8400_0004 | 0xc400_0004 => self.affinity_info(args),
+            0x8400_0001 | 0xc400_0001 => return self.cpu_suspend(args),
+            // No trusted OS, or none that needs to migrate.
+            0x8400_0006 => 2,
             0x8400_0008 => return Action::SystemOff,
             0x8400_0009 => return Action::SystemReset,
             _ => NOT_SUPPORTED,
@@ -112,6 +118,20 @@ impl Reference {
                 *state = Power::OnPending;
                 Action::Start { vcpu: target as usize, entry, context }
             }
+        }
+    }
+
+    fn cpu_suspend(&self, [state, entry, _]: [u64; 3]) -> Action {
+        // Figure 3 of DEN 0022: PowerLevel 25:24, StateType 16, StateID 15:0, everything else reserved.
+        let reserved = (0..64).filter(|bit| !matches!(bit, 0..=16 | 24 | 25));
+        if reserved.into_iter().any(|bit| state >> bit & 1 == 1) {
+            return Action::Return(INVALID_PARAMETERS);
+        }
+        let powers_down = state >> 16 & 1 == 1;
+        let fits = entry % 4 == 0 && entry >= self.ram.start && entry < self.ram.end;
+        match powers_down && !fits {
+            true => Action::Return(INVALID_ADDRESS),
+            false => Action::Suspend,
         }
     }
 
