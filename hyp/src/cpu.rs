@@ -23,7 +23,7 @@ use crate::event::measure::Timing;
 use crate::event::violations;
 use crate::mem::cache::Stock;
 use crate::mem::clean;
-use crate::platform::timer::Alarm;
+use crate::platform::timer::Times;
 use crate::vm::idregs::IdRegisters;
 use crate::window;
 
@@ -55,7 +55,7 @@ pub(crate) struct PerCpu {
     /// What its guest reached for in vain.
     pub(crate) violations: violations::Ring,
     /// When EL2's timer takes this CPU out of its guest: see `platform/timer.rs`.
-    pub(crate) alarm: Alarm,
+    pub(crate) alarms: Times,
     /// Where the session is in which this CPU reaches the VM's memory.
     pub(crate) session: window::SessionCell,
     /// How long populate faults take.
@@ -66,7 +66,7 @@ pub(crate) struct PerCpu {
     pub(crate) faulting: Cell<u32>,
 }
 
-// SAFETY: (1) atomics are shared; (2) the cells, and those in `stock`, `alarm` and `timing`, are reached through `current` only,
+// SAFETY: (1) atomics are shared; (2) the cells, and those in `stock`, `alarms` and `timing`, are reached through `current` only,
 // by the CPU that owns the block, in one context: EL2 runs with every exception masked, and a fault that it takes itself finds
 // it in a routine that reaches no cell (`window`).
 unsafe impl Sync for PerCpu {}
@@ -102,7 +102,7 @@ impl PerCpu {
             counters: Counters::new(),
             stock: Stock::new(),
             violations: violations::Ring::new(),
-            alarm: Alarm::none(),
+            alarms: Times::none(),
             session: window::SessionCell::new(ptr::null()),
             #[cfg(feature = "measure")]
             timing: Timing::new(),

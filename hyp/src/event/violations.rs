@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!  record    on the fault path       into the CPU's ring: no lock, no allocation, no wait, nothing printed
-//!            the ring was empty      the CPU's alarm is set (platform/timer.rs)
+//!            the ring was empty      the CPU's timer is set (platform/timer.rs)
 //!  drain     at a safe point         the ring is emptied into the log of the run; what is new is told, line by line
 //!  end       at the VM's end         all rings; what was not told; the list for the report
 //! ```
 //!
-//! A CPU empties its ring when the alarm takes it out of its guest, 10 ms after the first record; before it waits for
+//! A CPU empties its ring when EL2's timer takes it out of its guest, 10 ms after the first record; before it waits for
 //! work; and when it leaves the VM. Whoever writes the report empties the rings of the others: they have left, or they will never
 //! come to a safe point again. The log's lock makes it one at a time.
 //!
@@ -19,7 +19,7 @@ use hyp_core::violation::{Log, Pushed, Sighting, Summary, Violation, WORDS};
 use super::counters;
 use crate::cpu::{self, PerCpu};
 use crate::lock::Lock;
-use crate::platform::timer;
+use crate::platform::timer::{self, Why};
 use crate::say;
 use crate::vm::NUMBER;
 
@@ -40,7 +40,7 @@ pub(crate) fn record(cpu: &PerCpu, sighting: &Sighting) {
     match cpu.violations.push(sighting.words(), Sighting::is_same) {
         Pushed::First => {
             let delay = timer::frequency() / TELLINGS_A_SECOND;
-            timer::arm(cpu, sighting.ticks.wrapping_add(delay));
+            timer::arm(cpu, Why::Violations, sighting.ticks.wrapping_add(delay));
         }
         Pushed::Added | Pushed::Counted => {}
         Pushed::Lost => cpu.counters.bump(Stat::ViolationsLost),
@@ -51,7 +51,7 @@ pub(crate) fn record(cpu: &PerCpu, sighting: &Sighting) {
 #[inline]
 pub(crate) fn drain(cpu: &PerCpu) {
     if !cpu.violations.is_empty() {
-        timer::disarm(cpu);
+        timer::disarm(cpu, Why::Violations);
         tell(&[cpu], false);
     }
 }

@@ -135,7 +135,7 @@ pub(crate) fn acknowledge() -> bool {
     barrier::dsb(barrier::SY);
     if number == TIMER {
         // It is pending for as long as the timer is on and the time is past.
-        timer::disarm(cpu::current());
+        timer::came(cpu::current());
         barrier::isb(barrier::SY);
     }
     GicCpuInterface::end_interrupt(number, InterruptGroup::Group1);

@@ -1,54 +1,72 @@
-//! EL2's physical timer, for two purposes that share it: a WFI that ends by itself, and an [`Alarm`] that makes its CPU
-//! come to its safe point.
+//! EL2's physical timer, which several share: each has a time of its own ([`Why`]), and the timer the earliest of
+//! them (crate `hyp-core`, `alarms`).
 //!
-//! | who | sets | when the time comes |
-//! | --- | --- | --- |
-//! | [`wait`] | the earlier of its own time and the alarm's | the WFI ends; the alarm stays set |
-//! | [`arm`] | the alarm | a WFI ends, or the CPU leaves its guest: the interrupt is taken, and [`disarm`]s |
+//! | who | wants its CPU to look |
+//! | --- | --- |
+//! | [`Why::Violations`] | when violations that were recorded are to be told |
+//! | [`wait`] | at a time that is its argument: no interrupt is taken for it |
 //!
-//! So none of the two can lose the other's time. The timer is off where neither wants it, and takes no CPU out of its guest
-//! for nothing.
-
-use core::cell::Cell;
+//! When a time has come the CPU leaves its guest, or its WFI; the interrupt is taken, the times that are over are gone
+//! ([`came`]), and whoever has set one looks whether there is something to do. So none of them can lose
+//! another's time. The timer is off where none wants it, and takes no CPU out of its guest for nothing.
 
 use aarch64_cpu::asm::{self, barrier};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, Readable, Writeable};
+use hyp_core::alarms::{Alarms, NEVER};
 
 use crate::cpu::PerCpu;
 use crate::sysreg;
 
-/// When a CPU wants to be taken out of its guest, in ticks of the counter. Reached by its CPU alone.
-#[derive(Debug)]
-pub(crate) struct Alarm(Cell<u64>);
-
-/// Not before the counter's end.
-const NEVER: u64 = u64::MAX;
-
-impl Alarm {
-    /// Not set.
-    pub(crate) const fn none() -> Self {
-        Self(Cell::new(NEVER))
-    }
+/// Who wants a CPU to come to its safe point at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Why {
+    /// What was recorded of violations is told.
+    Violations,
 }
+
+/// How many there are.
+const REASONS: usize = 1;
+
+/// When a CPU wants to be taken out of its guest, in ticks of the counter. Reached by its CPU alone.
+pub(crate) type Times = Alarms<REASONS>;
 
 /// Turns it off on this CPU. The effect is there after the next ISB.
 pub(crate) fn stop() {
     CNTHP_CTL_EL2.set(0);
 }
 
-/// Has the executing CPU, whose block `cpu` is, leave its guest when the counter reaches `at`. Waits for nothing, not even
-/// for the timer: the return to the guest does, which is a context synchronization.
+/// Has the executing CPU, whose block `cpu` is, leave its guest when the counter reaches `at`, whatever time it was for the same
+/// reason before. Waits for nothing, not even for the timer: the return to the guest does, which is a context
+/// synchronization.
 #[inline]
-pub(crate) fn arm(cpu: &PerCpu, at: u64) {
-    cpu.alarm.0.set(at);
-    sysreg::write!("cnthp_cval_el2", at);
-    CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET);
+pub(crate) fn arm(cpu: &PerCpu, why: Why, at: u64) {
+    if let Some(earliest) = cpu.alarms.set(why as usize, at) {
+        set(earliest);
+    }
 }
 
-/// Takes the executing CPU's alarm back. The effect is there after the next ISB or return.
-pub(crate) fn disarm(cpu: &PerCpu) {
-    cpu.alarm.0.set(NEVER);
-    stop();
+/// Takes the executing CPU's time for this reason back. The effect is there after the next ISB or return.
+#[inline]
+pub(crate) fn disarm(cpu: &PerCpu, why: Why) {
+    arm(cpu, why, NEVER);
+}
+
+/// The timer has interrupted this CPU, whose block `cpu` is. It is pending for as long as a time is past: the effect is there
+/// after the next ISB.
+pub(crate) fn came(cpu: &PerCpu) {
+    set(cpu.alarms.came(now()));
+}
+
+/// Sets the timer.
+#[inline]
+fn set(at: u64) {
+    if at == NEVER {
+        stop();
+    } else {
+        sysreg::write!("cnthp_cval_el2", at);
+        CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET);
+    }
 }
 
 /// The physical counter, in ticks, as it was at some time about now: what stands before in the program need not be over.
@@ -68,17 +86,13 @@ pub(crate) fn frequency() -> u64 {
     CNTFRQ_EL0.get()
 }
 
-/// Waits in WFI until the counter reaches `until`, or for an interrupt, the alarm's among them. One that is pending already ends
-/// it at once. Interrupts stay masked: the caller looks what there is.
+/// Waits in WFI until the counter reaches `until`, or for an interrupt, that of a time which is set among them. One that is
+/// pending already ends it at once. Interrupts stay masked: the caller looks what there is.
 pub(crate) fn wait(cpu: &PerCpu, until: u64) {
-    let alarm = cpu.alarm.0.get();
-    sysreg::write!("cnthp_cval_el2", until.min(alarm));
-    CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET);
+    let earliest = cpu.alarms.earliest();
+    set(until.min(earliest));
     barrier::isb(barrier::SY);
     asm::wfi();
-    match alarm {
-        NEVER => stop(),
-        alarm => arm(cpu, alarm),
-    }
+    set(earliest);
     barrier::isb(barrier::SY);
 }
