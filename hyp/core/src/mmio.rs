@@ -77,13 +77,32 @@ impl Access {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
     uart: Pl011,
+    /// The UART's interrupt line, as it was told last.
+    irq: bool,
 }
 
 impl Devices {
     /// All devices after reset.
     #[must_use]
     pub const fn new() -> Self {
-        Self { uart: Pl011::new() }
+        Self { uart: Pl011::new(), irq: false }
+    }
+
+    /// Input has come: the UART takes what it has room for.
+    pub fn receive(&mut self, console: &mut impl Console) {
+        self.uart.receive(console);
+    }
+
+    /// Whether the UART takes more input.
+    #[must_use]
+    pub const fn has_room(&self) -> bool {
+        self.uart.has_room()
+    }
+
+    /// The UART's interrupt line, if it is another than at the last call.
+    pub fn changed_irq(&mut self) -> Option<bool> {
+        let now = self.uart.irq();
+        (core::mem::replace(&mut self.irq, now) != now).then_some(now)
     }
 
     /// Performs an access. Gives what a read yields (0 for a write), or `None` when no device is at that

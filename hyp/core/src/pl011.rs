@@ -1,8 +1,22 @@
-//! The guest's UART: a PL011 (Arm DDI 0183) as programs see it that poll.
+//! The guest's UART: a PL011 (Arm DDI 0183), for programs that poll and for those that wait for interrupts.
 //!
 //! Everything written to the data register goes out at once, so the transmitter is always empty. Input is
-//! taken from the [`Console`] when the guest looks whether there is any, one character ahead. Interrupt
-//! state is kept and can be read (raw, masked, cleared), but no line is wired up: see [`Pl011::irq`].
+//! taken from the [`Console`] when it is said to have some ([`Pl011::receive`]) and when the guest looks
+//! whether there is any, as far as the receiver has room: 16 characters, or one with FIFOs off. What it has no room for
+//! stays where it is, so nothing typed is lost.
+//!
+//! # Interrupts
+//!
+//! | bit | raised | until |
+//! | --- | --- | --- |
+//! | RX | the receiver holds as many characters as UARTIFLS says (one with FIFOs off) | it holds fewer |
+//! | RT | it holds a character; only with FIFOs on | it is empty |
+//! | TX | a character was written | it is cleared by UARTICR |
+//!
+//! No time passes in the receiver: its timeout is over as soon as a character is there. RX and RT are levels, and a write to
+//! UARTICR does not take them away while the characters are there: a driver that clears first and reads then misses none. There
+//! are neither errors nor modem signals, so their bits stay 0. [`Pl011::irq`] is the line, the OR of what is
+//! raised and unmasked.
 //!
 //! Accesses of any size and alignment are defined, none panics: registers are 32 bits wide at multiples of
 //! 4; a read gives the bytes it covers, 0 outside any register; a write acts on each register whose lowest
@@ -10,10 +24,12 @@
 //! Baud rate, parity and FIFO settings read back and have no other effect. Transmission does not wait for
 //! `UARTCR.UARTEN`: early boot code often writes without enabling the UART, relying on firmware.
 
+mod fifo;
 #[cfg(test)]
 mod tests;
 
 use bitflags::bitflags;
+use fifo::{DEPTH, Fifo};
 
 /// Where characters come from and go to.
 pub trait Console {
@@ -64,14 +80,13 @@ mod reg {
 /// Part 0x011, designer 0x41 (Arm), revision 1 (r1p5 has 3; drivers of `arm,pl011` accept both), PrimeCell.
 const ID: [u8; 8] = [0x11, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
-/// UARTLCR_H.FEN: FIFOs on. Off, the receiver holds one character.
+/// UARTLCR_H.FEN: FIFOs on.
 const FIFO_ENABLE: u32 = 1 << 4;
 
 /// The UART's registers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pl011 {
-    /// The character that the next read of UARTDR gives.
-    received: Option<u8>,
+    received: Fifo,
     ilpr: u32,
     ibrd: u32,
     fbrd: u32,
@@ -95,7 +110,7 @@ impl Pl011 {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            received: None,
+            received: Fifo::new(),
             ilpr: 0,
             ibrd: 0,
             fbrd: 0,
@@ -149,34 +164,62 @@ impl Pl011 {
         }
     }
 
-    /// Whether the interrupt line is raised: for the interrupt controller that a later VM may have.
-    pub fn irq(&mut self, console: &mut impl Console) -> bool {
-        self.poll(console);
+    /// Takes what input there is and the receiver has room for.
+    pub fn receive(&mut self, console: &mut impl Console) {
+        while self.has_room() {
+            let Some(byte) = console.get() else { return };
+            self.received.push(byte);
+        }
+    }
+
+    /// Whether the receiver takes another character.
+    #[must_use]
+    pub const fn has_room(&self) -> bool {
+        self.received.len() < self.depth()
+    }
+
+    /// Whether the interrupt line is raised. It changes by accesses and by [`Pl011::receive`].
+    #[must_use]
+    pub fn irq(&self) -> bool {
         self.raw().intersects(self.mask)
     }
 
-    /// Looks for input, one character ahead.
-    fn poll(&mut self, console: &mut impl Console) {
-        if self.received.is_none() {
-            self.received = console.get();
+    const fn has_fifo(&self) -> bool {
+        self.lcr_h & FIFO_ENABLE != 0
+    }
+
+    /// Characters that the receiver holds at the most.
+    const fn depth(&self) -> usize {
+        if self.has_fifo() { DEPTH } else { 1 }
+    }
+
+    /// Characters with which RX is raised: UARTIFLS.RXIFLSEL, in eighths of the FIFO. Reserved values are as the highest.
+    const fn trigger(&self) -> usize {
+        if !self.has_fifo() {
+            return 1;
+        }
+        match self.ifls.wrapping_shr(3) & 7 {
+            0 => DEPTH / 8,
+            1 => DEPTH / 4,
+            2 => DEPTH / 2,
+            3 => DEPTH / 4 * 3,
+            _ => DEPTH / 8 * 7,
         }
     }
 
     fn flags(&self) -> Flags {
-        let received = self.received.is_some();
         let mut flags = Flags::TX_EMPTY;
-        flags.set(Flags::RX_EMPTY, !received);
-        flags.set(Flags::RX_FULL, received && self.lcr_h & FIFO_ENABLE == 0);
+        flags.set(Flags::RX_EMPTY, self.received.len() == 0);
+        flags.set(Flags::RX_FULL, !self.has_room());
         flags
     }
 
     fn raw(&self) -> Interrupts {
+        let held = self.received.len();
         let mut raw = Interrupts::empty();
         raw.set(Interrupts::TX, self.transmitted);
-        // With the FIFO on, one character is below any trigger level: the timeout reports it.
-        let kind =
-            if self.lcr_h & FIFO_ENABLE == 0 { Interrupts::RX } else { Interrupts::RX_TIMEOUT };
-        raw.set(kind, self.received.is_some());
+        raw.set(Interrupts::RX, held >= self.trigger());
+        raw.set(Interrupts::RX_TIMEOUT, held > 0 && self.has_fifo());
         raw
     }
 
@@ -185,11 +228,11 @@ impl Pl011 {
     fn load(&mut self, register: u64, whole: bool, console: &mut impl Console) -> u32 {
         match register {
             reg::DR if whole => {
-                self.poll(console);
-                self.received.take().map_or(0, u32::from)
+                self.receive(console);
+                self.received.pop().map_or(0, u32::from)
             }
             reg::FR => {
-                self.poll(console);
+                self.receive(console);
                 self.flags().bits()
             }
             reg::ILPR => self.ilpr,
@@ -200,11 +243,11 @@ impl Pl011 {
             reg::IFLS => self.ifls,
             reg::IMSC => self.mask.bits(),
             reg::RIS => {
-                self.poll(console);
+                self.receive(console);
                 self.raw().bits()
             }
             reg::MIS => {
-                self.poll(console);
+                self.receive(console);
                 self.raw().intersection(self.mask).bits()
             }
             reg::DMACR => self.dmacr,

@@ -44,6 +44,21 @@ fn a_byte_store_reaches_the_console_without_the_register_s_rest() {
 }
 
 #[test]
+fn a_change_of_the_uart_s_line_is_told_once() {
+    let (mut devices, mut output) = (Devices::new(), Output::default());
+    let write = |devices: &mut Devices, output: &mut Output, offset, value| {
+        let access = Access { ipa: map::UART_BASE + offset, size: 4, write: Some(value) };
+        assert!(devices.access(access, output).is_some());
+        (devices.changed_irq(), devices.changed_irq())
+    };
+    // The data register, the interrupt's mask, its clear register: TX is bit 5.
+    assert_eq!(write(&mut devices, &mut output, 0, 0x41), (None, None));
+    assert_eq!(write(&mut devices, &mut output, 0x38, 1 << 5), (Some(true), None));
+    assert_eq!(write(&mut devices, &mut output, 0, 0x41), (None, None));
+    assert_eq!(write(&mut devices, &mut output, 0x44, 1 << 5), (Some(false), None));
+}
+
+#[test]
 fn flash_reads_as_zero_and_ignores_writes() {
     let (mut devices, mut output) = (Devices::new(), Output::default());
     let at = |write| Access { ipa: 0x400_0000, size: 8, write };

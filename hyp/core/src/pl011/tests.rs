@@ -1,4 +1,4 @@
-//! The UART as polled drivers see it.
+//! The UART as drivers see it.
 
 use std::collections::VecDeque;
 use std::vec::Vec;
@@ -105,19 +105,92 @@ fn settings_read_back_within_their_width_and_reset_values_are_the_manual_s() {
     assert_eq!(terminal.shown, b"");
 }
 
+const RX: u64 = 1 << 4;
+const TX: u64 = 1 << 5;
+const RX_TIMEOUT: u64 = 1 << 6;
+const FIFOS: u64 = 1 << 4;
+
 #[test]
-fn interrupt_state_follows_input_and_output() {
+fn without_fifo_each_character_raises_the_line_until_it_is_read() {
+    let (mut uart, mut terminal) = (Pl011::new(), typed("xy"));
+    uart.receive(&mut terminal);
+    assert!(!uart.irq(), "nothing is unmasked");
+    uart.write(reg::IMSC, 4, RX, &mut terminal);
+    assert!(uart.irq());
+    assert_eq!(uart.read(reg::MIS, 4, &mut terminal), RX);
+    assert_eq!(terminal.typed, [b'y'], "the other waits outside");
+    assert_eq!(uart.read(reg::DR, 4, &mut terminal), u64::from(b'x'));
+    assert!(!uart.irq(), "reading takes the cause away");
+    uart.receive(&mut terminal);
+    assert!(uart.irq(), "and the next one raises it again");
+}
+
+#[test]
+fn the_receiver_raises_rx_at_its_level_and_the_timeout_at_once() {
+    for (level, trigger) in [(0, 2), (1, 4), (2, 8), (3, 12), (4, 14), (7, 14)] {
+        let (mut uart, mut terminal) = (Pl011::new(), Terminal::default());
+        uart.write(reg::LCR_H, 4, FIFOS, &mut terminal);
+        uart.write(reg::IFLS, 4, level << 3, &mut terminal);
+        uart.write(reg::IMSC, 4, RX, &mut terminal);
+        for count in 1..=16 {
+            terminal.typed.push_back(b'x');
+            uart.receive(&mut terminal);
+            let rx = if count >= trigger { RX } else { 0 };
+            assert_eq!(uart.read(reg::RIS, 4, &mut terminal), RX_TIMEOUT | rx, "{count} of 16");
+            assert_eq!(uart.irq(), count >= trigger, "level {level}, {count} of 16");
+        }
+        for left in (0..16).rev() {
+            let _ = uart.read(reg::DR, 4, &mut terminal);
+            assert_eq!(uart.irq(), left >= trigger, "level {level}, {left} left");
+        }
+        assert_eq!(uart.read(reg::RIS, 4, &mut terminal), 0);
+    }
+}
+
+#[test]
+fn a_full_receiver_leaves_the_rest_where_it_is_and_loses_nothing() {
+    let text: std::string::String = ('a'..='z').collect();
+    let (mut uart, mut terminal) = (Pl011::new(), typed(&text));
+    uart.write(reg::LCR_H, 4, FIFOS, &mut terminal);
+    uart.receive(&mut terminal);
+    assert!(!uart.has_room());
+    assert_eq!(terminal.typed.len(), 10);
+    assert_eq!(uart.read(reg::FR, 4, &mut terminal), 0x80 | RX_FULL);
+    // Switching the FIFOs off forgets nothing either.
+    uart.write(reg::LCR_H, 4, 0, &mut terminal);
+    let got: Vec<_> = (0..26).map(|_| uart.read(reg::DR, 4, &mut terminal) as u8).collect();
+    assert_eq!(got, text.as_bytes());
+    assert_eq!(uart.read(reg::FR, 4, &mut terminal) & RX_EMPTY, RX_EMPTY);
+}
+
+#[test]
+fn clearing_does_not_hide_characters_that_wait() {
     let (mut uart, mut terminal) = (Pl011::new(), typed("x"));
-    assert!(!uart.irq(&mut terminal), "nothing is unmasked");
-    uart.write(reg::IMSC, 4, 0x30, &mut terminal);
-    assert!(uart.irq(&mut terminal));
-    assert_eq!(uart.read(reg::MIS, 4, &mut terminal), 0x10);
-    let _ = uart.read(reg::DR, 4, &mut terminal);
-    assert!(!uart.irq(&mut terminal), "reading takes the cause away");
-    uart.write(reg::DR, 4, 0x41, &mut terminal);
-    assert_eq!(uart.read(reg::RIS, 4, &mut terminal), 0x20);
+    uart.write(reg::LCR_H, 4, FIFOS, &mut terminal);
+    uart.write(reg::IMSC, 4, RX | RX_TIMEOUT, &mut terminal);
+    uart.receive(&mut terminal);
     uart.write(reg::ICR, 4, 0x7ff, &mut terminal);
-    assert_eq!(uart.read(reg::RIS, 4, &mut terminal), 0);
+    assert!(uart.irq());
+    let _ = uart.read(reg::DR, 4, &mut terminal);
+    assert!(!uart.irq());
+}
+
+#[test]
+fn a_written_character_raises_tx_until_it_is_cleared() {
+    let (mut uart, mut terminal) = (Pl011::new(), Terminal::default());
+    uart.write(reg::IMSC, 4, TX, &mut terminal);
+    assert!(!uart.irq(), "nothing was written");
+    uart.write(reg::DR, 4, 0x41, &mut terminal);
+    assert_eq!(uart.read(reg::RIS, 4, &mut terminal), TX);
+    assert!(uart.irq());
+    uart.write(reg::ICR, 4, RX, &mut terminal);
+    assert!(uart.irq(), "another one was cleared");
+    uart.write(reg::ICR, 4, TX, &mut terminal);
+    assert!(!uart.irq());
+    uart.write(reg::DR, 4, 0x41, &mut terminal);
+    uart.write(reg::IMSC, 4, 0, &mut terminal);
+    assert!(!uart.irq(), "masked");
+    assert_eq!(uart.read(reg::MIS, 4, &mut terminal), 0);
 }
 
 #[test]

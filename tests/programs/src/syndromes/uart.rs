@@ -43,7 +43,7 @@ impl Console for Wire {
 #[derive(Clone, Debug)]
 pub(super) struct Reference {
     kept: [u32; 8],
-    held: Option<u8>,
+    held: VecDeque<u8>,
     sent: bool,
     pub(super) waiting: VecDeque<u8>,
     pub(super) written: Vec<u8>,
@@ -52,7 +52,13 @@ pub(super) struct Reference {
 impl Default for Reference {
     fn default() -> Self {
         let kept = KEPT.map(|(_, _, reset)| reset);
-        Self { kept, held: None, sent: false, waiting: VecDeque::new(), written: Vec::new() }
+        Self {
+            kept,
+            held: VecDeque::new(),
+            sent: false,
+            waiting: VecDeque::new(),
+            written: Vec::new(),
+        }
     }
 }
 
@@ -65,16 +71,39 @@ impl Reference {
         self.kept(offset).map_or(0, |at| self.kept[at])
     }
 
-    fn poll(&mut self) {
-        if self.held.is_none() {
-            self.held = self.waiting.pop_front();
+    /// LCR_H.FEN.
+    fn has_fifo(&self) -> bool {
+        self.value(0x2c) >> 4 & 1 == 1
+    }
+
+    /// The receiver is 16 characters deep, or one.
+    pub(super) fn has_room(&self) -> bool {
+        self.held.len() < if self.has_fifo() { 16 } else { 1 }
+    }
+
+    pub(super) fn poll(&mut self) {
+        while self.has_room() && !self.waiting.is_empty() {
+            self.held.extend(self.waiting.pop_front());
         }
     }
 
     fn raw(&self) -> u32 {
-        let fifo = self.value(0x2c) & 1 << 4 != 0;
-        let received = if fifo { RX_TIMEOUT } else { RX };
-        (if self.sent { TX } else { 0 }) | if self.held.is_some() { received } else { 0 }
+        // IFLS, bits 5:3: 1/8, 1/4, 1/2, 3/4, 7/8 of 16.
+        let level = match (self.has_fifo(), self.value(0x34) >> 3 & 7) {
+            (false, _) => 1,
+            (true, 0) => 2,
+            (true, 1) => 4,
+            (true, 2) => 8,
+            (true, 3) => 12,
+            (true, _) => 14,
+        };
+        let mut raw = if self.sent { TX } else { 0 };
+        raw |= if self.held.len() >= level { RX } else { 0 };
+        raw | if self.has_fifo() && !self.held.is_empty() { RX_TIMEOUT } else { 0 }
+    }
+
+    pub(super) fn irq(&self) -> bool {
+        self.raw() & self.value(0x38) != 0
     }
 
     /// One whole register. `lowest`: its first byte is among those read.
@@ -82,17 +111,13 @@ impl Reference {
         match offset {
             0x00 if lowest => {
                 self.poll();
-                self.held.take().map_or(0, u32::from)
+                self.held.pop_front().map_or(0, u32::from)
             }
             0x18 => {
                 self.poll();
-                let fifo = self.value(0x2c) & 1 << 4 != 0;
-                let receive = match self.held {
-                    None => 1 << 4,
-                    Some(_) if fifo => 0,
-                    Some(_) => 1 << 6,
-                };
-                1 << 7 | receive
+                let empty = if self.held.is_empty() { 1 << 4 } else { 0 };
+                let full = if self.has_room() { 0 } else { 1 << 6 };
+                1 << 7 | empty | full
             }
             0x3c => {
                 self.poll();
