@@ -104,7 +104,8 @@ pub struct Note(u64);
 pub enum Owner {
     /// The VM's: it ends with the mapping, or with the VM.
     Vm,
-    /// Somebody else's, such as a scratch page: NON_OWNED is set.
+    /// Somebody else's, such as a scratch page: NON_OWNED is set. Nothing is recorded in such a leaf, and no fault changes it:
+    /// it is mapped accessed, and not writable-clean.
     Other,
 }
 

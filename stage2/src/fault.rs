@@ -52,7 +52,7 @@
 //! | a leaf of the VM, and the place allows what the access needs | **relax**: give it that, or find that it has it and flush |
 //! | a leaf of the VM, and the place does not | **inject** |
 //! | a leaf of the VM where the place has no memory | **retry**: its policy is being changed |
-//! | a scratch leaf | a fetch: **inject**; else it allows the access: **relax**, which finds that |
+//! | a leaf that is not the VM's: scratch | a fetch: **inject**; else it allows the access: **relax**, which finds that |
 //! | anything else but what is not ours | **retry**: the next fault is on the translation |
 //! | not ours | **stop** |
 
@@ -131,8 +131,9 @@ pub enum Seen {
     Changing,
     /// A leaf whose memory is the VM's.
     Owned,
-    /// A leaf whose memory is not the VM's: a scratch page.
-    Scratch,
+    /// A leaf whose memory is not the VM's ([`Owner::Other`]): a scratch page. Memory of others that was mapped counts as one,
+    /// whatever it allows: a fetch from it that faults is injected, so map none that is to be executed.
+    Others,
     /// A note.
     Note(Note),
     /// Bits that this crate never writes.
@@ -148,7 +149,7 @@ impl Seen {
             View::Leaf(leaf) if leaf.has_no_translation() => Self::Changing,
             View::Leaf(leaf) => match leaf.owner() {
                 Owner::Vm => Self::Owned,
-                Owner::Other => Self::Scratch,
+                Owner::Other => Self::Others,
             },
             View::Table(_) | View::Busy(_) | View::Drain(_) | View::Dead => Self::Changing,
             View::Note(note) => Self::Note(note),
@@ -257,12 +258,12 @@ impl fmt::Display for Why {
 }
 
 impl Place {
-    /// What the guest may do with the leaf that was seen there: with memory what the place says, with the scratch page
-    /// reading and writing, wherever it is; `None` where there should be none.
+    /// What the guest may do with the leaf that was seen there: with memory of the VM's what the place says, with
+    /// others', the scratch page, reading and writing, wherever it is; `None` where there should be none.
     #[must_use]
     pub const fn allows(self, seen: Seen) -> Option<Prot> {
         match (seen, self) {
-            (Seen::Scratch, _) => Some(Prot::RW),
+            (Seen::Others, _) => Some(Prot::RW),
             (Seen::Owned, Self::Ram { allowed }) => Some(allowed),
             (Seen::Owned, Self::Recovery { ram, .. }) => ram,
             _ => None,
@@ -283,12 +284,12 @@ impl Fault {
     /// What comes first. For many statuses the syndrome is enough.
     #[must_use]
     pub const fn first(self) -> First {
+        match self.abort.address() {
+            Address::Reported => return First::Reported,
+            Address::Translate => return First::Translate,
+            Address::Unknown => {}
+        }
         let why = match self.abort.status() {
-            Status::Translation(_) | Status::AccessFlag(_) | Status::AddressSize(_) => {
-                return First::Reported;
-            }
-            Status::Permission(_) if self.abort.is_stage1_walk() => return First::Reported,
-            Status::Permission(_) => return First::Translate,
             Status::TlbConflict => return First::Act(Action::FlushVm),
             Status::Alignment | Status::UnsupportedExclusive if !self.abort.is_instruction() => {
                 return First::Act(Action::Inject);
@@ -303,7 +304,12 @@ impl Fault {
             | Status::UnsupportedExclusive
             | Status::TagCheck
             | Status::Lockdown
-            | Status::Other(_) => Why::Unknown,
+            | Status::Other(_)
+            // Their address is known.
+            | Status::Translation(_)
+            | Status::AccessFlag(_)
+            | Status::AddressSize(_)
+            | Status::Permission(_) => Why::Unknown,
         };
         First::Act(Action::Stop(why))
     }
@@ -348,7 +354,7 @@ pub const fn missing(fault: Fault, seen: Seen, place: Place) -> Action {
     match place {
         Place::Ram { .. } => match seen {
             Seen::Empty => Action::Install,
-            Seen::Changing | Seen::Owned | Seen::Scratch => Action::Retry,
+            Seen::Changing | Seen::Owned | Seen::Others => Action::Retry,
             Seen::Note(note) => Action::Note(note),
             Seen::Foreign => Action::Stop(Why::Tables),
         },
@@ -364,7 +370,7 @@ pub const fn missing(fault: Fault, seen: Seen, place: Place) -> Action {
 const fn nowhere(fault: Fault, seen: Seen, place: Place, policy: Recovery) -> Action {
     let has_slot = !matches!(place, Place::BeyondIpaSize(_));
     match seen {
-        Seen::Changing | Seen::Owned | Seen::Scratch if has_slot => return Action::Retry,
+        Seen::Changing | Seen::Owned | Seen::Others if has_slot => return Action::Retry,
         Seen::Foreign if has_slot => return Action::Stop(Why::Tables),
         _ => {}
     }

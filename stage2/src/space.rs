@@ -27,7 +27,7 @@
 use crate::account::{Account, Ledger};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::Arch;
-use crate::attr::{Attributes, Encoding};
+use crate::attr::{Attributes, Encoding, Write};
 use crate::claim::{Claim, ClaimError, Claims};
 use crate::cost::Pinned;
 use crate::descriptor::{LeafTemplate, Owner};
@@ -262,7 +262,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     ///
     /// # Errors
     /// [`MappingError`]: a level that this VM's walks do not reach, a single member of a contiguous
-    /// run, attributes that the machine cannot express.
+    /// run, attributes that the machine cannot express, memory of others that a fault would have to change.
     pub const fn mapping(
         &self,
         level: Level,
@@ -287,6 +287,10 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
     ) -> Result<LeafTemplate, MappingError> {
         if attributes.contiguous {
             return Err(MappingError::Contiguous);
+        }
+        let settled = attributes.accessed && !matches!(attributes.write, Write::Clean);
+        if matches!(owner, Owner::Other) && !settled {
+            return Err(MappingError::Unsettled);
         }
         match LeafTemplate::new(level, attributes, self.encoding, owner) {
             Ok(template) => Ok(template),

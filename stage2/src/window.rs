@@ -75,12 +75,12 @@ pub const END: u64 = 1 << 39;
 
 /// Where EL2's window lies, and how EL2's stage 1 names write-back memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Site {
     base: u64,
     attribute: u8,
 }
 
-impl Place {
+impl Site {
     /// The window's first address, that of IPA 0, in bytes; and the index of the attribute in MAIR_EL2 that is Normal
     /// write-back memory. `None` if the base is no multiple of 512 GiB below 2^48, or the index above 7.
     #[must_use]
@@ -168,29 +168,32 @@ const fn spans(range: &IpaRange, level: Level) -> u64 {
     range.end().get().div_ceil(bytes) - range.start().get() / bytes
 }
 
-/// The window of one VM. Neither word changes once it is set, and what they lead to is found by loads of
-/// [`Arch`](crate::Arch): so these are plain atomics, also under a model checker.
+/// The window of one VM. Where it lies and its root do not change once they are set, what they lead to is found by loads of
+/// [`Arch`](crate::Arch), and the hooks are asked for when the space is one PE's alone: so these are plain atomics, also
+/// under a model checker.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    place: AtomicU64,
+    site: AtomicU64,
     root: AtomicU64,
+    /// Slots of EL2's tables that lead to it, or are about to.
+    hooks: AtomicU64,
 }
 
 impl Window {
     /// Fixes where it lies; `false` if it lies elsewhere.
-    pub(crate) fn fix(&self, place: Place) -> bool {
-        match self.place.compare_exchange(0, place.word(), AcqRel, Acquire) {
+    pub(crate) fn fix(&self, site: Site) -> bool {
+        match self.site.compare_exchange(0, site.word(), AcqRel, Acquire) {
             Ok(_) => true,
-            Err(word) => word == place.word(),
+            Err(word) => word == site.word(),
         }
     }
 
     /// Where it lies, if it was opened.
     #[inline]
-    pub(crate) fn place(&self) -> Option<Place> {
-        let word = self.place.load(Acquire);
-        let place = Place { base: word & !(END - 1), attribute: (word >> 1 & 0b111) as u8 };
-        (word != 0).then_some(place)
+    pub(crate) fn site(&self) -> Option<Site> {
+        let word = self.site.load(Acquire);
+        let site = Site { base: word & !(END - 1), attribute: (word >> 1 & 0b111) as u8 };
+        (word != 0).then_some(site)
     }
 
     /// Its L1 table. Page 0 is no table: VTTBR_EL2 and TTBR0_EL2 could not name it.
@@ -203,6 +206,22 @@ impl Window {
     pub(crate) fn set_root(&self, root: Pa) -> bool {
         self.root.compare_exchange(0, root.get(), AcqRel, Acquire).is_ok()
     }
+
+    /// A slot of EL2's tables will lead to it.
+    pub(crate) fn hook(&self) {
+        self.hooks.fetch_add(1, AcqRel);
+    }
+
+    /// One leads to it no more.
+    pub(crate) fn unhook(&self) {
+        // By hand somebody may have hooked it who was not counted.
+        let _ = self.hooks.fetch_update(AcqRel, Acquire, |hooks| hooks.checked_sub(1));
+    }
+
+    /// Whether any does.
+    pub(crate) fn is_hooked(&self) -> bool {
+        self.hooks.load(Acquire) != 0
+    }
 }
 
 #[cfg(test)]
@@ -211,22 +230,22 @@ mod tests {
     use crate::addr::Ipa;
 
     #[test]
-    fn a_place_is_one_slot_of_an_l0_table() {
-        assert_eq!(Place::new(1 << 47, 1).unwrap().base(), 1 << 47);
-        assert_eq!(Place::new(0, 7).unwrap().attribute(), 7);
-        assert_eq!(Place::new(1 << 48, 1), None);
-        assert_eq!(Place::new(1 << 38, 1), None);
-        assert_eq!(Place::new(1 << 39, 8), None);
+    fn a_site_is_one_slot_of_an_l0_table() {
+        assert_eq!(Site::new(1 << 47, 1).unwrap().base(), 1 << 47);
+        assert_eq!(Site::new(0, 7).unwrap().attribute(), 7);
+        assert_eq!(Site::new(1 << 48, 1), None);
+        assert_eq!(Site::new(1 << 38, 1), None);
+        assert_eq!(Site::new(1 << 39, 8), None);
     }
 
     #[test]
-    fn a_place_is_fixed_once() {
+    fn a_site_is_fixed_once() {
         let window = Window::default();
-        assert_eq!(window.place(), None);
-        let place = Place::new(0, 0).unwrap();
-        assert!(window.fix(place) && window.fix(place));
-        assert!(!window.fix(Place::new(1 << 39, 0).unwrap()));
-        assert_eq!(window.place(), Some(place));
+        assert_eq!(window.site(), None);
+        let site = Site::new(0, 0).unwrap();
+        assert!(window.fix(site) && window.fix(site));
+        assert!(!window.fix(Site::new(1 << 39, 0).unwrap()));
+        assert_eq!(window.site(), Some(site));
         assert_eq!(window.root(), None);
         assert!(window.set_root(Pa::new(0x1000)) && !window.set_root(Pa::new(0x2000)));
         assert_eq!(window.root(), Some(Pa::new(0x1000)));

@@ -98,7 +98,7 @@ pub(super) unsafe fn take_down(
     });
     // SAFETY: (1) the caller's clause.
     unsafe { window::unhook(&space) };
-    // SAFETY: (1) the caller's clause; (2) EL2's window is out of EL2's tables.
+    // SAFETY: (1) the caller's clause; (2) nobody but `window::hook` hooks it.
     let end = unsafe { space.destroy(guards, relax, &mut pool) };
     let mut down = Takedown { frames: pool.0, ..Takedown::default() };
     match end {

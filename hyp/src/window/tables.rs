@@ -1,7 +1,7 @@
 //! EL2's tables for the window of the VM: built before anything is reached through them, hung into EL2's root while the VM lives.
 
 use stage2::IpaRange;
-use stage2::window::{END, OpenError, Place};
+use stage2::window::{END, OpenError, Site};
 
 use crate::boot::Refusal;
 use crate::cpu::PerCpu;
@@ -10,7 +10,7 @@ use crate::mem::el2_map;
 use crate::vm::Stage2;
 
 /// Where it lies, and which attribute of MAIR_EL2 is write-back memory.
-const PLACE: Place = match Place::new(el2_map::WINDOW, el2_map::WRITE_BACK) {
+const SITE: Site = match Site::new(el2_map::WINDOW, el2_map::WRITE_BACK) {
     Some(place) => place,
     // Evaluated at compile time: an image in which it could panic is not built.
     None => panic!("a slot of the root"),
@@ -26,7 +26,7 @@ pub(crate) fn open(space: &Stage2, cpu: &PerCpu, range: IpaRange) -> Result<(), 
     let bytes = end.saturating_sub(range.start().get());
     let Ok(range) = IpaRange::new(range.start(), bytes) else { return Ok(()) };
     loop {
-        match space.open_window(PLACE, range) {
+        match space.open_window(SITE, range) {
             Err(OpenError::OutOfTables) if cpu.stock.refill() => {}
             end => return end,
         }
@@ -40,7 +40,7 @@ pub(crate) fn open(space: &Stage2, cpu: &PerCpu, range: IpaRange) -> Result<(), 
 pub(crate) fn hook(space: &Stage2) -> Result<(), Refusal> {
     let slot = el2_map::window_slot().ok_or("EL2's map is not on yet")?;
     trace::el2_root(el2_map::root());
-    // SAFETY: (1) the slot at PLACE, of tables that are never given back; (2) only `routines` reach there;
+    // SAFETY: (1) the slot at SITE, of tables that are never given back; (2) only `routines` reach there;
     // (3) as EL2 is set up on every CPU: `el2_map`.
     let hooked = unsafe { space.hook_window(slot) };
     if hooked { Ok(()) } else { Err("EL2's window is another VM's".into()) }

@@ -45,7 +45,7 @@ impl Abort {
     /// `ESR_EL1` of what a guest takes instead of this abort of its own, with `FAR_EL1` valid.
     ///
     /// If it happened on a walk of stage 1, `walk` is the level (-1 to 3) of the descriptor that could not be
-    /// accessed; `None` on a walk that can no longer be followed, too. Whether the instruction was a write is not known then.
+    /// accessed, others taken modulo 4; `None` on a walk that can no longer be followed, too. Whether the instruction was a write is not known then.
     #[must_use]
     pub const fn injected(self, el: El, walk: Option<i8>) -> u64 {
         let class = match (self.is_instruction(), el) {
@@ -87,6 +87,9 @@ pub struct Entry {
 impl Entry {
     /// From `pstate`, by the guest's `VBAR_EL1` and `SCTLR_EL1`, on a machine with FEAT_PAN or without. `SPSR_EL1` becomes
     /// `pstate`.
+    ///
+    /// For a guest in AArch64 state, EL0 included, on a machine that shows its guests neither FEAT_MTE nor FEAT_NMI: from AArch32
+    /// the vector would be another and DIT elsewhere, and TCO and ALLINT, which would be set, are clear here.
     #[must_use]
     pub const fn synchronous(pstate: u64, vbar: u64, sctlr: u64, has_pan: bool) -> Self {
         let offset = match (pstate & LEVEL, pstate & STACK) {

@@ -32,7 +32,7 @@ const SEEN: [Seen; 6] = [
     Seen::Empty,
     Seen::Changing,
     Seen::Owned,
-    Seen::Scratch,
+    Seen::Others,
     Seen::Note(Note::new(7).unwrap()),
     Seen::Foreign,
 ];
@@ -63,7 +63,7 @@ fn a_slot_is_seen_as_what_the_design_calls_it() {
         let seen = |bits| Seen::new(level, Descriptor::from_bits(bits));
         assert_eq!(seen(0), Seen::Empty);
         assert_eq!(seen(leaf | kind), Seen::Owned);
-        assert_eq!(seen(leaf | kind | SCRATCH), Seen::Scratch, "not the VM's");
+        assert_eq!(seen(leaf | kind | SCRATCH), Seen::Others, "not the VM's");
         assert_eq!(seen(leaf | kind & !1), Seen::Changing, "Busy");
         assert_eq!(seen(leaf | kind & !1 | SCRATCH), Seen::Changing, "Busy, and scratch");
         assert_eq!(seen(Descriptor::DEAD.bits()), Seen::Changing);

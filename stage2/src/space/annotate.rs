@@ -25,7 +25,7 @@ impl Content for Noted {
     const STEP: u64 = 0;
     const LEAVES: bool = false;
 
-    fn is_new_memory(&self) -> bool {
+    fn is_the_vms(&self) -> bool {
         false
     }
 

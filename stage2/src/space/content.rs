@@ -14,7 +14,7 @@ pub struct Extent {
     pub pa: Pa,
     /// What the guest may do with it.
     pub attributes: Attributes,
-    /// Whose the memory is.
+    /// Whose the memory is. Of [`Owner::Other`] the attributes are accessed, and not [`Write::Clean`](crate::Write::Clean).
     pub owner: Owner,
     /// The largest leaves to use: level 1 (1 GiB) to level 3 (4 KiB).
     pub coarsest: Level,
@@ -35,7 +35,7 @@ pub(super) trait Content {
     const LEAVES: bool;
 
     /// Whether these are leaves of the VM's.
-    fn is_new_memory(&self) -> bool;
+    fn is_the_vms(&self) -> bool;
 }
 
 /// The leaves of an extent, of each level.
@@ -84,7 +84,7 @@ impl Content for Leaves {
     const STEP: u64 = PAGE_SIZE;
     const LEAVES: bool = true;
 
-    fn is_new_memory(&self) -> bool {
+    fn is_the_vms(&self) -> bool {
         self.owner == Owner::Vm
     }
 

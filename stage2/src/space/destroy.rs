@@ -22,6 +22,8 @@ pub struct DestroyError<S> {
 /// What stands in the way of an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leak {
+    /// EL2's window is still hooked into EL2's tables: [`Space::unhook_window`] first. Nothing was unmapped.
+    Hooked,
     /// A claim was forgotten, and so never ended.
     Claim(ClaimError),
     /// Something could not be unmapped.
@@ -39,6 +41,7 @@ impl<S> fmt::Debug for DestroyError<S> {
 impl fmt::Display for Leak {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Hooked => f.write_str("EL2's window is still hooked into EL2's tables"),
             Self::Claim(error) => error.fmt(f),
             Self::Unmap(error) => error.fmt(f),
             Self::Left(census) => write!(f, "left after everything was unmapped: {census:?}"),
@@ -58,7 +61,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// # Safety
     /// 1. No PE runs the VM, or will: VTTBR_EL2 holds its value nowhere.
-    /// 2. EL2's window was never hooked, or is [unhooked](Self::unhook_window).
+    /// 2. EL2's tables lead to the VM's window where [`hook_window`](Self::hook_window) has hooked it, and nowhere else.
     #[expect(clippy::result_large_err, reason = "what could not be taken down comes back")]
     pub unsafe fn destroy(
         self,
@@ -66,11 +69,14 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         mut relax: impl FnMut(),
         release: &mut impl Release,
     ) -> Result<Account, DestroyError<Self>> {
+        if self.window.is_hooked() {
+            return Err(DestroyError { space: self, why: Leak::Hooked });
+        }
         if let Err(why) = self.empty(cpu, &mut relax, release) {
             return Err(DestroyError { space: self, why });
         }
         let _ = self.tlb().vm();
-        // SAFETY: (1) the caller's clause 2.
+        // SAFETY: (1) asked above, and nobody else has the space; the caller's clause 2.
         unsafe { self.free_window() };
         let pages = self.geometry.root_tables();
         // SAFETY: (1) the root, which nobody runs on; (2) flushed, and the last grace period ended after

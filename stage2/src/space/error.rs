@@ -96,6 +96,9 @@ pub enum MappingError {
     },
     /// A single member of a contiguous run: its neighbours would be translated too \[IPGVGZ\].
     Contiguous,
+    /// A leaf of memory that is not the VM's, which is not accessed yet or writable-clean: nothing changes such a leaf
+    /// afterwards, so that the first access would fault for good.
+    Unsettled,
     /// No descriptor says that.
     Descriptor(DescriptorError),
 }
@@ -107,6 +110,9 @@ impl fmt::Display for MappingError {
                 write!(f, "no leaf can be at {level}: this VM's walks start at {start}")
             }
             Self::Contiguous => f.write_str("a contiguous run is installed as a whole"),
+            Self::Unsettled => {
+                f.write_str("what is not the VM's is mapped accessed, and not writable-clean")
+            }
             Self::Descriptor(error) => error.fmt(f),
         }
     }

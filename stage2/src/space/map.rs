@@ -65,7 +65,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let Prepare { at, made, .. } = prepare;
         self.finish(batch.from, at, result.is_ok());
         result?;
-        if content.is_new_memory()
+        if content.is_the_vms()
             && let Ok(filled) = IpaRange::new(batch.from, at.get() - batch.from.get())
         {
             // What cannot be written is dirty nowhere else.

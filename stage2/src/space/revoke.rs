@@ -33,8 +33,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// The caller has claimed the ranges, has flushed what the stage-2 slots held and waited for a grace period since.
     #[must_use = "slots of EL2's window stay in Drain, and every access to them ends, until they are reopened"]
     pub(super) fn revoke_window<'r>(&self, ranges: impl Iterator<Item = &'r IpaRange>) -> usize {
-        match self.window.place() {
-            Some(place) => self.revoke(place.base(), ranges),
+        match self.window.site() {
+            Some(site) => self.revoke(site.base(), ranges),
             None => 0,
         }
     }

@@ -63,6 +63,7 @@ mod replace;
 pub use replace::{ReplaceError, Replaced, Replacements};
 
 use super::install::{Lost, Step, present};
+use super::unmap::What;
 use super::{
     Batch, Install, InstallError, MappingError, Notes, Progress, Release, Space, Tally, UnmapError,
 };
@@ -197,6 +198,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         relax: impl FnMut(),
         release: &mut impl Release,
     ) -> Result<Progress, UnmapError> {
-        self.take_away(cpu, claim, batch, (Notes::Keep, Some(scratch)), relax, release)
+        let what = What { notes: Notes::Keep, only: Some(scratch) };
+        self.take_away(cpu, claim, batch, what, relax, release)
     }
 }

@@ -282,6 +282,11 @@ fn a_vmid_that_the_machine_cannot_tell_apart_is_refused() {
     assert_eq!(pages.live(), 0);
 }
 
+/// Leaves that the first access, or the first write, would change.
+fn unsettled() -> [Attributes; 2] {
+    [Attributes { accessed: false, ..ram() }, Attributes { write: crate::Write::Clean, ..ram() }]
+}
+
 #[test]
 fn what_cannot_be_installed_is_refused_with_the_numbers() {
     let (pages, epochs, other) = (Pages::new(usize::MAX), Epochs::<1>::new(), Epochs::<1>::new());
@@ -307,6 +312,11 @@ fn what_cannot_be_installed_is_refused_with_the_numbers() {
     }
     let run = Attributes { contiguous: true, ..ram() };
     assert_eq!(mapping(PAGE, run), MappingError::Contiguous);
+    for attributes in unsettled() {
+        assert!(space.mapping(PAGE, &attributes, Owner::Vm).is_ok());
+        let others = space.mapping(PAGE, &attributes, Owner::Other);
+        assert_eq!(others, Err(MappingError::Unsettled));
+    }
     let apart = Attributes { exec_el0: false, ..ram() };
     assert!(matches!(mapping(PAGE, apart), MappingError::Descriptor(_)), "no FEAT_XNX here");
 }

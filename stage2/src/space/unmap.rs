@@ -72,6 +72,14 @@ pub enum Notes {
     Remove,
 }
 
+/// What goes, of all that is there.
+#[derive(Clone, Copy)]
+pub(super) struct What<'s> {
+    pub(super) notes: Notes,
+    /// Of leaves only those that show this page. The others stay.
+    pub(super) only: Option<&'s Scratch>,
+}
+
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Takes away what is mapped in a batch of the claimed range.
     ///
@@ -91,7 +99,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         relax: impl FnMut(),
         release: &mut impl Release,
     ) -> Result<Progress, UnmapError> {
-        self.take_away(cpu, claim, batch, (notes, None), relax, release)
+        self.take_away(cpu, claim, batch, What { notes, only: None }, relax, release)
     }
 
     /// The same; of leaves, if so wanted, those alone that show a scratch page.
@@ -100,7 +108,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         cpu: &Cpu<'_>,
         claim: &mut Claim<'_>,
         batch: Batch,
-        (notes, only): (Notes, Option<&Scratch>),
+        what: What<'_>,
         relax: impl FnMut(),
         release: &mut impl Release,
     ) -> Result<Progress, UnmapError> {
@@ -115,8 +123,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             at: batch.from,
             high: batch.from.get(),
             left: batch.slots.max(1),
-            notes,
-            only,
+            what,
             owed: Owed::new(self.tlb()),
         };
         let outcome = sweep.run(cpu);
@@ -156,9 +163,7 @@ struct Sweep<'w, 'e, M: Memory, A: Arch> {
     /// End of the highest slot that was drained.
     high: u64,
     left: usize,
-    notes: Notes,
-    /// Leaves that are something else stay.
-    only: Option<&'w Scratch>,
+    what: What<'w>,
     owed: Owed<'w, A>,
 }
 
@@ -241,7 +246,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 self.drained(ipa, level, former.is_table());
                 Ok(Drain::Shut)
             }
-            View::Leaf(leaf) if self.only.is_some_and(|scratch| !scratch.is_behind(&leaf)) => {
+            View::Leaf(leaf) if self.what.only.is_some_and(|scratch| !scratch.is_behind(&leaf)) => {
                 Ok(Drain::Stays)
             }
             View::Leaf(leaf) if inside && leaf.is_contiguous() => self.drain_run(node, ipa),
@@ -254,7 +259,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
                 Ok(Drain::Shut)
             }
             View::Leaf(_) | View::Drain(_) => Err(UnmapError::Straddles { ipa, level }),
-            View::Note(_) if self.notes == Notes::Remove && inside => {
+            View::Note(_) if self.what.notes == Notes::Remove && inside => {
                 // SAFETY: (1) the table's lock is held, and the claim covers the slot; (2) a Note was
                 // never live, so no flush stands between it and Empty.
                 unsafe { arch.store(slot, Descriptor::EMPTY.bits()) };
@@ -349,7 +354,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
     /// owes.
     fn kill_all(&mut self, table: &LockedTable<'_, A>) -> bool {
         let (node, arch) = (table.node, &self.space.arch);
-        let all = self.only.is_none();
+        let all = self.what.only.is_none();
         node.table.slots().iter().enumerate().all(|(index, slot)| {
             let ipa = node.ipa_of(index);
             let single = |leaf: Leaf| !leaf.is_contiguous();

@@ -12,7 +12,7 @@ use crate::memory::{Memory, Table};
 use crate::slot::Slot;
 use crate::tlbi::Tlbi;
 use crate::window::descriptor::{DRAIN, as_table, is_valid, page, table};
-use crate::window::{END, OpenError, Place, Recovered};
+use crate::window::{END, OpenError, Recovered, Site};
 
 impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Builds the tables of EL2's window for a range: afterwards faults of EL2 there can be
@@ -21,12 +21,12 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// # Errors
     /// [`OpenError`]. After [`OpenError::OutOfTables`] the same call goes on where it stopped.
-    pub fn open_window(&self, place: Place, range: IpaRange) -> Result<(), OpenError> {
+    pub fn open_window(&self, site: Site, range: IpaRange) -> Result<(), OpenError> {
         let size = END.min(1 << self.geometry.ipa_bits());
         if range.end().get() > size {
             return Err(OpenError::TooHigh { range });
         }
-        if !self.window.fix(place) {
+        if !self.window.fix(site) {
             return Err(OpenError::Elsewhere);
         }
         let built = self.build(range);
@@ -104,7 +104,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         Some(pages.slot(Level::L3.index(ipa)))
     }
 
-    /// The L1 table of EL2's window, for the slot of EL2's L0 table at its [base](Place::base); `None` before it is opened.
+    /// The L1 table of EL2's window, for the slot of EL2's L0 table at its [base](Site::base); `None` before it is opened.
     #[must_use]
     pub fn window_root(&self) -> Option<Pa> {
         self.window.root()
@@ -114,25 +114,31 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Whether anything is there shows when it is touched.
     #[must_use]
     pub fn window_address(&self, ipa: Ipa) -> Option<u64> {
-        let place = self.window.place()?;
-        (ipa.get() < END).then_some(place.base() + ipa.get())
+        let site = self.window.site()?;
+        (ipa.get() < END).then_some(site.base() + ipa.get())
     }
 
     /// Hooks EL2's window into EL2's own tables: `slot` of an L0 table that every PE's TTBR0_EL2 names leads to it
-    /// afterwards, on every PE. `false`, and no change, if it was not opened, or the slot is not Empty.
+    /// afterwards, on every PE. `false`, and no change, if it was not opened, or the slot is not Empty. The space cannot be
+    /// [destroyed](Self::destroy) until it is [unhooked](Self::unhook_window).
     ///
     /// # Safety
-    /// 1. `slot` is the one that translates the window's [base](Place::base), in a table of EL2's stage 1 which outlives
+    /// 1. `slot` is the one that translates the window's [base](Site::base), in a table of EL2's stage 1 which outlives
     ///    the space or [`unhook_window`](Self::unhook_window).
     /// 2. An access to the window's addresses is made only where its fault is recovered.
     /// 3. On every PE HCR_EL2.E2H is 0; TCR_EL2 says 4 KiB granule, 48-bit addresses (DS is 0) and Inner Shareable write-back
-    ///    walks; and attribute [`Place::attribute`] of MAIR_EL2 is Normal write-back.
+    ///    walks; and attribute [`Site::attribute`] of MAIR_EL2 is Normal write-back.
     #[must_use = "an access to the window faults for good if it is not hooked"]
     pub unsafe fn hook_window(&self, slot: &Slot) -> bool {
         let Some(root) = self.window.root() else { return false };
+        // Before any PE can walk by it, so that nobody finds the window unhooked while it is not.
+        self.window.hook();
         // SAFETY: (1) Empty may become a table; it stays until it is unhooked, by the caller's clause.
         let hooked =
             matches!(unsafe { self.arch.compare_exchange(slot, 0, table(root)) }, Some(Ok(_)));
+        if !hooked {
+            self.window.unhook();
+        }
         // What faulted was not cached [RXCLRD].
         self.arch.dsb(Dsb::IshSt);
         self.arch.isb();
@@ -156,6 +162,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         // SAFETY: (1, 2) in Drain since above, and flushed.
         unsafe { self.arch.store(slot, 0) };
         self.arch.dsb(Dsb::IshSt);
+        self.window.unhook();
     }
 
     /// Recovers a fault that EL2's own access at `ipa` of its window took: fills the slot with what stage 2 holds there.
@@ -165,7 +172,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// away waits for it. `write` is whether the access was a write. Remote PEs see the translation as soon as their walks do.
     #[must_use]
     pub fn recover_window(&self, guard: &Guard<'_>, ipa: Ipa, write: bool) -> Recovered {
-        let (Some(slot), Some(place)) = (self.window_slot(ipa), self.window.place()) else {
+        let (Some(slot), Some(site)) = (self.window_slot(ipa), self.window.site()) else {
             return Recovered::NotCovered;
         };
         let Some(found) = self.lookup(guard, ipa) else { return Recovered::NotCovered };
@@ -173,7 +180,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             Ok(pa) => pa,
             Err(answer) => return answer,
         };
-        let new = page(pa, place.attribute());
+        let new = page(pa, site.attribute());
         // SAFETY: (1) Empty may become a page, by whoever wins; it is the VM's until who takes it away has waited for this guard
         // and revoked the slot.
         match unsafe { self.arch.compare_exchange(slot, 0, new) } {
@@ -183,7 +190,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                 Recovered::Mapped
             }
             Some(Err(seen)) if seen == new => Recovered::Mapped,
-            Some(Err(_)) => Recovered::Retry,
+            Some(Err(seen)) => {
+                debug_assert!(!is_valid(seen), "EL2's window holds what stage 2 does not");
+                Recovered::Retry
+            }
             None => Recovered::NotCovered,
         }
     }
@@ -212,7 +222,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Gives the tables of EL2's window back. Every stage-2 slot is Empty by now, so every slot that leads to a page is, too.
     ///
     /// # Safety
-    /// 1. The window is [unhooked](Self::unhook_window).
+    /// 1. The window is hooked into no table.
     pub(super) unsafe fn free_window(&self) {
         if let Some(root) = self.window.root() {
             self.free_window_table(root, Level::L1);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use stage2::window::{Place, Recovered};
+use stage2::window::{Recovered, Site};
 use stage2::{Arch, Ipa, Level, PAGE_SIZE, Pa, Slot};
 
 use crate::guest::Access;
@@ -23,8 +23,8 @@ impl World {
     /// # Panics
     /// If there are no tables for it.
     pub fn open_window(&self) {
-        let place = Place::new(1 << 47, 1).expect("a place");
-        self.pe(0, &[], |pe| pe.world.space().open_window(place, pages(0, 4)).expect("tables"));
+        let site = Site::new(1 << 47, 1).expect("a site");
+        self.pe(0, &[], |pe| pe.world.space().open_window(site, pages(0, 4)).expect("tables"));
     }
 
     /// The slot of EL2's window for `ipa`, and what a walk of EL2 finds there.

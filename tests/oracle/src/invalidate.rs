@@ -13,7 +13,7 @@ use crate::tlb::{EL2, Entry, Form};
 /// Whether an invalidation must hit an entry of the VM that it is aimed at, or of EL2's own regime if it is aimed at that.
 pub(crate) fn hits(aim: Aim, entry: &Entry, form: Form) -> bool {
     let stage2 = form == Form::Stage2;
-    if aim.is_el2() != (entry.vmid == EL2) {
+    if aim.is_el2() != (entry.regime == EL2) {
         return false;
     }
     match aim {

@@ -36,7 +36,7 @@ pub(crate) enum Form {
 /// One descriptor as a walk may have read it. Under EL2's own regime `ipa` is an address of EL2's. The order makes entries of one level neighbours by IPA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Entry {
-    pub(crate) vmid: Regime,
+    pub(crate) regime: Regime,
     pub(crate) level: u8,
     /// First IPA of the slot's span.
     pub(crate) ipa: u64,
@@ -84,7 +84,7 @@ impl Entry {
         let index = (self.slot & 0xfff) / 8;
         Place {
             table: page(self.slot),
-            vmid: self.vmid,
+            regime: self.regime,
             level: self.level,
             ipa: self.ipa - (index << shift(self.level)),
         }
@@ -94,7 +94,7 @@ impl Entry {
     pub(crate) fn below(&self) -> Option<Place> {
         match self.kind() {
             Kind::Table(table) => {
-                Some(Place { table, vmid: self.vmid, level: self.level + 1, ipa: self.ipa })
+                Some(Place { table, regime: self.regime, level: self.level + 1, ipa: self.ipa })
             }
             _ => None,
         }
@@ -108,7 +108,7 @@ pub(crate) const RUN: u64 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub(crate) table: u64,
-    pub(crate) vmid: Regime,
+    pub(crate) regime: Regime,
     pub(crate) level: u8,
     pub(crate) ipa: u64,
 }
@@ -117,7 +117,7 @@ impl Place {
     pub(crate) fn entry(&self, slot: u64, bits: u64) -> Entry {
         let index = (slot & 0xfff) / 8;
         Entry {
-            vmid: self.vmid,
+            regime: self.regime,
             level: self.level,
             ipa: self.ipa + (index << shift(self.level)),
             slot,
@@ -166,7 +166,7 @@ impl Tlb {
         }
         let (known, was_orphan) = (held.any() != 0, held.orphan());
         held.stage2 |= mask;
-        if entry.is_leaf() && entry.vmid != EL2 {
+        if entry.is_leaf() && entry.regime != EL2 {
             held.combined |= mask;
         }
         if was_orphan && !held.orphan() {
@@ -204,9 +204,9 @@ impl Tlb {
         self.held.get(entry).copied().unwrap_or_default()
     }
 
-    /// Every entry of a VM.
-    pub(crate) fn of_vm(&self, vmid: Regime) -> impl Iterator<Item = (&Entry, Held)> {
-        self.range(vmid, 0, 0, vmid, u8::MAX, u64::MAX)
+    /// Every entry of a VM, or of EL2.
+    pub(crate) fn of_regime(&self, regime: Regime) -> impl Iterator<Item = (&Entry, Held)> {
+        self.range(regime, 0, 0, regime, u8::MAX, u64::MAX)
     }
 
     /// Every entry.
@@ -221,7 +221,7 @@ impl Tlb {
 
     /// Entries that were read from a descriptor.
     pub(crate) fn of_slot(&self, slot: u64) -> impl Iterator<Item = (&Entry, Held)> {
-        let first = Entry { vmid: 0, level: 0, ipa: 0, slot: 0, bits: 0 };
+        let first = Entry { regime: 0, level: 0, ipa: 0, slot: 0, bits: 0 };
         self.by_slot
             .range((slot, first)..(slot + 1, first))
             .map(|(_, entry)| (entry, self.held(entry)))
@@ -229,7 +229,7 @@ impl Tlb {
 
     /// Leaves that reach memory in `[start, end)`.
     pub(crate) fn reaching(&self, start: u64, end: u64) -> impl Iterator<Item = (&Entry, Held)> {
-        let first = Entry { vmid: 0, level: 0, ipa: 0, slot: 0, bits: 0 };
+        let first = Entry { regime: 0, level: 0, ipa: 0, slot: 0, bits: 0 };
         (1..=LEAF_LEVEL)
             .flat_map(move |level| {
                 // A member of a contiguous run may reach the memory of all of it.
@@ -249,29 +249,29 @@ impl Tlb {
 
     /// Intermediate entries that lead to a place.
     pub(crate) fn leading_to(&self, place: &Place) -> impl Iterator<Item = (&Entry, Held)> {
-        let (vmid, ipa, table) = (place.vmid, place.ipa, place.table);
+        let (regime, ipa, table) = (place.regime, place.ipa, place.table);
         let above = place.level.wrapping_sub(1);
-        self.range(vmid, above, ipa, vmid, above, ipa)
+        self.range(regime, above, ipa, regime, above, ipa)
             .filter(move |(entry, _)| entry.kind() == Kind::Table(table))
     }
 
     /// Entries of a VM whose slot spans an IPA in `[start, end)`.
     pub(crate) fn spanning(
         &self,
-        vmid: Regime,
+        regime: Regime,
         start: u64,
         end: u64,
     ) -> impl Iterator<Item = (&Entry, Held)> {
         (0..=LEAF_LEVEL).flat_map(move |level| {
             let from = start & !((1 << shift(level)) - 1);
-            self.range(vmid, level, from, vmid, level, end - 1)
+            self.range(regime, level, from, regime, level, end - 1)
         })
     }
 
     /// Entries of a VM whose extent meets `[start, end)`.
     pub(crate) fn overlapping(
         &self,
-        vmid: Regime,
+        regime: Regime,
         start: u64,
         end: u64,
     ) -> impl Iterator<Item = (&Entry, Held)> {
@@ -279,7 +279,7 @@ impl Tlb {
             .flat_map(move |level| {
                 let run = RUN << shift(level);
                 let last = (end - 1) | (run - 1);
-                self.range(vmid, level, start & !(run - 1), vmid, level, last)
+                self.range(regime, level, start & !(run - 1), regime, level, last)
             })
             .filter(move |(entry, _)| {
                 let (from, to) = entry.extent();
@@ -287,19 +287,19 @@ impl Tlb {
             })
     }
 
-    /// Entries from one (VMID, level, IPA) to another, both included.
+    /// Entries from one (regime, level, address) to another, both included.
     fn range(
         &self,
-        vmid: Regime,
+        regime: Regime,
         level: u8,
         ipa: u64,
-        to_vmid: Regime,
+        to_regime: Regime,
         to_level: u8,
         to_ipa: u64,
     ) -> impl Iterator<Item = (&Entry, Held)> {
-        let first = Entry { vmid, level, ipa, slot: 0, bits: 0 };
+        let first = Entry { regime, level, ipa, slot: 0, bits: 0 };
         let max = u64::MAX;
-        let last = Entry { vmid: to_vmid, level: to_level, ipa: to_ipa, slot: max, bits: max };
+        let last = Entry { regime: to_regime, level: to_level, ipa: to_ipa, slot: max, bits: max };
         self.held.range(first..=last).map(|(entry, held)| (entry, *held))
     }
 }

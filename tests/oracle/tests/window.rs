@@ -13,7 +13,7 @@ use stage2::space::{
     Batch, Blocks, CopyCollapse, Engine, Extent, Notes, Progress, Release, Replaced, Replacements,
 };
 use stage2::vmid::Vmids;
-use stage2::window::{OpenError, Place, Recovered, tables_for};
+use stage2::window::{OpenError, Recovered, Site, tables_for};
 use stage2::{
     Arch, Attributes, Bbm, Caps, Epochs, Errata, Features, Flushed, Former, Geometry, HwUpdate,
     Ipa, IpaRange, Level, MemType, Memory, Note, Owner, PAGE_SIZE, Pa, Prot, Slot, Space, Tally,
@@ -43,8 +43,8 @@ struct Rig {
     el2: Pa,
 }
 
-fn place() -> Place {
-    Place::new(WINDOW, NORMAL).unwrap()
+fn site() -> Site {
+    Site::new(WINDOW, NORMAL).unwrap()
 }
 
 fn range(start: u64, bytes: u64) -> IpaRange {
@@ -73,7 +73,7 @@ impl Rig {
     fn vm(&self) -> Vm<'_> {
         let (epochs, machine) = (self.epochs.domain(), &self.machine);
         let vm = Space::new(self.geometry, &self.vmids, epochs, machine, machine).unwrap();
-        vm.open_window(place(), range(BASE, COVERED)).unwrap();
+        vm.open_window(site(), range(BASE, COVERED)).unwrap();
         // SAFETY: (1) EL2's root lives as long as the machine; (2) nobody accesses memory here; (3) as the machine walks.
         assert!(unsafe { vm.hook_window(self.hook()) });
         for pe in 0..PES {
@@ -618,7 +618,7 @@ fn tables_of_the_window_come_one_by_one_and_go_with_the_vm() {
     let mut tables = 0;
     loop {
         machine.limit_allocations(1);
-        match vm.open_window(place(), wanted) {
+        match vm.open_window(site(), wanted) {
             Ok(()) => break,
             Err(OpenError::OutOfTables) => tables += 1,
             Err(other) => panic!("{other}"),
@@ -626,18 +626,18 @@ fn tables_of_the_window_come_one_by_one_and_go_with_the_vm() {
     }
     assert_eq!(tables + 1, 1 + tables_for(&wanted), "the root, and as many as it says");
     machine.limit_allocations(0);
-    assert_eq!(vm.open_window(place(), wanted), Ok(()), "all of it is there");
-    let other = Place::new(WINDOW + (1 << 39), NORMAL).unwrap();
+    assert_eq!(vm.open_window(site(), wanted), Ok(()), "all of it is there");
+    let other = Site::new(WINDOW + (1 << 39), NORMAL).unwrap();
     assert_eq!(vm.open_window(other, wanted), Err(OpenError::Elsewhere));
     let high = range((1 << 39) - 0x1000, 0x2000);
-    assert_eq!(vm.open_window(place(), high), Err(OpenError::TooHigh { range: high }));
+    assert_eq!(vm.open_window(site(), high), Err(OpenError::TooHigh { range: high }));
     assert_eq!(vm.window_address(Ipa::new(BASE + 5)), Some(WINDOW + BASE + 5));
     machine.limit_allocations(usize::MAX);
 
     // SAFETY: (1) EL2's root lives as long as the machine; (2) nobody accesses memory here; (3) as the machine walks.
     assert!(unsafe { vm.hook_window(rig.hook()) });
     // More of it, while it is in use.
-    vm.open_window(place(), range(BASE + 8 * MIB2, MIB2)).unwrap();
+    vm.open_window(site(), range(BASE + 8 * MIB2, MIB2)).unwrap();
     machine.note(|pe| Event::Published { pe });
     rig.assert_sound(&"who builds relies on it");
     map(&rig, &vm, range(BASE + MIB2, 0x4000), &ram(Level::L3));

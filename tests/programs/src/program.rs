@@ -154,7 +154,9 @@ impl Kind {
         let prot = [Prot::RWX, Prot::RO, Prot::RX, Prot::RW][usize::from(self.0 % 4)];
         let mem = [MemType::Normal, MemType::NonCacheable, MemType::Device];
         let fresh = Attributes::new(prot, mem[usize::from(self.0 >> 2 & 3) % 3]);
-        let (never, clean) = (self.0 >> 4 & 1 == 1, self.0 >> 5 & 1 == 1);
+        // What is not the VM's is mapped as it will stay.
+        let own = self.owner() == Owner::Vm;
+        let (never, clean) = (own && self.0 >> 4 & 1 == 1, own && self.0 >> 5 & 1 == 1);
         let write = if clean && fresh.write == Write::Allowed { Write::Clean } else { fresh.write };
         Attributes { accessed: !never, write, ..fresh }
     }
@@ -289,8 +291,8 @@ pub enum Wrong {
     InsideGuard,
     /// Memory that is unaligned, or beyond the machine's addresses.
     Memory,
-    /// A single member of a contiguous run.
-    Contiguous,
+    /// A single member of a contiguous run; memory of others whose leaf a fault would have to change.
+    Attributes,
     /// More claims than a VM can have.
     TooManyClaims,
 }

@@ -98,7 +98,7 @@ fn range_op() -> impl Strategy<Value = Op> {
         Just(Wrong::ForeignCpu),
         Just(Wrong::InsideGuard),
         Just(Wrong::Memory),
-        Just(Wrong::Contiguous),
+        Just(Wrong::Attributes),
         Just(Wrong::TooManyClaims),
     ];
     let backing = any::<u8>().prop_map(Backing);

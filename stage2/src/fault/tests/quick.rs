@@ -65,7 +65,7 @@ fn what_is_done_at_once_is_what_is_decided() {
             }
             if is_plain_store(esr) {
                 assert_eq!(fault.first(), First::Translate);
-                for seen in [Seen::Owned, Seen::Scratch] {
+                for seen in [Seen::Owned, Seen::Others] {
                     let action = decide(fault, seen, ram(Prot::RWX));
                     assert_eq!(action, Action::Relax(Prot::WRITE));
                 }

@@ -80,11 +80,11 @@ fn expected(of: Fields, seen: Seen, place: Place) -> Option<Action> {
         Row::AddressSize | Row::Translation | Row::AccessFlag | Row::Permission => {}
     }
     if matches!(row, Row::AccessFlag | Row::Permission) {
-        let (Some(Seen::Owned | Seen::Scratch), false) = (seen, seen == Some(Seen::Foreign)) else {
+        let (Some(Seen::Owned | Seen::Others), false) = (seen, seen == Some(Seen::Foreign)) else {
             return Some(if seen == Some(Seen::Foreign) { Stop(Why::Tables) } else { Retry });
         };
         let allowed = match (seen, place) {
-            (Some(Seen::Scratch), _) => Prot::RW,
+            (Some(Seen::Others), _) => Prot::RW,
             (_, Place::Ram { allowed } | Place::Recovery { ram: Some(allowed), .. }) => allowed,
             _ => return Some(Retry),
         };
@@ -110,7 +110,7 @@ fn expected(of: Fields, seen: Seen, place: Place) -> Option<Action> {
         };
     }
     match seen {
-        Some(Seen::Changing | Seen::Owned | Seen::Scratch) => return Some(Retry),
+        Some(Seen::Changing | Seen::Owned | Seen::Others) => return Some(Retry),
         Some(Seen::Foreign) => return Some(Stop(Why::Tables)),
         _ => {}
     }

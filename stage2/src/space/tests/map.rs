@@ -134,6 +134,11 @@ fn wrong_extents_are_refused_with_the_numbers() {
     let run = Extent { attributes: run, ..extent(0, Level::L1) };
     let error = MapError::Mapping(MappingError::Contiguous);
     assert_eq!(map(&space, &epochs, at, &run, 1), Err(error));
+    for attributes in unsettled() {
+        let others = Extent { attributes, owner: Owner::Other, ..extent(0, Level::L1) };
+        let error = MapError::Mapping(MappingError::Unsettled);
+        assert_eq!(map(&space, &epochs, at, &others, 1), Err(error));
+    }
     assert_eq!(pages.live(), space.geometry.root_tables());
 }
 

@@ -6,14 +6,14 @@ use crate::arch::Observation;
 use crate::claim::Claim;
 use crate::descriptor::Former;
 use crate::flush::Flushed;
-use crate::space::{Batch, Notes, Progress, Release};
+use crate::space::{Batch, Leak, Notes, Progress, Release};
 use crate::window::descriptor::DRAIN;
-use crate::window::{OpenError, Place, Recovered};
+use crate::window::{OpenError, Recovered, Site};
 
 const BASE: u64 = 0x4000_0000;
 
-fn place() -> Place {
-    Place::new(1 << 47, 1).unwrap()
+fn site() -> Site {
+    Site::new(1 << 47, 1).unwrap()
 }
 
 fn range(start: u64, pages: u64) -> IpaRange {
@@ -42,7 +42,7 @@ fn revocation(errata: Errata) -> Vec<Event> {
     let (pages, epochs, vmids) = (Pages::new(PAGES), Epochs::<1>::new(), vmids());
     let host = Host::with_errata(errata);
     let space = Space::new(geometry(39), vmids, epochs.domain(), &pages, host).unwrap();
-    space.open_window(place(), range(BASE, 8)).unwrap();
+    space.open_window(site(), range(BASE, 8)).unwrap();
     let cpu = epochs.join(0).unwrap();
     let (mapping, mut tally) = (at(&space, PAGE), Tally::default());
     let mut frames = Counted::new(0x8000_0000, PAGE_SIZE, 3);
@@ -91,7 +91,7 @@ fn builders_that_meet_share_their_tables() {
                 let (space, built) = (&space, &built);
                 scope.spawn(move || {
                     built.wait();
-                    space.open_window(place(), range(BASE + cpu * 0x1000, 1024)).unwrap();
+                    space.open_window(site(), range(BASE + cpu * 0x1000, 1024)).unwrap();
                 });
             }
         });
@@ -105,11 +105,47 @@ fn a_machine_without_the_exchange_has_no_window() {
     let (pages, epochs, vmids) = (Pages::new(PAGES), Epochs::<1>::new(), vmids());
     let arch = NoAtomicInstall;
     let space = Space::new(geometry(39), vmids, epochs.domain(), &pages, arch).unwrap();
-    assert_eq!(space.open_window(place(), range(BASE, 1)), Err(OpenError::Unsupported));
+    assert_eq!(space.open_window(site(), range(BASE, 1)), Err(OpenError::Unsupported));
     assert_eq!(pages.live(), 1 + 1, "the root of stage 2, and that of the window");
     let cpu = epochs.join(0).unwrap();
     let answer = space.recover_window(&cpu.enter(), Ipa::new(BASE), false);
     assert_eq!(answer, Recovered::NotCovered);
+}
+
+/// EL2 would go on walking tables that are somebody else's.
+#[test]
+fn tables_are_not_taken_down_while_the_window_is_hooked() {
+    let (pages, epochs) = (Pages::new(PAGES), Epochs::<1>::new());
+    let (space, cpu) = (space(&pages, &epochs, 39), epochs.join(0).unwrap());
+    let mut frames = Counted::new(0x8000_0000, PAGE_SIZE, 1);
+    let (mapping, mut tally) = (at(&space, PAGE), Tally::default());
+    space.install(&cpu.enter(), Ipa::new(BASE), &mapping, &mut frames, &mut tally).unwrap();
+    space.credit(&tally);
+    space.open_window(site(), range(BASE, 1)).unwrap();
+    let (root, taken): (Table, Table) = (Table::empty(), Table::empty());
+    let (slot, other) = (root.slot(256), taken.slot(256));
+    // SAFETY: (1) nobody else has this table.
+    unsafe { space.arch.store(other, DRAIN) };
+    // SAFETY: (1-3) EL2's tables of nobody.
+    assert!(unsafe { !space.hook_window(other) && space.hook_window(slot) });
+
+    // SAFETY: (1) no PE runs the VM; (2) hooked above.
+    let error = unsafe { space.destroy(&cpu, || {}, &mut Nobody) }.unwrap_err();
+    assert_eq!(error.why, Leak::Hooked);
+    assert_eq!(error.why.to_string(), "EL2's window is still hooked into EL2's tables");
+    let space = error.space;
+    assert!(space.translate(&cpu.enter(), Ipa::new(BASE)).is_some(), "nothing was unmapped");
+    // SAFETY: (1) never hooked there; nobody accesses it.
+    unsafe { space.unhook_window(other) };
+    // SAFETY: (1) as above.
+    let error = unsafe { space.destroy(&cpu, || {}, &mut Nobody) }.unwrap_err();
+    assert_eq!(error.why, Leak::Hooked, "that was another slot");
+    let space = error.space;
+    // SAFETY: (1) hooked above, and nobody accesses it.
+    unsafe { space.unhook_window(slot) };
+    // SAFETY: (1) no PE runs the VM; (2) hooked and unhooked above.
+    let closing = unsafe { space.destroy(&cpu, || {}, &mut Nobody) }.unwrap();
+    assert_eq!((closing.leaves_now(), pages.live()), (0, 0));
 }
 
 /// Guards of other epochs keep nobody from taking pages away.
@@ -117,7 +153,7 @@ fn a_machine_without_the_exchange_has_no_window() {
 fn a_guard_of_other_epochs_recovers_nothing() {
     let (pages, epochs, others) = (Pages::new(PAGES), Epochs::<1>::new(), Epochs::<1>::new());
     let space = space(&pages, &epochs, 39);
-    space.open_window(place(), range(BASE, 1)).unwrap();
+    space.open_window(site(), range(BASE, 1)).unwrap();
     let cpu = epochs.join(0).unwrap();
     let (mapping, mut tally) = (at(&space, PAGE), Tally::default());
     let mut frames = Counted::new(0x8000_0000, PAGE_SIZE, 1);

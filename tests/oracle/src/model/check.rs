@@ -35,7 +35,7 @@ impl Model {
             self.places_of(page(slot)).find_map(|(place, _)| {
                 let (start, end) = place.entry(slot, 0).span();
                 self.tlb
-                    .spanning(place.vmid, start, end)
+                    .spanning(place.regime, start, end)
                     .find(|(entry, _)| entry.level > place.level)
                     .map(|(entry, held)| (*entry, held))
             })
@@ -64,7 +64,7 @@ impl Model {
         let (start, end) = entry.extent();
         let found = self
             .tlb
-            .overlapping(entry.vmid, start, end)
+            .overlapping(entry.regime, start, end)
             .filter(|(_, held)| held.any() & fresh != 0)
             .find_map(|(held, mask)| {
                 Some((self.conflict(entry, held)?, *held, mask.any() & fresh))
@@ -75,7 +75,7 @@ impl Model {
                 list(mask & self.everybody()),
                 held.bits,
                 entry.bits,
-                address(entry.vmid, start.max(held.extent().0))
+                address(entry.regime, start.max(held.extent().0))
             );
             self.blame(defect, what, &[About::Entry(held), About::Slot(entry.slot)]);
         }
@@ -113,7 +113,7 @@ impl Model {
         let what = format!(
             "table {table:#x}: PE {} may walk it for {}",
             list(mask & self.everybody()),
-            whose(place.vmid, place.ipa)
+            whose(place.regime, place.ipa)
         );
         let by = self.tlb.leading_to(&place).next().map(|(entry, _)| *entry);
         match by {
@@ -140,14 +140,20 @@ impl Model {
 
     /// No PE may translate a span by what its slots held before event `since`, when the flush of `pe`
     /// began. What others change meanwhile, or have not completed, they flush themselves.
-    pub(super) fn check_flushed(&mut self, pe: Pe, vmid: Regime, span: Option<Span>, since: usize) {
+    pub(super) fn check_flushed(
+        &mut self,
+        pe: Pe,
+        regime: Regime,
+        span: Option<Span>,
+        since: usize,
+    ) {
         let Span { ipa, bytes } = span.unwrap_or(Span { ipa: 0, bytes: 1 << 52 });
         let end = ipa + bytes.max(1);
         let since = Since { pe, event: since };
         let stale = |entry: &Entry| !self.is_current(entry, since, ipa, end);
         let held = self
             .tlb
-            .overlapping(vmid, ipa, end)
+            .overlapping(regime, ipa, end)
             .find(|(entry, _)| stale(entry))
             .map(|(entry, held)| (*entry, held));
         if let Some((entry, held)) = held {
@@ -158,7 +164,7 @@ impl Model {
         }
         let meets = |entry: &Entry| {
             let (from, to) = entry.extent();
-            entry.vmid == vmid && from < end && ipa < to && stale(entry)
+            entry.regime == regime && from < end && ipa < to && stale(entry)
         };
         let own = (0..self.pes.len()).find_map(|pe| {
             let (entry, _) = self.pes[pe].unsynchronized.iter().find(|(entry, _)| meets(entry))?;
@@ -168,7 +174,7 @@ impl Model {
             let what = format!(
                 "PE {pe} itself may use {:#x} for {} until its next context synchronization",
                 entry.bits,
-                address(entry.vmid, entry.ipa)
+                address(entry.regime, entry.ipa)
             );
             self.blame(Defect::StaleTranslation, what, &[About::Entry(entry)]);
         }
@@ -176,7 +182,7 @@ impl Model {
 
     /// Whether a table has been linked as this place at any time since then, whoever runs the VM.
     fn linked(&self, place: &Place, since: Since) -> bool {
-        let roots = match (place.vmid, self.roots.get(&place.vmid)) {
+        let roots = match (place.regime, self.roots.get(&place.regime)) {
             (EL2, _) => self.el2_place().into_iter().collect(),
             (_, Some(root)) => self.root_places(*root),
             (_, None) => return false,
@@ -230,7 +236,8 @@ impl Model {
     }
 
     pub(super) fn check_vmid_gone(&mut self, vmid: u16) {
-        let holder = self.tlb.of_vm(Regime::from(vmid)).next().map(|(entry, held)| (*entry, held));
+        let holder =
+            self.tlb.of_regime(Regime::from(vmid)).next().map(|(entry, held)| (*entry, held));
         if let Some((entry, held)) = holder {
             let what = format!("VMID {vmid}: {}", self.describe(&entry, held));
             self.blame(Defect::VmidStillCached, what, &[About::Entry(entry)]);
@@ -242,16 +249,16 @@ impl Model {
         let form = match (held.stage2, held.combined, entry.is_leaf()) {
             (0, _, _) => "combined with stage 1",
             (_, _, false) => "as the next step of a walk",
-            _ if entry.vmid == EL2 => "of EL2's stage 1",
+            _ if entry.regime == EL2 => "of EL2's stage 1",
             _ => "of stage 2",
         };
         format!(
             "PE {} may hold {:#x} for {}, level {}, {}{form}",
             list(held.any() & self.everybody()),
             entry.bits,
-            address(entry.vmid, entry.ipa),
+            address(entry.regime, entry.ipa),
             entry.level,
-            if entry.vmid == EL2 { String::new() } else { format!("VMID {}, ", entry.vmid) }
+            if entry.regime == EL2 { String::new() } else { format!("VMID {}, ", entry.regime) }
         )
     }
 }

@@ -89,8 +89,8 @@ impl Model {
     /// tables it updates nothing: `TCR_EL2.HA` is 0.
     pub(super) fn is_leaf(&self, slot: u64, bits: u64) -> bool {
         let leaf = |level| matches!(kind(bits, level), Kind::Leaf(_));
-        let places = self.places_of(page(slot)).map(|(place, _)| (place.vmid, place.level));
-        let entries = self.tlb.of_slot(slot).map(|(entry, _)| (entry.vmid, entry.level));
+        let places = self.places_of(page(slot)).map(|(place, _)| (place.regime, place.level));
+        let entries = self.tlb.of_slot(slot).map(|(entry, _)| (entry.regime, entry.level));
         places.chain(entries).any(|(regime, level)| regime != EL2 && leaf(level))
     }
 

@@ -169,7 +169,7 @@ impl Model {
     /// Whether an invalidation since the entry's end would have hit it, but acted on another VMID, or
     /// on one that was not determined.
     pub(super) fn wrong_vmid(&self, entry: &Entry) -> bool {
-        if entry.vmid == EL2 {
+        if entry.regime == EL2 {
             return false;
         }
         let (made, ended) = self.life(entry);
@@ -186,7 +186,7 @@ impl Model {
                 Event::Isb { .. } => _ = vmids.drain(..vmids.len().saturating_sub(1)),
                 Event::Tlbi { aim, .. } if at > ended => {
                     let hit = hits(aim, entry, Form::Stage2) || hits(aim, entry, Form::Combined);
-                    let right = vmids.iter().all(|vmid| *vmid == entry.vmid);
+                    let right = vmids.iter().all(|vmid| *vmid == entry.regime);
                     if hit && !right && aim != Aim::All {
                         return true;
                     }

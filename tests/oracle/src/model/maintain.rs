@@ -26,7 +26,7 @@ pub(super) struct Pending {
     local: bool,
     aim: Aim,
     /// Of which VM, where it is about one, and that is determined.
-    vmid: Option<Regime>,
+    regime: Option<Regime>,
     /// What it removes once complete, and from whom; in order.
     doomed: Vec<(Entry, Held)>,
     /// What other PEs may only use because they have not synchronized.
@@ -36,7 +36,7 @@ pub(super) struct Pending {
 impl Pending {
     /// Whether it must hit an entry that is there when it is executed.
     fn hits(&self, entry: &Entry, form: Form) -> bool {
-        (self.aim == Aim::All || self.vmid == Some(entry.vmid)) && hits(self.aim, entry, form)
+        (self.aim == Aim::All || self.regime == Some(entry.regime)) && hits(self.aim, entry, form)
     }
 
     fn everything(&self) -> bool {
@@ -63,30 +63,30 @@ impl Model {
             // Between a write of VTTBR_EL2 and its synchronization, either VMID may be the one that
             // is used: neither is required to be.
             (_, None) => Vec::new(),
-            (Aim::Vm | Aim::El2All, Some(vmid)) => {
-                self.doomed(self.tlb.of_vm(vmid), Some(vmid), targets, aim)
+            (Aim::Vm | Aim::El2All, Some(regime)) => {
+                self.doomed(self.tlb.of_regime(regime), Some(regime), targets, aim)
             }
-            (Aim::VmStage1, Some(vmid)) => {
-                let orphans = self.tlb.orphans().filter(|(entry, _)| entry.vmid == vmid);
-                self.doomed(orphans, Some(vmid), targets, aim)
+            (Aim::VmStage1, Some(regime)) => {
+                let orphans = self.tlb.orphans().filter(|(entry, _)| entry.regime == regime);
+                self.doomed(orphans, Some(regime), targets, aim)
             }
-            (_, Some(vmid)) => {
+            (_, Some(regime)) => {
                 let (start, end) = span(aim).unwrap_or_default();
-                self.doomed(self.tlb.spanning(vmid, start, end), Some(vmid), targets, aim)
+                self.doomed(self.tlb.spanning(regime, start, end), Some(regime), targets, aim)
             }
         };
         doomed.sort_unstable_by_key(|(entry, _)| *entry);
         let local = scope == Scope::Local;
         let others = if local { Vec::new() } else { self.unsynchronized(pe, aim) };
-        let vmid = self.aimed_at(pe, aim);
-        self.pes[pe].pending.push(Pending { local, aim, vmid, doomed, others });
+        let regime = self.aimed_at(pe, aim);
+        self.pes[pe].pending.push(Pending { local, aim, regime, doomed, others });
     }
 
     /// What PEs other than `by` have taken away and not synchronized, as far as an invalidation of `by`
     /// hits it: a combined entry only if it cannot be made again from its stage-2 one.
     fn unsynchronized(&self, by: Pe, aim: Aim) -> Vec<(Pe, Entry, Form)> {
-        let vmid = self.aimed_at(by, aim);
-        let aimed = |entry: &Entry| aim == Aim::All || vmid == Some(entry.vmid);
+        let regime = self.aimed_at(by, aim);
+        let aimed = |entry: &Entry| aim == Aim::All || regime == Some(entry.regime);
         let mut found = Vec::new();
         for (pe, state) in self.pes.iter().enumerate().filter(|(pe, _)| *pe != by) {
             for (entry, form) in state.unsynchronized.iter().filter(|(entry, _)| aimed(entry)) {
@@ -118,12 +118,12 @@ impl Model {
     fn doomed<'t>(
         &self,
         candidates: impl Iterator<Item = (&'t Entry, Held)>,
-        vmid: Option<Regime>,
+        regime: Option<Regime>,
         targets: Mask,
         aim: Aim,
     ) -> Vec<(Entry, Held)> {
         let hit = |entry: &Entry, form| {
-            vmid.is_none_or(|vmid| entry.vmid == vmid) && hits(aim, entry, form)
+            regime.is_none_or(|regime| entry.regime == regime) && hits(aim, entry, form)
         };
         let gone = |entry: &Entry| hit(entry, Form::Stage2);
         let mut doomed = Vec::new();
@@ -164,7 +164,7 @@ impl Model {
         self.machine.bbm != 0
             && self
                 .tlb
-                .overlapping(entry.vmid, start, end)
+                .overlapping(entry.regime, start, end)
                 .any(|(other, held)| held.any() >> pe & 1 != 0 && differs(other))
     }
 

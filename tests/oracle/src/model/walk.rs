@@ -48,16 +48,16 @@ impl Model {
 
     /// The pages of a root, by the value of VTTBR_EL2. 0 is no root.
     pub(super) fn root_places(&self, vttbr: u64) -> Vec<Place> {
-        let (vmid, root) = ((vttbr >> 48) as Regime, vttbr & 0x0000_ffff_ffff_fffe);
+        let (regime, root) = ((vttbr >> 48) as Regime, vttbr & 0x0000_ffff_ffff_fffe);
         let level = self.machine.start_level;
         let page =
-            |n| Place { table: root + n * 0x1000, vmid, level, ipa: n << (shift(level) + 9) };
+            |n| Place { table: root + n * 0x1000, regime, level, ipa: n << (shift(level) + 9) };
         (0..if root == 0 { 0 } else { self.machine.root_pages }).map(page).collect()
     }
 
     /// EL2's own root, an L0 table, from where every PE may walk at any time.
     pub(super) fn el2_place(&self) -> Option<Place> {
-        self.el2_root.map(|table| Place { table, vmid: EL2, level: 0, ipa: 0 })
+        self.el2_root.map(|table| Place { table, regime: EL2, level: 0, ipa: 0 })
     }
 
     pub(super) fn set_el2_root(&mut self, root: u64) {
@@ -71,7 +71,7 @@ impl Model {
     }
 
     fn is_root(&self, pe: Pe, place: &Place) -> bool {
-        if place.vmid == EL2 {
+        if place.regime == EL2 {
             return self.el2_place() == Some(*place);
         }
         place.level == self.machine.start_level
@@ -80,7 +80,7 @@ impl Model {
 
     /// Who may walk a page, and as what.
     pub(super) fn places_of(&self, table: u64) -> impl Iterator<Item = (Place, Mask)> {
-        let first = Place { table, vmid: 0, level: 0, ipa: 0 };
+        let first = Place { table, regime: 0, level: 0, ipa: 0 };
         let next = Place { table: table + 1, ..first };
         self.places.range(first..next).map(|(place, mask)| (*place, *mask))
     }

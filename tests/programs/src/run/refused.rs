@@ -4,7 +4,7 @@ use stage2::claim::MAX_CLAIMS;
 use stage2::space::{Batch, Extent, MapError, MappingError, NotClaimed, Notes, Progress, Release};
 use stage2::{
     Attributes, Claim, ClaimError, Epochs, Flushed, Former, Ipa, IpaRange, MemType, Note, Owner,
-    Pa, Prot, UnmapError,
+    Pa, Prot, UnmapError, Write,
 };
 
 use super::{VmSpace, World};
@@ -150,10 +150,18 @@ impl World<'_> {
                     assert_eq!(map(&mut claim, &Extent { pa, ..good }), Err(error));
                 }
             }
-            Wrong::Contiguous => {
+            Wrong::Attributes => {
                 let attributes = Attributes { contiguous: true, ..attributes };
                 let error = MapError::Mapping(MappingError::Contiguous);
                 assert_eq!(map(&mut claim, &Extent { attributes, ..good }), Err(error));
+                for attributes in [
+                    Attributes { accessed: false, ..good.attributes },
+                    Attributes { write: Write::Clean, ..good.attributes },
+                ] {
+                    let others = Extent { attributes, owner: Owner::Other, ..good };
+                    let error = MapError::Mapping(MappingError::Unsettled);
+                    assert_eq!(map(&mut claim, &others), Err(error));
+                }
             }
             Wrong::TooManyClaims => {
                 drop(claim);

@@ -65,7 +65,7 @@ pub(super) fn check(esr: u64, far: u64, ipa: u64, pc: u64) {
         Action::Relax(access) => {
             assert!(!translation && held.is_valid(), "{seen:?}");
             let allowed = place.allows(seen);
-            assert!(seen != Seen::Scratch || allowed == Some(Prot::RW));
+            assert!(seen != Seen::Others || allowed == Some(Prot::RW));
             assert!(allowed.is_some_and(|allowed| allowed.contains(access)), "{place:?} {access}");
             assert!(
                 !access.is_empty() && access == abort.needs(fault.el, allowed.unwrap_or(access))
