@@ -25,6 +25,12 @@ default:
 run *args: hypctl
     @{{ hypctl }} run "$@"
 
+# Debian's Linux: `./just linux` for a shell, `./just linux --script 'nproc' --kernel 6.1`; `--plain` without the hypervisor
+[group('use')]
+[no-exit-message]
+linux *args: hypctl
+    @{{ hypctl }} linux "$@"
+
 # Build the hypervisor image and the guests
 [group('use')]
 [no-exit-message]

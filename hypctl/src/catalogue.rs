@@ -7,13 +7,26 @@ use std::sync::OnceLock;
 use crate::build::DEFAULT_GUEST;
 use crate::workspace::Workspace;
 
-/// The guest that the bootstrap fetches.
+/// Debian's U-Boot.
 pub const UBOOT: &str = "u-boot";
+/// Debian's kernels, the newest first.
+pub const KERNELS: [&str; 2] = ["linux-6.12", "linux-6.1"];
+/// Debian's static busybox, which is no guest by itself.
+pub const BUSYBOX: &str = "busybox";
 
-/// The bootstrap could not bring a guest.
+/// The bootstrap could not bring a file.
 #[derive(Debug, thiserror::Error)]
-#[error("{UBOOT} could not be fetched: {0}")]
-pub struct FetchError(String);
+#[error("{name} could not be fetched: {why}")]
+pub struct FetchError {
+    name: &'static str,
+    why: String,
+}
+
+/// The kernel that a guest's name stands for; plain `linux` is the newest.
+pub fn kernel(guest: &str) -> Option<&'static str> {
+    let named = |name: &&str| *name == guest || guest == "linux";
+    KERNELS.into_iter().find(named)
+}
 
 /// The names of our guests: the programs of the package `guest-images`, as cargo knows them. It is asked once.
 pub fn ours(workspace: &Workspace) -> Vec<String> {
@@ -47,15 +60,24 @@ fn ask(workspace: &Workspace) -> Vec<String> {
     names
 }
 
-/// U-Boot's file, fetched by the bootstrap if it is not in the cache yet.
-pub fn fetch(workspace: &Workspace) -> Result<PathBuf, FetchError> {
-    let path = workspace.cache("guests/u-boot.bin");
+/// A file of the distribution, fetched by the bootstrap if it is not in the cache yet.
+///
+/// # Errors
+/// [`FetchError`]: the set-up has said why.
+pub fn fetch(workspace: &Workspace, name: &'static str) -> Result<PathBuf, FetchError> {
+    let failed = |why| FetchError { name, why };
+    let file = match name {
+        UBOOT => "u-boot.bin",
+        BUSYBOX => "busybox-arm64",
+        kernel => kernel,
+    };
+    let path = workspace.cache("guests").join(file);
     if path.is_file() {
         return Ok(path);
     }
     let mut python = Command::new("python3");
     python
-        .args(["-m", "bootstrap", "fetch", UBOOT])
+        .args(["-m", "bootstrap", "fetch", name])
         .env("PYTHONPATH", workspace.root().join("hypctl"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .current_dir(workspace.root())
@@ -63,12 +85,12 @@ pub fn fetch(workspace: &Workspace) -> Result<PathBuf, FetchError> {
     let output = python
         .stderr(Stdio::inherit())
         .output()
-        .map_err(|error| FetchError(format!("python3: {error}")))?;
+        .map_err(|error| failed(format!("python3: {error}")))?;
     let said = String::from_utf8_lossy(&output.stdout);
     let path = said.lines().last().map(PathBuf::from).unwrap_or_default();
     if output.status.success() && path.is_file() {
         Ok(path)
     } else {
-        Err(FetchError(format!("the set-up ended with {}; see above", output.status)))
+        Err(failed(format!("the set-up ended with {}; see above", output.status)))
     }
 }

@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use hyp_core::mask::Mask;
 use hyp_core::recovery::{Asked, WANTED};
 
+use crate::linux::cli::LinuxArgs;
+
 /// Builds an EL2 hypervisor and its guests, runs them under QEMU, and tells how it went.
 #[derive(Debug, Parser)]
 #[command(name = "hypctl", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -73,6 +75,9 @@ pub enum Command {
     /// Build if needed, and run a guest under the hypervisor
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
+    /// Boot Debian's Linux to a shell, or run a script in it
+    #[command(after_help = crate::linux::cli::EXAMPLES)]
+    Linux(Box<LinuxArgs>),
     /// Build the hypervisor's image and the guests
     Build(BuildArgs),
     /// Show what was found on this machine, and what is missing
@@ -101,7 +106,7 @@ pub enum Command {
 /// `hypctl run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// A guest of ours (hello, touch, attrs, …), `u-boot`, or a path to a raw image
+    /// A guest of ours (hello, touch, attrs, …), `u-boot`, `linux`, or a path to a raw image
     ///
     /// A path is a raw arm64 Image (Linux: arch/arm64/boot/Image, Debian's vmlinuz) or a flat
     /// binary that runs where it is put. A name with a `/` in it is always a path.
@@ -337,7 +342,7 @@ pub struct CargoArgs {
     pub arguments: Vec<OsString>,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let size = hyp_core::config::parse_size(text).filter(|&size| size != 0);
     size.ok_or_else(|| "a size is a number and K, M or G, such as 512M".to_owned())
 }
@@ -352,7 +357,7 @@ fn recover(text: &str) -> Result<String, String> {
     Asked::parse(text).map(|_| text.to_owned()).ok_or_else(|| WANTED.to_owned())
 }
 
-fn seconds(text: &str) -> Result<std::time::Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<std::time::Duration, String> {
     let wrong = || "a time is a positive number of seconds, such as 30 or 0.5".to_owned();
     let seconds: f64 = text.parse().map_err(|_| wrong())?;
     let time = std::time::Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;

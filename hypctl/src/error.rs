@@ -7,6 +7,7 @@ use hyp_core::range::Bytes;
 
 use crate::build::BuildError;
 use crate::guest::GuestError;
+use crate::linux::LinuxError;
 use crate::machine::MachineError;
 use crate::qemu::QemuError;
 use crate::script::ScriptError;
@@ -25,6 +26,8 @@ pub enum Error {
     Build(#[from] BuildError),
     #[error(transparent)]
     Guest(#[from] GuestError),
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
     #[error(transparent)]
     Qemu(#[from] QemuError),
     #[error(transparent)]

@@ -28,7 +28,7 @@ const PLENTY: u64 = 1 << 40;
 pub enum GuestError {
     /// Neither a guest of ours nor a file.
     #[error(
-        "no guest `{word}`, and no file of that name; ours are {known}, u-boot; or give a path \
+        "no guest `{word}`, and no file of that name; ours are {known}; others are u-boot and linux; or give a path \
          to a raw image"
     )]
     Unknown {
@@ -96,7 +96,8 @@ impl Wanted {
         if ours.iter().any(|name| name == word) {
             return Ok(Self::Ours(word.clone()));
         }
-        let path = if word == UBOOT { catalogue::fetch(workspace)? } else { PathBuf::from(word) };
+        let path =
+            if word == UBOOT { catalogue::fetch(workspace, UBOOT)? } else { PathBuf::from(word) };
         if !word.contains('/') && !path.exists() {
             return Err(GuestError::Unknown { word: word.clone(), known: ours.join(", ") });
         }
@@ -120,7 +121,7 @@ impl Wanted {
 }
 
 /// The modules of a guest image, and the guest RAM that they need.
-fn modules(path: &Path, arguments: &RunArgs) -> Result<(Vec<Module>, u64), GuestError> {
+pub(crate) fn modules(path: &Path, arguments: &RunArgs) -> Result<(Vec<Module>, u64), GuestError> {
     let (head, size) = open("guest image", path)?;
     let bootargs = arguments.append.clone().unwrap_or_default();
     let mut modules = vec![Module { role: Role::Kernel { bootargs }, path: path.to_owned(), size }];

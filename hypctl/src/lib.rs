@@ -10,8 +10,9 @@
 //!            └─ trace ──── what the hypervisor's debug build recorded
 //! ```
 //!
-//! `bench`, `recover`, `check_trace` and `doctor` stand beside `run` on the same parts. Nothing here parses what the guest
-//! prints; what a program needs to know comes in the hypervisor's report (`console`).
+//! `linux`, `bench`, `recover`, `check_trace` and `doctor` stand beside `run` on the same parts. Nothing here parses what the guest
+//! prints; what a program needs to know comes in the hypervisor's report (`console`), and in lines of that form from the first
+//! program of a Linux guest.
 
 pub mod atomic;
 pub mod bench;
@@ -25,6 +26,7 @@ pub mod error;
 pub mod exit;
 pub mod flatten;
 pub mod guest;
+pub mod linux;
 pub mod machine;
 pub mod process;
 pub mod progress;
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         cli::Command::Run(arguments) => run::run(&arguments),
+        cli::Command::Linux(arguments) => linux::linux(&arguments),
         cli::Command::Build(arguments) => or_usage(build_images(&arguments)),
         cli::Command::Doctor(arguments) => doctor::doctor(arguments.json),
         cli::Command::Bench(Bench::Fault(arguments)) => bench::fault::fault(&arguments),

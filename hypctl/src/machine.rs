@@ -37,6 +37,10 @@ const MODULE_ALIGN: u64 = 2 << 20;
 /// The unit of `--mem`: QEMU's own is finer, but nobody needs it.
 const MEM_UNIT: u64 = 1 << 20;
 
+/// What makes time deterministic: one virtual nanosecond an instruction, and no other clock.
+pub(crate) const ICOUNT: [&str; 6] =
+    ["-icount", "shift=0,sleep=off", "-seed", "1", "-rtc", "base=2024-01-01T00:00:00,clock=vm"];
+
 /// Why no such machine can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -184,8 +188,7 @@ impl Machine {
             add(&[option("-no-reboot")]);
         }
         if self.icount {
-            add(&[option("-icount"), option("shift=0,sleep=off"), option("-seed"), option("1")]);
-            add(&[option("-rtc"), option("base=2024-01-01T00:00:00,clock=vm")]);
+            add(&ICOUNT.map(OsStr::new));
         }
         add(&[option("-kernel"), self.kernel.as_os_str()]);
         if !self.append.is_empty() {
@@ -225,7 +228,7 @@ impl Module {
 }
 
 /// Commas separate the parts of a QEMU option; one that is meant is written twice.
-fn double_commas(text: &OsStr) -> OsString {
+pub(crate) fn double_commas(text: &OsStr) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let bytes = text.as_bytes().iter();
     let doubled = bytes.flat_map(|&byte| std::iter::repeat_n(byte, 1 + usize::from(byte == b',')));

@@ -41,7 +41,8 @@ pub fn run(arguments: &RunArgs) -> Exit {
             return Exit::OK;
         }
         Ok(mut plan) => {
-            let input = plan.input(arguments);
+            let script = plan.script.take();
+            let input = input(script, plan.control_c, arguments.quiet);
             plan.play(arguments, input, &mut io::stdout(), &mut summary)
         }
         Err(error) => {
@@ -54,10 +55,16 @@ pub fn run(arguments: &RunArgs) -> Exit {
         }
     };
     summary.exit_code = exit.code();
+    conclude(summary, arguments.json.as_deref())
+}
+
+/// Says what went wrong, and writes the summary where it is wanted.
+pub(crate) fn conclude(summary: Summary, json: Option<&Path>) -> Exit {
+    let exit = Exit::from_report(summary.exit_code.into());
     if let Some(message) = &summary.message {
         say(message);
     }
-    match arguments.json.as_ref().map(|path| (path, summary.write(path))) {
+    match json.map(|path| (path, summary.write(path))) {
         Some((path, Err(error))) => {
             say(&format!("{}: {error}", path.display()));
             if exit == Exit::OK { Exit::NO_REPORT } else { exit }
@@ -95,13 +102,11 @@ struct Plan {
 
 fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
     for (option, path) in [("json", &arguments.json), ("trace", &arguments.trace)] {
-        let Some(folder) = path.as_ref().and_then(|path| path.parent()) else { continue };
-        let here = folder.as_os_str().is_empty();
-        if !here && !folder.is_dir() {
-            return Err(Error::NoFolder { option, folder: folder.to_owned() });
-        }
+        expect_folder(option, path.as_deref())?;
     }
     let workspace = Workspace::find()?;
+    let linux = crate::linux::named(&workspace, arguments)?;
+    let arguments = linux.as_ref().unwrap_or(arguments);
     let wanted = Wanted::find(&workspace, arguments)?;
     let script = script_of(arguments)?;
     if arguments.vcpus.is_some_and(|vcpus| vcpus > smp(arguments)) {
@@ -125,6 +130,16 @@ fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
     let plan = plan(&workspace, arguments, qemu, guest, script)?;
     summary.command = Some(plan.line());
     Ok(plan)
+}
+
+/// Fails if the folder that a file is to be written into is not there.
+pub(crate) fn expect_folder(option: &'static str, path: Option<&Path>) -> Result<(), Error> {
+    match path.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) if !folder.is_dir() => {
+            Err(Error::NoFolder { option, folder: folder.to_owned() })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn plan(
@@ -203,26 +218,26 @@ pub(crate) fn smp(arguments: &RunArgs) -> u32 {
     arguments.smp.or(arguments.vcpus).unwrap_or(DEFAULT_SMP)
 }
 
+/// Who types; says at the terminal how to end the run.
+pub(crate) fn input(script: Option<Vec<Step>>, control_c: ControlC, quiet: bool) -> Input {
+    if let Some(steps) = script {
+        return Input::Script(steps);
+    }
+    if !quiet && io::stdin().is_terminal() {
+        say(match control_c {
+            ControlC::EndsTheRun => "Ctrl-C ends the run",
+            ControlC::GoesToTheGuest => {
+                "the keyboard is the guest's, Ctrl-C too; Ctrl-A x ends the run"
+            }
+        });
+    }
+    Input::Keyboard(control_c)
+}
+
 impl Plan {
     /// The line for a shell: without the report and the trace, which only a program reads.
     fn line(&self) -> String {
         shell_line(self.qemu.program(), &self.machine.arguments(&self.addresses))
-    }
-
-    /// Who types; says at the terminal how to end the run.
-    fn input(&mut self, arguments: &RunArgs) -> Input {
-        if let Some(steps) = self.script.take() {
-            return Input::Script(steps);
-        }
-        if !arguments.quiet && io::stdin().is_terminal() {
-            say(match self.control_c {
-                ControlC::EndsTheRun => "Ctrl-C ends the run",
-                ControlC::GoesToTheGuest => {
-                    "the keyboard is the guest's, Ctrl-C too; Ctrl-A x ends the run"
-                }
-            });
-        }
-        Input::Keyboard(self.control_c)
     }
 
     fn play(

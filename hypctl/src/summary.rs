@@ -41,6 +41,8 @@ pub struct Summary {
     pub report: Option<serde_json::Value>,
     /// The trace, if one was written.
     pub trace: Option<crate::trace::Written>,
+    /// What a scripted Linux guest told of its boot and its end.
+    pub boot: Option<crate::linux::marks::Boot>,
     /// The last of the console, for runs that did not end well.
     pub console_tail: Option<String>,
 }

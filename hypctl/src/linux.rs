@@ -1,0 +1,300 @@
+//! `hypctl linux`: Debian's Linux, unmodified, to a shell or through a script.
+//!
+//! | file | story |
+//! | --- | --- |
+//! | `linux/cli.rs` | what can be asked |
+//! | `linux/initramfs.rs`, `linux/init.sh` | the initramfs: busybox and the guest's first program |
+//! | `linux/marks.rs` | what that program tells us, between the lines of the console |
+//! | `linux/plain.rs` | the same kernel on QEMU alone |
+//!
+//! The kernels and busybox are Debian's packages, which the bootstrap unpacks into the cache. Under the hypervisor it is a
+//! `hypctl run` like any other: of this kernel, with this initramfs ([`named`] does it for `hypctl run linux`). With a script the
+//! guest's first program runs it and reports its status. The verdict is that status, and that all vCPUs came up and the kernel
+//! complained of nothing.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use tempfile::NamedTempFile;
+
+use crate::catalogue::{self, BUSYBOX, FetchError, KERNELS};
+use crate::cli::{Cli, Command, RunArgs};
+use crate::error::Error;
+use crate::exit::Exit;
+use crate::run::{conclude, nonce, unattended};
+use crate::summary::Summary;
+use crate::workspace::Workspace;
+
+pub mod cli;
+pub mod initramfs;
+pub mod marks;
+mod plain;
+
+use cli::LinuxArgs;
+use initramfs::Told;
+use marks::{Boot, Marks};
+
+/// RAM of a guest that nobody has wishes for, bytes.
+const DEFAULT_MEM: u64 = 512 << 20;
+/// The console is the PL011, and a panic ends the run instead of hanging.
+const APPEND: &str = "console=ttyAMA0 panic=-1";
+/// With a script: of the kernel only what is wrong.
+const QUIET: &str = "console=ttyAMA0 panic=-1 quiet";
+
+/// Why there is nothing to boot.
+#[derive(Debug, thiserror::Error)]
+pub enum LinuxError {
+    /// The bootstrap could not bring a kernel or busybox.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Runs `hypctl linux`.
+pub fn linux(arguments: &LinuxArgs) -> Exit {
+    let mark = arguments.script.as_ref().map(|_| nonce());
+    let prepared = Workspace::find().map_err(Error::from).and_then(|workspace| {
+        let initrd = Initrd::of(&workspace, arguments, mark.as_deref())?;
+        Ok((workspace, initrd))
+    });
+    let (workspace, initrd) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            crate::run::say(&error.to_string());
+            return Exit::USAGE;
+        }
+    };
+    let run = run_arguments(arguments, initrd.path());
+    if arguments.plain {
+        return plain::linux(&workspace, &run, mark.as_deref());
+    }
+    let Some(mark) = mark.filter(|_| !arguments.dry_run) else { return crate::run::run(&run) };
+    let mut stdout = io::stdout();
+    let mut marks = Marks::new(&mark, &mut stdout);
+    let mut summary = unattended(&run, &mut marks);
+    let boot = marks.finish();
+    let exit = Exit::from_report(summary.exit_code.into());
+    judge(exit, boot, arguments.vcpus, &mut summary);
+    conclude(summary, arguments.json.as_deref())
+}
+
+/// What a scripted run comes to: whatever ended it, else the script's verdict, else the kernel's.
+fn judge(exit: Exit, boot: io::Result<Boot>, vcpus: u32, summary: &mut Summary) {
+    let boot = boot.unwrap_or_default();
+    let verdict = match (&boot.end, &boot.up) {
+        _ if exit != Exit::OK => None,
+        (None, _) => Some("the guest ended before its script did".to_owned()),
+        (Some(end), _) if end.status != 0 => Some(format!("the script's status is {}", end.status)),
+        (_, Some(up)) if up.cpus != vcpus => Some(format!("{} of {vcpus} CPUs came up", up.cpus)),
+        (Some(end), _) if end.complaints != 0 => {
+            Some(format!("the kernel complained: {} lines of its log", end.complaints))
+        }
+        _ => None,
+    };
+    let exit = if verdict.is_some() { Exit::VERDICT } else { exit };
+    summary.exit_code = exit.code();
+    summary.message = summary.message.take().or(verdict);
+    summary.boot = Some(boot);
+}
+
+/// The `hypctl run` that this is.
+fn run_arguments(linux: &LinuxArgs, initrd: &Path) -> RunArgs {
+    let guest = match KERNELS.iter().find(|name| name.strip_prefix("linux-") == Some(&linux.kernel))
+    {
+        Some(name) => (*name).into(),
+        // With a `/` it is a path, whatever else is called so.
+        None => Path::new(".").join(&linux.kernel),
+    };
+    let append = if linux.script.is_some() { QUIET } else { APPEND };
+    match Cli::parse_from(["hypctl", "run"]).command {
+        Command::Run(run) => RunArgs {
+            guest: guest.to_string_lossy().into_owned(),
+            initrd: Some(initrd.to_owned()),
+            append: Some(linux.append.clone().unwrap_or_else(|| append.to_owned())),
+            hyp_append: linux.hyp_append.clone(),
+            cpu: linux.cpu.clone(),
+            smp: linux.smp,
+            vcpus: Some(linux.vcpus),
+            guest_mem: Some(linux.mem),
+            blocks: linux.blocks,
+            scan: linux.scan,
+            recover: linux.recover.clone(),
+            no_reboot: linux.script.is_some(),
+            selftest: linux.selftest,
+            icount: linux.icount,
+            timeout: linux.timeout,
+            json: linux.json.clone(),
+            quiet: linux.quiet,
+            dry_run: linux.dry_run,
+            no_build: linux.no_build,
+            extra: linux.extra.clone(),
+            ..*run
+        },
+        // `run` is the word that is parsed.
+        _ => unreachable!(),
+    }
+}
+
+/// For `hypctl run linux`: the run with kernel, initramfs and command line filled in where nobody has wishes.
+///
+/// # Errors
+/// [`LinuxError`]; none for another guest.
+pub fn named(workspace: &Workspace, arguments: &RunArgs) -> Result<Option<RunArgs>, LinuxError> {
+    let Some(kernel) = catalogue::kernel(&arguments.guest) else { return Ok(None) };
+    let mut run = arguments.clone();
+    run.guest = catalogue::fetch(workspace, kernel)?.to_string_lossy().into_owned();
+    if run.initrd.is_none() {
+        run.initrd = Some(shell_initrd(workspace)?);
+    }
+    run.append.get_or_insert_with(|| APPEND.to_owned());
+    run.guest_mem.get_or_insert(DEFAULT_MEM);
+    Ok(Some(run))
+}
+
+/// The initramfs with a shell: always the same, so it lies among the images.
+fn shell_initrd(workspace: &Workspace) -> Result<PathBuf, LinuxError> {
+    keep(workspace, "linux-initramfs.cpio", &archive(workspace, Told::default())?)
+}
+
+/// An initramfs that is there as long as this is.
+enum Initrd {
+    Kept(PathBuf),
+    Ours(NamedTempFile),
+}
+
+impl Initrd {
+    fn of(
+        workspace: &Workspace,
+        linux: &LinuxArgs,
+        mark: Option<&str>,
+    ) -> Result<Self, LinuxError> {
+        if let Some(path) = &linux.initrd {
+            return Ok(Self::Kept(path.clone()));
+        }
+        let Some(script) = linux.script.as_deref() else {
+            return Ok(Self::Kept(shell_initrd(workspace)?));
+        };
+        let content = archive(workspace, Told { mark, script: Some(script) })?;
+        if linux.dry_run {
+            // Whoever pastes the line wants to find the file.
+            return Ok(Self::Kept(keep(workspace, "linux-initramfs-script.cpio", &content)?));
+        }
+        let failed = |source| LinuxError::File { path: std::env::temp_dir(), source };
+        let mut file = NamedTempFile::new().map_err(failed)?;
+        file.write_all(&content).map_err(failed)?;
+        Ok(Self::Ours(file))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Ours(file) => file.path(),
+        }
+    }
+}
+
+fn archive(workspace: &Workspace, told: Told<'_>) -> Result<Vec<u8>, LinuxError> {
+    let path = catalogue::fetch(workspace, BUSYBOX)?;
+    let archive = std::fs::read(&path).and_then(|busybox| initramfs::archive(&busybox, told));
+    archive.map_err(|source| LinuxError::File { path, source })
+}
+
+/// A file among the images, written anew only if it differs.
+fn keep(workspace: &Workspace, name: &str, content: &[u8]) -> Result<PathBuf, LinuxError> {
+    let path = workspace.images().join(name);
+    if std::fs::read(&path).is_ok_and(|old| old == content) {
+        return Ok(path);
+    }
+    let written = std::fs::create_dir_all(workspace.images());
+    let written = written.and_then(|()| crate::atomic::write(&path, content));
+    written.map_err(|source| LinuxError::File { path: path.clone(), source })?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::marks::{End, Up};
+    use super::*;
+
+    fn parsed(words: &[&str]) -> LinuxArgs {
+        let line = ["hypctl", "linux"].iter().chain(words);
+        match Cli::try_parse_from(line).unwrap().command {
+            Command::Linux(linux) => *linux,
+            _ => unreachable!(),
+        }
+    }
+
+    fn judged(exit: Exit, up: u32, end: Option<(u8, u64)>) -> (u8, String) {
+        let boot = Boot {
+            up: Some(Up { release: "6.12".to_owned(), cpus: up }),
+            end: end.map(|(status, complaints)| End { status, complaints }),
+            ..Boot::default()
+        };
+        let mut summary = Summary::default();
+        judge(exit, Ok(boot), 2, &mut summary);
+        (summary.exit_code, summary.message.unwrap_or_default())
+    }
+
+    #[test]
+    fn the_verdict_is_the_scripts_the_cpus_and_the_kernels() {
+        assert_eq!(judged(Exit::OK, 2, Some((0, 0))), (0, String::new()));
+        for (up, end, why) in [
+            (2, None, "before its script did"),
+            (2, Some((7, 0)), "status is 7"),
+            (1, Some((0, 0)), "1 of 2 CPUs"),
+            (2, Some((0, 3)), "complained: 3 lines"),
+        ] {
+            let (code, message) = judged(Exit::OK, up, end);
+            assert!(code == 1 && message.contains(why), "{code} {message}");
+        }
+        assert_eq!(judged(Exit::STOPPED, 2, Some((1, 0))).0, 3, "the run's own end comes first");
+        assert_eq!(judged(Exit::TIMEOUT, 2, None), (124, String::new()));
+    }
+
+    #[test]
+    fn it_is_a_run_with_what_linux_needs_filled_in() {
+        let run = run_arguments(&parsed(&[]), Path::new("i"));
+        assert_eq!(
+            (run.guest.as_str(), run.vcpus, run.guest_mem),
+            ("linux-6.12", Some(2), Some(512 << 20))
+        );
+        assert_eq!(run.append.as_deref(), Some(APPEND));
+        assert!(!run.no_reboot);
+        let words =
+            ["--kernel", "6.1", "--script", "-x", "--vcpus", "4", "--smp", "2", "--mem", "1G"];
+        let run = run_arguments(&parsed(&words), Path::new("i"));
+        assert_eq!((run.guest.as_str(), run.vcpus, run.smp), ("linux-6.1", Some(4), Some(2)));
+        assert_eq!((run.append.as_deref(), run.guest_mem), (Some(QUIET), Some(1 << 30)));
+        assert!(run.no_reboot, "a panic must not start over");
+    }
+
+    #[test]
+    fn a_kernel_of_ones_own_is_a_path_and_no_name() {
+        for (typed, path) in [("Image", "./Image"), ("/a/Image", "/a/Image"), ("hello", "./hello")]
+        {
+            let run = run_arguments(&parsed(&["--kernel", typed]), Path::new("i"));
+            assert_eq!(run.guest, path);
+        }
+    }
+
+    #[test]
+    fn what_cannot_go_together_is_refused() {
+        for words in [
+            &["--script", "true", "--initrd", "i"][..],
+            &["--plain", "--blocks"],
+            &["--plain", "--smp", "2"],
+            &["--plain", "--selftest"],
+        ] {
+            let line = ["hypctl", "linux"].iter().chain(words);
+            assert!(Cli::try_parse_from(line).is_err(), "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The same kernel, initramfs, RAM and CPUs on QEMU alone, at EL1: what running under the hypervisor is compared with.
+//!
+//! The machine has what the guest has: GICv3, generic timer, PL011, PSCI over HVC.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+
+use super::marks::Marks;
+use crate::cli::RunArgs;
+use crate::error::Error;
+use crate::exit::Exit;
+use crate::guest::modules;
+use crate::machine::{ICOUNT, shell_line};
+use crate::qemu::Qemu;
+use crate::run::{conclude, expect_folder, input, nonce, say};
+use crate::session::{self, End, Input, Outcome};
+use crate::summary::Summary;
+use crate::terminal::ControlC;
+use crate::workspace::Workspace;
+
+/// Runs it; with a `mark`, it is a script's run.
+pub(super) fn linux(workspace: &Workspace, run: &RunArgs, mark: Option<&str>) -> Exit {
+    let mut summary = Summary::of(run);
+    let (qemu, words) = match prepare(workspace, run, &mut summary) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            say(&error.to_string());
+            return Exit::USAGE;
+        }
+    };
+    if run.dry_run {
+        let _ = writeln!(io::stdout(), "{}", shell_line(qemu.program(), &words));
+        return Exit::OK;
+    }
+    play(&qemu, &words, run, mark, &mut io::stdout(), &mut summary);
+    conclude(summary, run.json.as_deref())
+}
+
+/// What is started, and its arguments.
+pub(super) fn prepare(
+    workspace: &Workspace,
+    run: &RunArgs,
+    summary: &mut Summary,
+) -> Result<(Qemu, Vec<OsString>), Error> {
+    expect_folder("json", run.json.as_deref())?;
+    let named = super::named(workspace, run)?;
+    let run = named.as_ref().unwrap_or(run);
+    // The same sentences about files that are no kernels, and about too little memory.
+    modules(run.guest.as_ref(), run)?;
+    let qemu = Qemu::find()?;
+    summary.qemu = Some(qemu.version().to_string());
+    qemu.expect_cpu(&run.cpu)?;
+    let words = arguments(run);
+    summary.command = Some(shell_line(qemu.program(), &words));
+    Ok((qemu, words))
+}
+
+fn arguments(run: &RunArgs) -> Vec<OsString> {
+    let vcpus = run.vcpus.unwrap_or(1).to_string();
+    let mem = format!("{}M", run.guest_mem.unwrap_or(super::DEFAULT_MEM).div_ceil(1 << 20));
+    let mut words: Vec<OsString> = Vec::new();
+    words.extend(["-M", "virt,gic-version=3,dtb-randomness=off", "-cpu", &run.cpu].map(Into::into));
+    words.extend(["-smp", &vcpus, "-m", &mem, "-nic", "none", "-nographic"].map(Into::into));
+    words.extend(run.no_reboot.then(|| "-no-reboot".into()));
+    words.extend(ICOUNT.iter().filter(|_| run.icount).map(Into::into));
+    words.extend(["-kernel".into(), run.guest.clone().into()]);
+    words.extend(run.initrd.iter().flat_map(|path| ["-initrd".into(), path.clone().into()]));
+    words.extend(run.append.iter().flat_map(|text| ["-append".into(), text.into()]));
+    words.extend(run.extra.iter().cloned());
+    words
+}
+
+/// Runs it to its end; how that was is in the summary.
+pub(super) fn play(
+    qemu: &Qemu,
+    words: &[OsString],
+    run: &RunArgs,
+    mark: Option<&str>,
+    sink: &mut dyn Write,
+    summary: &mut Summary,
+) {
+    let mut command = Command::new(qemu.program());
+    command.args(words);
+    // There is no hypervisor to report.
+    let nobody = nonce();
+    let Some(mark) = mark else {
+        let input = input(None, ControlC::GoesToTheGuest, run.quiet);
+        let outcome = session::run(&mut command, &nobody, input, run.timeout, sink);
+        return ended(outcome, qemu.program(), summary);
+    };
+    let mut marks = Marks::new(mark, sink);
+    let typed = Input::Script(Vec::new());
+    let outcome = session::run(&mut command, &nobody, typed, run.timeout, &mut marks);
+    let boot = marks.finish();
+    ended(outcome, qemu.program(), summary);
+    let exit = Exit::from_report(summary.exit_code.into());
+    super::judge(exit, boot, run.vcpus.unwrap_or(1), summary);
+}
+
+fn ended(outcome: io::Result<Outcome>, program: &Path, summary: &mut Summary) {
+    let (word, exit, message) = match &outcome {
+        Ok(Outcome { end: End::Exited(status), .. }) if status.success() => {
+            ("exited", Exit::OK, None)
+        }
+        Ok(Outcome { end: End::Exited(status), .. }) => {
+            ("no-report", Exit::NO_REPORT, Some(format!("QEMU ended with {status}")))
+        }
+        Ok(Outcome { end: End::TimedOut(after), .. }) => {
+            let message = format!("timeout after {:.1} s", after.as_secs_f64());
+            ("timeout", Exit::TIMEOUT, Some(message))
+        }
+        Ok(Outcome { end: End::Signal(signal), .. }) => {
+            let message = format!("ended by signal {signal}; QEMU is gone");
+            ("signal", Exit::from_signal(*signal), Some(message))
+        }
+        Ok(Outcome { end: End::Left, .. }) => ("left", Exit::INTERRUPTED, None),
+        Ok(Outcome { end: End::ConsoleGone, .. }) => ("console-gone", Exit::CONSOLE_GONE, None),
+        Err(error) => {
+            let message = format!("{}: {error}", program.display());
+            ("not-started", Exit::NO_REPORT, Some(message))
+        }
+    };
+    summary.ended = word;
+    summary.exit_code = exit.code();
+    summary.message = message;
+    if let Ok(outcome) = outcome {
+        summary.seconds = outcome.elapsed.as_secs_f64();
+        summary.console_tail = (exit != Exit::OK).then_some(outcome.console_tail);
+    }
+}
