@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use hyp_core::churn::{self, Wanted};
 use hyp_core::mask::Mask;
 use hyp_core::recovery::{Asked, WANTED};
 
@@ -147,6 +148,12 @@ pub struct RunArgs {
     /// Without --blocks the guest's RAM begins in pages.
     #[arg(long)]
     pub scan: bool,
+    /// Change how the guest's RAM is kept, at random, for so many seconds
+    ///
+    /// In the background: write-protect, harvest a dirty log, age, split, collapse, copy, move, make contiguous runs. A second copy
+    /// of RAM, kept by harvests alone, is compared byte for byte. On CPUs of --smp beyond --vcpus if there are any. The same seed takes the same steps.
+    #[arg(long, value_name = "SECONDS[,seed=N]", value_parser = churn)]
+    pub churn: Option<Wanted>,
     /// Let the guest make the calls that change its memory [default: for guests of ours]
     #[arg(long)]
     pub manage: bool,
@@ -353,6 +360,10 @@ fn mask(names: &str) -> Result<Mask, String> {
     Mask::parse(names).ok_or_else(wrong)
 }
 
+fn churn(text: &str) -> Result<Wanted, String> {
+    Wanted::parse(text).ok_or_else(|| churn::WANTED.to_owned())
+}
+
 fn recover(text: &str) -> Result<String, String> {
     Asked::parse(text).map(|_| text.to_owned()).ok_or_else(|| WANTED.to_owned())
 }
@@ -414,7 +425,14 @@ mod tests {
 
     #[test]
     fn numbers_without_sense_are_refused() {
-        for arguments in [["--mem", "512"], ["--mem", "0M"], ["--timeout", "0"], ["--vcpus", "9"]] {
+        for arguments in [
+            ["--mem", "512"],
+            ["--churn", "0"],
+            ["--churn", "9,7"],
+            ["--mem", "0M"],
+            ["--timeout", "0"],
+            ["--vcpus", "9"],
+        ] {
             let line = ["hypctl", "run"].iter().chain(&arguments);
             assert!(Cli::try_parse_from(line).is_err(), "{arguments:?}");
         }

@@ -157,6 +157,7 @@ fn plan(
     words.extend(restarts.map(|restarts| format!("restarts={restarts}")));
     words.extend(arguments.blocks.then(|| "blocks".to_owned()));
     words.extend(arguments.scan.then(|| "scan".to_owned()));
+    words.extend(arguments.churn.map(|churn| format!("churn={churn}")));
     words.extend(arguments.recover.as_ref().map(|recover| format!("recover={recover}")));
     words.extend(arguments.recover_limit.map(|limit| format!("recover-limit={limit}")));
     words.extend(arguments.recover_rate.map(|rate| format!("recover-rate={rate}")));

@@ -10,6 +10,7 @@
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
 //! | `blocks` | populate RAM by blocks of 2 MiB where that is possible | off: by pages |
 //! | `scan` | CPUs without a vCPU to run look for pages that are worth a block of 2 MiB, and make it | off: only when the guest asks, and only with `blocks` |
+//! | `churn=SECONDS[,seed=N]` | change how RAM is kept, at random, for so long ([`churn`](crate::churn)); RAM may have blocks then | off |
 //! | `manage` | the guest may make the calls that change its memory (crate `hyp-abi`, `call.rs`) | off: only if the node of its image has the property `stage2,manage` |
 //! | `recover=POLICY[@START+SIZE][,…]` | what becomes of an access to an address without memory ([`recovery`](crate::recovery)): `scratch`, `inject` or `stop`, in a window, or, without a place, at every address that is nothing | what properties of the node of the guest's image say; else `stop` everywhere |
 //! | `recover-limit=N` | violations that are recovered, in all; one more ends the VM | 1048576 |
@@ -32,6 +33,7 @@ use core::fmt;
 
 use hyp_abi::MAX_VCPUS;
 
+use crate::churn::{self, Wanted};
 use crate::mask::Mask;
 use crate::range::{Bytes, PAGE_SIZE, align_down};
 use crate::recovery::{Asked, WANTED};
@@ -56,7 +58,7 @@ pub enum ConfigError {
     /// A word that is not one of ours.
     #[error(
         "unknown word \"{0}\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE \
-         blocks scan manage recover=POLICY[@START+SIZE],... recover-limit=N recover-rate=N bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
+         blocks scan churn=SECONDS[,seed=N] manage recover=POLICY[@START+SIZE],... recover-limit=N recover-rate=N bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
     )]
     UnknownWord(String),
     /// A word twice.
@@ -178,6 +180,8 @@ pub struct Request {
     pub blocks: bool,
     /// `scan`
     pub scan: bool,
+    /// `churn=SECONDS[,seed=N]`
+    pub churn: Option<Wanted>,
     /// `manage`
     pub manage: bool,
     /// `recover=POLICY[@START+SIZE][,…]`
@@ -228,6 +232,8 @@ pub struct Config {
     pub blocks: bool,
     /// Whether CPUs that are idle make blocks of pages.
     pub scan: bool,
+    /// How RAM is changed in the background, if it is.
+    pub churn: Option<Wanted>,
     /// Whether the guest may make the calls that change its memory, whatever its node says.
     pub manage: bool,
     /// What becomes of accesses to addresses without memory, as far as the command line says it.
@@ -277,6 +283,7 @@ impl Request {
                 ("blocks", None) => request.blocks = true,
                 ("scan", None) if request.scan => return Err(ConfigError::Twice("scan")),
                 ("scan", None) => request.scan = true,
+                ("churn", Some(value)) => once(&mut request.churn, "churn", churn(value)?)?,
                 ("manage", None) if request.manage => return Err(ConfigError::Twice("manage")),
                 ("manage", None) => request.manage = true,
                 ("recover", Some(value)) => {
@@ -324,7 +331,7 @@ impl Request {
             _ => {}
         }
         let mem = self.memory(machine)?;
-        let Self { restarts, blocks, scan, manage, bbm, measure, .. } = self;
+        let Self { restarts, blocks, scan, churn, manage, bbm, measure, .. } = self;
         let (report, mask) = (self.report, self.mask.unwrap_or_default());
         let (limit, rate) = (self.recover_limit, self.recover_rate);
         let recover = Asked { limit, rate, ..self.recover.unwrap_or_default() };
@@ -335,6 +342,7 @@ impl Request {
             report,
             blocks,
             scan,
+            churn,
             manage,
             recover,
             bbm,
@@ -393,6 +401,14 @@ fn restarts(value: &str) -> Result<u32, ConfigError> {
         word: "restarts",
         value: shown(value),
         wanted: "a number from 0 to 4294967295",
+    })
+}
+
+fn churn(value: &str) -> Result<Wanted, ConfigError> {
+    Wanted::parse(value).ok_or_else(|| ConfigError::Value {
+        word: "churn",
+        value: shown(value),
+        wanted: churn::WANTED,
     })
 }
 

@@ -3,7 +3,7 @@
 //! Everything here is a pure function or a small state machine over plain values, so it is tested on
 //! the host: what the machine looks like ([`fdt`]), what of its memory is free ([`layout`]), what the
 //! user asked for ([`config`]), where a guest goes ([`image`]) and what it is told ([`guest_dtb`]), how
-//! its exits read ([`syndrome`], [`mmio`]) and its own faults ([`el2_fault`]), how its own walks went ([`stage1`]), what places of its memory have apart ([`patches`]), where it has none ([`recovery`]), what its calls and registers answer ([`psci`], [`idreg`],
+//! its exits read ([`syndrome`], [`mmio`]) and its own faults ([`el2_fault`]), how its own walks went ([`stage1`]), what places of its memory have apart ([`patches`]), where it has none ([`recovery`]), what is done to it in the background ([`churn`]), what its calls and registers answer ([`psci`], [`idreg`],
 //! [`pl011`]), how the run is told to a person and to a program ([`diagnosis`], [`report`]),
 //! how its steps are recorded ([`trace`]), who wants the timer of a CPU when ([`alarms`]), and who reached for what is not there ([`violation`]).
 //!
@@ -31,6 +31,7 @@ extern crate std;
 
 pub mod alarms;
 pub mod caches;
+pub mod churn;
 pub mod config;
 pub mod diagnosis;
 pub mod el2_fault;

@@ -18,6 +18,7 @@ use core::fmt;
 pub use prot::ProtSample;
 use serde::{Deserialize, Serialize};
 
+use crate::churn::{self, Effects};
 use crate::config::Nonce;
 use crate::diagnosis::Diagnosis;
 use crate::range::{Bytes, Count};
@@ -177,6 +178,8 @@ pub struct Stats {
     pub filled: u64,
     /// Scans.
     pub scan: ScanStats,
+    /// What was done to its memory in the background.
+    pub churn: Effects,
     /// TLB conflict aborts of the guest, of any cause.
     pub tlb_conflicts: u64,
     /// Contiguous runs of 16 pages that were made.
@@ -531,6 +534,7 @@ impl Stats {
             row(f, "holes filled", self.filled)?;
         }
         self.scan.rows(f)?;
+        churn::rows(&self.churn, f, LABEL)?;
         if self.runs != 0 {
             row(f, "runs made", self.runs)?;
             row(f, "runs dissolved", self.dissolved)?;

@@ -8,6 +8,7 @@ use alloc::boxed::Box;
 use core::sync::atomic::{AtomicPtr, AtomicU64};
 
 use hyp_abi::MAX_VCPUS;
+use hyp_core::churn::Wanted;
 use hyp_core::config::Bounds;
 use hyp_core::fdt::{Module, ModuleKind, Platform};
 use hyp_core::guest_dtb::{self, GuestTree};
@@ -26,6 +27,7 @@ use stage2::{
 };
 
 use super::blocks::Blocks;
+use super::churning::Churning;
 use super::idregs::IdRegisters;
 use super::payload::Payload;
 use super::pe::{self, Pages, Pe};
@@ -82,6 +84,8 @@ pub(crate) struct Plan {
     pub(super) quota: Quota,
     /// Whether CPUs that are idle look for pages that are worth a block.
     pub(crate) scan: bool,
+    /// What is done to its memory in the background, if anything is.
+    pub(super) churn: Option<Wanted>,
     /// CPUs that serve the VM: those of its vCPUs, and the others too if there is work for idle ones.
     pub(super) cpus: usize,
     /// Whether populate faults are timed.
@@ -161,10 +165,11 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         restarts: config.restarts,
         blocks: config.blocks,
         scan: config.scan,
+        churn: config.churn,
         manage: config.manage || guest.manage,
         quota: asked.quota(),
         recovery: asked,
-        cpus: if config.scan { cpus } else { config.vcpus },
+        cpus: if config.scan || config.churn.is_some() { cpus } else { config.vcpus },
         #[cfg(feature = "measure")]
         measure: config.measure,
         features,
@@ -192,6 +197,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         recovery::open_to_el2(&space, cpu::current(), policy.main, range)?;
     }
     window::hook(&space)?;
+    let churning = Churning::new(plan, policy.main);
     let scan = policy.blocks.and_then(|_| scan::scanner(policy.main));
     Ok(Vm {
         plan,
@@ -205,6 +211,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         scan: Lock::new("the scan", scan),
         logging: Lock::new("the dirty log", None),
         shadow: Lock::new("the shadow", None),
+        churning,
         psci: Psci::new(plan.vcpus, plan.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
         devices: Lock::new("the devices", Devices::new()),
@@ -321,7 +328,7 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
     let regions = RegionMap::new([main, device(0)?, device(1)?])?;
     let mapping = |level| space.mapping(level, &Attributes::new(RAM, MEM), Owner::Vm);
     let ram_page = mapping(Level::L3)?;
-    let first = Blocks::split_off(ram).filter(|_| plan.blocks || plan.scan);
+    let first = Blocks::split_off(ram).filter(|_| plan.blocks || plan.scan || plan.churn.is_some());
     let (paged, blocks) = match first {
         Some(first) => {
             let blocks = Blocks { mapping: mapping(Level::L2)? };

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  no work for idle CPUs    WFI, until a start request, the VM's end, or whatever ends the guest's WFI
+//!  word `churn`             a part of what the manager does (`churning`), on CPUs without a vCPU if there are any;
+//!                           then WFI, until the next part is due at the latest
 //!  option `scan`            a part of a scan (`scan`), at the most so often for all CPUs together;
 //!                           then WFI, until the next part is due at the latest
 //! ```
@@ -21,7 +23,7 @@ use super::outcome::Refused;
 use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::Mailbox;
-use super::{NUMBER, life, scan};
+use super::{NUMBER, churning, life, scan};
 use crate::event::counters::Own;
 use crate::event::violations;
 use crate::platform::timer;
@@ -38,8 +40,12 @@ pub(crate) fn wait_for_interrupt(env: Env<'_>) -> Step {
 pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
     // What was recorded is told before a wait, however long that is.
     violations::drain(env.cpu);
+    churning::when_due(env)?;
     if !env.vm.plan.scan {
-        asm::wfi();
+        match churning::next_part(env) {
+            u64::MAX => asm::wfi(),
+            next => timer::wait(env.cpu, next),
+        }
         return Ok(());
     }
     let mailbox = env.vm.mailboxes.get(env.cpu.number);
@@ -54,6 +60,6 @@ pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
         // Somebody else is at it, or the guest's RAM has no room for a block.
         Err(_) => {}
     }
-    timer::wait(env.cpu, scan::next_part());
+    timer::wait(env.cpu, scan::next_part().min(churning::next_part(env)));
     Ok(())
 }

@@ -25,7 +25,7 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use super::create::{self, Plan};
 use super::run::{self, Env};
 use super::stop::Reason;
-use super::{EPOCHS, Vm, pause, stop, takedown};
+use super::{EPOCHS, Vm, churning, pause, stop, takedown};
 use crate::boot::Refusal;
 use crate::cpu::{self, PerCpu};
 use crate::event::violations;
@@ -168,7 +168,7 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
         cpu.stock.empty();
         violations::drain(cpu);
         match mine {
-            Some(reason) => bury(vm.plan, &guards, reason),
+            Some(reason) => bury(vm.plan, cpu, &guards, reason),
             None => {
                 LIVES.parked.fetch_add(1, Ordering::Release);
             }
@@ -177,11 +177,20 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
 }
 
 /// Ends a life, and begins the next if the guest asked for one and may have it.
-fn bury(plan: &'static Plan, guards: &stage2::epoch::Cpu<'static>, reason: Reason) {
+fn bury(plan: &'static Plan, cpu: &PerCpu, guards: &stage2::epoch::Cpu<'static>, reason: Reason) {
     if !all_parked(plan.cpus) {
         say!("not all CPUs have stopped within {PATIENCE} s: the VM is not taken down");
         end::finish(&stop::report(plan, reason, lives(), None));
     }
+    let compared = {
+        // SAFETY: (1) from `begin`; (2) only this CPU frees it, and does so below.
+        let vm = unsafe { &*LIVES.vm.load(Ordering::Acquire) };
+        churning::at_the_end(Env { vm, cpu, guards })
+    };
+    let reason = match (compared, reason) {
+        (Err(differs), reason) if !matches!(reason, Reason::Diagnosis(_)) => differs,
+        (_, reason) => reason,
+    };
     // SAFETY: (1) from `begin`; (2) all others have parked, and this CPU has no other reference.
     let vm = unsafe { *Box::from_raw(LIVES.vm.load(Ordering::Acquire)) };
     // SAFETY: (1) all have left it before they parked, this CPU before it came here.

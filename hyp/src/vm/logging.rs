@@ -13,6 +13,9 @@
 //! If the guest's buffer cannot be written, the bits go back: the next harvest reports them. The buffer itself may lie in the
 //! logged range; that EL2 has written it is reported by the next harvest, too.
 //!
+//! There is one session, the guest's or, with the word `churn=`, the background manager's ([`churning`](super::churning)). What the other asks of
+//! it is refused, as if there were none; to start one, too.
+//!
 //! Only one CPU harvests at a time, or moves or resizes memory: a second is told so and does not wait.
 
 use alloc::format;
@@ -41,9 +44,20 @@ const PART: u64 = WORDS as u64 * WORD * PAGE;
 /// Slots of a batch: as many as the library takes at once.
 const BATCH: usize = 4096;
 
+/// Who has started a session, and harvests it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// The guest.
+    Guest,
+    /// The manager in the background.
+    Manager,
+}
+
 /// The VM's dirty session. Locked by who has the turn, and nobody else.
 #[derive(Debug)]
 pub(crate) struct Logging {
+    /// Whose it is.
+    by: By,
     /// What was asked for.
     asked: IpaRange,
     /// What is logged.
@@ -101,12 +115,23 @@ fn widened(range: IpaRange, ram: IpaRange) -> IpaRange {
 
 /// Begins to log writes to a range; `flags` bit 0: by pages, also where there are blocks. Called at a safe point.
 pub(crate) fn start(env: Env<'_>, start: u64, bytes: u64, flags: u64) -> Result<Part, Refused> {
-    let Env { vm, guards, .. } = env;
     let blocks = match flags {
         0 => LogBlocks::Keep,
         1 => LogBlocks::Split,
         _ => return Err(Refused::Invalid),
     };
+    start_by(env, By::Guest, start, bytes, blocks)
+}
+
+/// Begins a session of somebody's.
+pub(super) fn start_by(
+    env: Env<'_>,
+    by: By,
+    start: u64,
+    bytes: u64,
+    blocks: LogBlocks,
+) -> Result<Part, Refused> {
+    let Env { vm, guards, .. } = env;
     let Some(_turn) = vm.moving.try_lock() else { return Err(Refused::Busy) };
     let asked = wanted(env, start, bytes)?;
     let mut held = vm.logging.lock();
@@ -130,7 +155,7 @@ pub(crate) fn start(env: Env<'_>, start: u64, bytes: u64, flags: u64) -> Result<
     // SAFETY: (1) frames of the pool, mapped and zeroed, with room for both; (2) given back when the session is over.
     let words = unsafe { core::slice::from_raw_parts(words, sizes.iter().sum()) };
     let (pages, spans) = words.split_at(sizes[0]);
-    let logging = Logging { asked, range, pages, frames: (first, count) };
+    let logging = Logging { by, asked, range, pages, frames: (first, count) };
     let bitmaps = Bitmaps { pages, spans };
     // SAFETY: (1) they stay until the session is stopped, or the VM is gone: see `Logging::free`.
     match unsafe { vm.space.dirty_start(guards, &mut claim, &bitmaps, blocks, relax) } {
@@ -151,7 +176,7 @@ pub(crate) fn start(env: Env<'_>, start: u64, bytes: u64, flags: u64) -> Result<
 pub(crate) fn harvest(env: Env<'_>, start: u64, bytes: u64, buffer: u64) -> Result<Part, Refused> {
     let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
     let held = env.vm.logging.lock();
-    let logging = held.as_ref().ok_or(Refused::Invalid)?;
+    let logging = of(&held, By::Guest)?;
     let part = first_part(logging, start, bytes)?;
     let words = part.pages().div_ceil(WORD);
     if !buffer.is_multiple_of(8) {
@@ -182,14 +207,15 @@ pub(crate) fn harvest(env: Env<'_>, start: u64, bytes: u64, buffer: u64) -> Resu
 /// Harvests the first part of a range, and shows each page of it that was written since it was last shown or told: after the
 /// flush, so what the page holds now has all that was reported. `each` may open guards; it does not harvest. Called at a
 /// safe point.
-pub(crate) fn harvest_with(
+pub(super) fn harvest_with(
     env: Env<'_>,
+    by: By,
     range: IpaRange,
     each: &mut dyn FnMut(Ipa),
 ) -> Result<Part, Refused> {
     let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
     let held = env.vm.logging.lock();
-    let logging = held.as_ref().ok_or(Refused::Invalid)?;
+    let logging = of(&held, by)?;
     let part = first_part(logging, range.start().get(), range.bytes())?;
     harvest_leaves(env, logging, part)?;
     let mut count = 0;
@@ -202,6 +228,11 @@ pub(crate) fn harvest_with(
         }
     }
     Ok(Part { bytes: part.bytes(), count })
+}
+
+/// The session, if it is this one's.
+fn of(held: &Option<Logging>, by: By) -> Result<&Logging, Refused> {
+    held.as_ref().filter(|logging| logging.by == by).ok_or(Refused::Invalid)
 }
 
 /// The first part of a range of the session: all, or 64 words of bits at the most, up to where a block may end.
@@ -255,9 +286,14 @@ fn harvest_leaves(env: Env<'_>, logging: &Logging, part: IpaRange) -> Result<(),
 /// Stops the log, a part at a time; returns how much of its range is done, and how many blocks were made. Called at a safe
 /// point.
 pub(crate) fn stop(env: Env<'_>) -> Result<Part, Refused> {
+    stop_by(env, By::Guest)
+}
+
+/// Stops a session of somebody's, likewise.
+pub(super) fn stop_by(env: Env<'_>, by: By) -> Result<Part, Refused> {
     let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
     let mut held = env.vm.logging.lock();
-    let Some(Logging { asked, range, .. }) = *held else { return Err(Refused::Invalid) };
+    let Logging { asked, range, .. } = *of(&held, by)?;
     let mut claim = env.vm.space.claim(range).map_err(|_| Refused::Busy)?;
     let mut count = 0;
     // What was widened at the end belongs to the last part.
@@ -301,5 +337,5 @@ fn broken(why: DirtyError) -> Refused {
 pub(super) fn asked(env: Env<'_>) -> Result<IpaRange, Refused> {
     let Some(_turn) = env.vm.moving.try_lock() else { return Err(Refused::Busy) };
     let held = env.vm.logging.lock();
-    held.as_ref().map(|logging| logging.asked).ok_or(Refused::Invalid)
+    of(&held, By::Guest).map(|logging| logging.asked)
 }

@@ -36,6 +36,7 @@
 pub(crate) mod ageing;
 pub(crate) mod blocks;
 mod caches;
+mod churning;
 pub(crate) mod context;
 mod control;
 pub(crate) mod copying;
@@ -128,6 +129,8 @@ pub(crate) struct Vm {
     logging: Lock<Option<logging::Logging>>,
     /// The second copy of a range of RAM, if there is one. Others try it, and never wait.
     shadow: Lock<Option<shadow::Shadow>>,
+    /// Who changes its memory in the background, if anybody does.
+    churning: churning::Churning,
     /// Power states.
     pub(crate) psci: Psci,
     /// Start requests.

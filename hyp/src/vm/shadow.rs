@@ -30,6 +30,7 @@ use stage2::space::Lookup;
 use stage2::{Ipa, IpaRange, Owner, View};
 
 use super::copying::copy_lines;
+use super::logging::By;
 use super::outcome::{Part, Refused};
 use super::run::Env;
 use super::{logging, pause};
@@ -47,7 +48,7 @@ pub(super) struct Shadow {
 }
 
 /// What a page is now.
-enum Now {
+pub(super) enum Now {
     /// It lies in this frame.
     Mapped(u64),
     /// Its next touch finds what the first one found.
@@ -121,7 +122,7 @@ impl Shadow {
         }
         let mut copied = 0;
         let mut copy = |ipa| copied += u64::from(self.copy(env, ipa));
-        let Part { bytes, .. } = logging::harvest_with(env, range, &mut copy)?;
+        let Part { bytes, .. } = logging::harvest_with(env, By::Guest, range, &mut copy)?;
         Ok(Part { bytes, count: copied })
     }
 
@@ -222,7 +223,7 @@ fn each_page(range: IpaRange) -> impl Iterator<Item = Ipa> {
 }
 
 /// What a look-up of a page tells of it.
-fn now(found: Option<Lookup>, ipa: Ipa) -> Now {
+pub(super) fn now(found: Option<Lookup>, ipa: Ipa) -> Now {
     let Some(found) = found else { return Now::Untouched };
     match found.view() {
         // Behind many addresses at once, and the VM's at none: a hole.
@@ -240,7 +241,7 @@ fn now(found: Option<Lookup>, ipa: Ipa) -> Now {
 ///
 /// # Safety
 /// 1. `frame` is the caller's alone.
-unsafe fn fill(env: Env<'_>, ipa: Ipa, frame: u64) {
+pub(super) unsafe fn fill(env: Env<'_>, ipa: Ipa, frame: u64) {
     // SAFETY: (1) the caller's clause.
     unsafe {
         clean::zero(page(frame));
@@ -252,11 +253,11 @@ unsafe fn fill(env: Env<'_>, ipa: Ipa, frame: u64) {
 ///
 /// # Safety
 /// 1. It is a whole frame that EL2 maps, and nobody writes it as long as the words are used.
-unsafe fn bytes<'a>(frame: u64) -> &'a [u64; PAGE as usize / 8] {
+pub(super) unsafe fn bytes<'a>(frame: u64) -> &'a [u64; PAGE as usize / 8] {
     // SAFETY: (1) the caller's clause; frames are aligned, and any bits are words.
     unsafe { &*core::ptr::with_exposed_provenance(frame as usize) }
 }
 
-const fn page(frame: u64) -> PaRange {
+pub(super) const fn page(frame: u64) -> PaRange {
     PaRange { start: frame, end: frame + PAGE }
 }

@@ -8,6 +8,7 @@ use hyp_abi::call::Stat;
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::report::{CacheStats, Outcome, Report, ScanStats, Stats, Takedown};
 
+use super::churning;
 use super::create::Plan;
 use crate::event::counters::{self, Own};
 use crate::event::violations;
@@ -91,6 +92,7 @@ fn stats() -> Stats {
             made: counters::sum(Stat::ScanMade),
             failed: counters::sum(Stat::ScanFailed),
         },
+        churn: churning::effects(),
         tlb_conflicts: counters::sum_own(Own::Conflicts),
         runs: counters::sum(Stat::Runs),
         dissolved: counters::sum(Stat::Dissolved),

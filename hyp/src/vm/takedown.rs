@@ -78,9 +78,9 @@ pub(super) unsafe fn take_down(
     guards: &stage2::epoch::Cpu<'static>,
     reason: &Reason,
 ) -> Takedown {
-    let Vm { space, scratch, policy, since, scan, shadow, logging, .. } = vm;
+    let Vm { space, scratch, policy, since, scan, shadow, churning, logging, .. } = vm;
     // On the heap, which is counted below, and in frames.
-    drop((scan, shadow));
+    drop((scan, shadow, churning));
     // SAFETY: (1) from a box; (2) no CPU has the VM, so none has its policy.
     let Policy { moving, limited, windows, .. } = unsafe { *Box::from_raw(policy.into_inner()) };
     drop((limited, windows));

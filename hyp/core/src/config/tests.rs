@@ -1,5 +1,6 @@
 //! The command line: what is understood, what is refused, and with what sentence.
 
+use std::format;
 use std::string::ToString;
 
 use proptest::prelude::*;
@@ -33,6 +34,7 @@ fn an_empty_line_means_every_cpu_and_half_of_memory() {
         report: None,
         blocks: false,
         scan: false,
+        churn: None,
         manage: false,
         recover: Asked::default(),
         bbm: None,
@@ -48,13 +50,14 @@ fn an_empty_line_means_every_cpu_and_half_of_memory() {
 
 #[test]
 fn every_word_is_understood() {
-    let line = " mem=64M\tvcpus=2  report=0123456789abcdef blocks scan manage bbm=1 mask=lse,ttl measure restarts=3\n";
+    let line = " mem=64M\tvcpus=2  report=0123456789abcdef blocks scan churn=60,seed=9 manage bbm=1 mask=lse,ttl measure restarts=3\n";
     let config = resolve(line, &Bounds { can_measure: true, ..MACHINE }).unwrap();
     assert_eq!(
         (config.vcpus, config.mem, config.blocks, config.measure),
         (2, 64 * MIB, true, true)
     );
     assert_eq!((config.restarts, config.scan, config.bbm), (Some(3), true, Some(1)));
+    assert_eq!(config.churn, Some(Wanted { seconds: 60, seed: 9 }));
     assert!(config.manage);
     assert_eq!(config.mask, Mask::LSE | Mask::TTL);
     assert_eq!(config.report.unwrap().as_str(), "0123456789abcdef");
@@ -156,6 +159,9 @@ fn a_refusal_has_the_numbers_in_it() {
     assert_eq!(refusal("vcpus=1 vcpus=1"), "vcpus is given twice");
     assert_eq!(refusal("blocks blocks"), "blocks is given twice");
     assert_eq!(refusal("scan scan"), "scan is given twice");
+    assert_eq!(refusal("churn=1 churn=2"), "churn is given twice");
+    let wanted = "a number of seconds from 1 to 86400, and perhaps \",seed=N\"";
+    assert_eq!(refusal("churn=0"), format!("churn=\"0\" is not {wanted}"));
     assert_eq!(refusal("manage manage"), "manage is given twice");
     assert_eq!(refusal("bbm=0 bbm=0"), "bbm is given twice");
     assert_eq!(refusal("bbm=3"), "bbm=\"3\" is not 0, 1 or 2");
@@ -167,7 +173,7 @@ fn a_refusal_has_the_numbers_in_it() {
 fn unknown_words_are_refused_and_shown_harmlessly() {
     assert_eq!(
         refusal("vcpu=2"),
-        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks scan manage recover=POLICY[@START+SIZE],... recover-limit=N recover-rate=N bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
+        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks scan churn=SECONDS[,seed=N] manage recover=POLICY[@START+SIZE],... recover-limit=N recover-rate=N bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
     );
     assert!(matches!(Request::parse("measure=1"), Err(ConfigError::UnknownWord(_))));
     assert!(matches!(Request::parse("vcpus"), Err(ConfigError::UnknownWord(_))));

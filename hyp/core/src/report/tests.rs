@@ -5,6 +5,7 @@ use alloc::string::ToString;
 use proptest::prelude::*;
 
 use super::*;
+use crate::churn::{Effect, Kind};
 
 fn sample() -> Report {
     let mut report = Report::new(Outcome::Verdict(0));
@@ -73,6 +74,19 @@ spans to wait        5
 spans to rest        8
 blocks by scans      2
 spans that stay      1
+TLBI IPAS2E1IS";
+    assert!(report.to_string().contains(rows), "{report}");
+}
+
+#[test]
+fn what_was_churned_is_told_by_kind() {
+    let mut report = sample();
+    let effect = |steps, changed, refused| Effect { steps, changed, refused };
+    report.stats.churn.insert(Kind::WriteProtect, effect(12, 6144, 0));
+    report.stats.churn.insert(Kind::Compare, effect(1, 1, 2));
+    let rows = "
+churn: write-protect 6144 pages in 12 steps
+churn: compare       1 page in 1 step, 2 refused
 TLBI IPAS2E1IS";
     assert!(report.to_string().contains(rows), "{report}");
 }
