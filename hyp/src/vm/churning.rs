@@ -126,7 +126,7 @@ impl Churning {
         let manager = plan.churn.and_then(|wanted| {
             let kept = plan.mem + plan.mem / 256 + SLACK;
             // Of each page a copy, its place in the list, and more room where that is rounded up.
-            let room = frames::free().saturating_sub(kept) / 64 * 63 & !(BLOCK - 1);
+            let room = (frames::free().saturating_sub(kept) / 64 * 63) & !(BLOCK - 1);
             Some(Manager {
                 dice: Dice::new(wanted.seed, plain(ram))?,
                 ram,

@@ -25,7 +25,8 @@
 //! (60), and the minimum of each: `min-drained` (100), `min-freed` (16), `min-lost` (2),
 //! with blocks `min-split`, `min-collapsed`, `min-copied` (32 each), `min-filled` (100), `min-runs` and `min-dissolved` (64). vCPUs that take
 //! turns (`--icount`) lose no race: `min-lost=0`. With `reset=1` a pass is no verdict: the guest resets its
-//! machine instead, while its vCPUs work.
+//! machine instead, while its vCPUs work. With `by=manager` the guest asks for nothing: all vCPUs work for so many `seconds`, under what the
+//! hypervisor does in the background (`--churn`), which its report tells.
 
 #![no_std]
 #![no_main]
@@ -48,7 +49,7 @@ use work::{Block, MAX_PAGES};
 
 guest_rt::guest!("churn", churn);
 
-const KEYS: [&str; 4 + KINDS] = watch::keys(["pages", "moves", "seconds", "reset"]);
+const KEYS: [&str; 5 + KINDS] = watch::keys(["pages", "moves", "seconds", "reset", "by"]);
 /// How the size of what stays together changes, and of what is moved: as often as they stand here.
 const TOGETHER: &[u32] =
     &[SPLIT, SPLIT, SPLIT, COLLAPSE, COLLAPSE, COLLAPSE, COPY, CONTIGUOUS, DISSOLVE];
@@ -122,7 +123,12 @@ fn check_untouched(image: usize) {
 fn churn(machine: &Machine) {
     let args = machine.args(&KEYS);
     let vcpus = machine.vcpus().len();
-    check!(vcpus >= 2, "churn needs two vCPUs at the least, has {vcpus}");
+    let by_manager = match args.get("by").unwrap_or("call") {
+        "call" => false,
+        "manager" => true,
+        other => fail!("by={other}: call or manager"),
+    };
+    check!(by_manager || vcpus >= 2, "churn needs two vCPUs at the least, has {vcpus}");
     let pages = args.number("pages", 64);
     check!((1..=MAX_PAGES).contains(&pages), "pages={pages}: 1 to {MAX_PAGES} are possible");
     let moves = args.number("moves", 200);
@@ -132,7 +138,9 @@ fn churn(machine: &Machine) {
         say!("churn: no hypervisor, so nobody can move memory");
         return;
     };
-    refusals(machine, resizes);
+    if !by_manager {
+        refusals(machine, resizes);
+    }
 
     let mut arena = machine.arena();
     // One block for each worker, and one that all of them read.
@@ -142,17 +150,24 @@ fn churn(machine: &Machine) {
     let block = |number: usize| Block::new(blocks + number * MIB2, number, pages);
     (0..count).for_each(|number| block(number).prepare());
     let mine = |number: usize| [block(number), block(count - vcpus + number)];
+    check!(resizes || !by_manager, "by=manager needs RAM that may have blocks: --churn");
     let whole = resizes.then_some(blocks + vcpus * MIB2);
     let image = machine.ram.start + MIB2;
-    if whole.is_some() {
+    if whole.is_some() && !by_manager {
         fill_holes(image, arena.take(MIB2, MIB2));
     }
     let targets = Targets { image, moved: blocks, whole, count: vcpus, pages };
 
+    let begun = cpu::ticks();
     let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     smp::run(machine, vcpus, &|me| {
-        if me.index != 0 {
-            let done = work::work(&mine(me.index), &block(0), &stop);
+        if by_manager || me.index != 0 {
+            let over =
+                || stop.load(Ordering::Acquire) || by_manager && cpu::ticks() - begun >= limit;
+            // All read the first block: who would write it has another.
+            let [first, second] = mine(me.index);
+            let mine = if me.index == 0 { [second; 2] } else { [first, second] };
+            let done = work::work(&mine, &block(0), over);
             rounds.fetch_add(done, Ordering::Relaxed);
             return;
         }
@@ -174,12 +189,14 @@ fn churn(machine: &Machine) {
     let rounds = rounds.load(Ordering::Relaxed);
     check!(rounds != 0, "the workers did nothing");
     say!("churn: {rounds} pages verified and rewritten meanwhile");
-    watch.judge();
+    if !by_manager {
+        watch.judge();
+    }
     if args.number("reset", 0) != 0 {
         stop.store(false, Ordering::Relaxed);
         smp::run(machine, vcpus, &|me| {
             if me.index != 0 {
-                work::work(&mine(me.index), &block(0), &stop);
+                work::work(&mine(me.index), &block(0), || stop.load(Ordering::Acquire));
                 return;
             }
             let start = cpu::ticks();

@@ -10,8 +10,6 @@
 //! Each word of a data page follows from the page, its version and its place, so an old page, another's
 //! page and poison are all told from the right one.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
 use aarch64_cpu::asm::barrier;
 use guest_rt::cache::sync_code;
 use guest_rt::mmu::{self, ALIAS_SLOT, Attr, Size, Table};
@@ -123,13 +121,13 @@ impl Block {
     }
 }
 
-/// Verifies and rewrites pages of a worker's blocks in turn until told to stop; returns how many.
-pub(crate) fn work(mine: &[Block; 2], shared: &Block, stop: &AtomicBool) -> usize {
+/// Verifies and rewrites pages of a worker's blocks in turn until it is over; returns how many.
+pub(crate) fn work(mine: &[Block; 2], shared: &Block, is_over: impl Fn() -> bool) -> usize {
     let mut versions = [[0u64; MAX_PAGES]; 2];
     // Both may be the same one.
     let used = 1 + usize::from(mine[0].number != mine[1].number);
     let mut rounds = 0u64;
-    while !stop.load(Ordering::Acquire) {
+    while !is_over() {
         let turn = rounds as usize % used;
         let (block, versions) = (&mine[turn], &mut versions[turn]);
         let dice = mix(rounds << 8 | block.number as u64) as usize;
