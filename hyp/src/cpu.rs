@@ -23,6 +23,7 @@ use crate::event::measure::Timing;
 use crate::event::violations;
 use crate::mem::cache::Stock;
 use crate::mem::clean;
+use crate::platform::gic::Forwarded;
 use crate::platform::timer::Times;
 use crate::vm::idregs::IdRegisters;
 use crate::window;
@@ -56,6 +57,8 @@ pub(crate) struct PerCpu {
     pub(crate) violations: violations::Ring,
     /// When EL2's timer takes this CPU out of its guest: see `platform/timer.rs`.
     pub(crate) alarms: Times,
+    /// Whether the virtual timer's interrupt was taken: see `platform/gic.rs`.
+    pub(crate) forwarded: Forwarded,
     /// Where the session is in which this CPU reaches the VM's memory.
     pub(crate) session: window::SessionCell,
     /// How long populate faults take.
@@ -66,7 +69,7 @@ pub(crate) struct PerCpu {
     pub(crate) faulting: Cell<u32>,
 }
 
-// SAFETY: (1) atomics are shared; (2) the cells, and those in `stock`, `alarms` and `timing`, are reached through `current` only,
+// SAFETY: (1) atomics are shared; (2) the cells, and those in `stock`, `alarms`, `forwarded` and `timing`, are reached through `current` only,
 // by the CPU that owns the block, in one context: EL2 runs with every exception masked, and a fault that it takes itself finds
 // it in a routine that reaches no cell (`window`).
 unsafe impl Sync for PerCpu {}
@@ -103,6 +106,7 @@ impl PerCpu {
             stock: Stock::new(),
             violations: violations::Ring::new(),
             alarms: Times::none(),
+            forwarded: Forwarded::no(),
             session: window::SessionCell::new(ptr::null()),
             #[cfg(feature = "measure")]
             timing: Timing::new(),

@@ -9,7 +9,7 @@
 //! - needs enabling that EL2 does not do: SVE, SME, MTE, MOPS, LS64, TCR2/SCTLR2, PIE, POE, GCS, FPMR, D128, THE;
 //! - would let a guest look or write past EL2: PMU, SPE, TRBE, trace, BRBE, AMU, MPAM;
 //! - EL2 would have to handle its faults or state: RAS, CSV2_2 (SCXTNUM), LORegions, NMI;
-//! - there is none for guests: EL2, EL3, nested virtualisation, stage-2 features, the GIC's system registers;
+//! - there is none for guests: EL2, EL3, nested virtualisation, stage-2 features;
 //! - emulation assumes the contrary: big-endian data, AArch32 at any level, WFxT (WFI may be trapped);
 //! - LPA2, because the guest's physical addresses end at 48 bits.
 //!
@@ -43,6 +43,7 @@ const PFR0: &[Field] = &[
     (4, AtMost(1)),  // EL1: AArch64 only
     (16, Signed(1)), // FP, half precision
     (20, Signed(1)), // AdvSIMD, half precision
+    (24, AtMost(1)), // GIC: its system registers, of GICv3 and GICv4.0
     (48, AtMost(1)), // DIT
     (56, AtMost(1)), // CSV2: not CSV2_2, which has SCXTNUM_EL1
     (60, AtMost(1)), // CSV3

@@ -50,6 +50,7 @@ pub mod recovery;
 pub mod report;
 pub mod stage1;
 pub mod syndrome;
+pub mod timer;
 pub mod trace;
 pub mod vgic;
 pub mod violation;

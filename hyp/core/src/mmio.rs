@@ -2,13 +2,13 @@
 //!
 //! [`Window::at`] says which device an IPA belongs to, [`Access::new`] makes an access of the decoded
 //! syndrome, [`Devices::access`] performs it, and [`LoadStore::extend`] makes the register value of a load's
-//! result. An access that hardware did not decode (ISV=0: pairs, writeback, SIMD) is never guessed at:
+//! result. The interrupt controller has a window here and a model and a lock of its own. An access that hardware did not decode (ISV=0: pairs, writeback, SIMD) is never guessed at:
 //! there is no [`Access`] for it, and the caller stops the VM with a diagnosis.
 
 #[cfg(test)]
 mod tests;
 
-use hyp_abi::map;
+use hyp_abi::{MAX_VCPUS, map};
 
 use crate::pl011::{Console, Pl011};
 use crate::range::IpaRange;
@@ -21,11 +21,15 @@ pub enum Window {
     Uart,
     /// Flash: reads as zero, ignores writes.
     Flash,
+    /// The interrupt controller's distributor.
+    Distributor,
+    /// The redistributors of all vCPUs that there can be.
+    Redistributors,
 }
 
 impl Window {
     /// All windows.
-    pub const ALL: [Self; 2] = [Self::Uart, Self::Flash];
+    pub const ALL: [Self; 4] = [Self::Uart, Self::Flash, Self::Distributor, Self::Redistributors];
 
     /// What people call it.
     #[must_use]
@@ -33,6 +37,8 @@ impl Window {
         match self {
             Self::Uart => "UART (PL011)",
             Self::Flash => "flash",
+            Self::Distributor => "interrupt distributor (GICD)",
+            Self::Redistributors => "interrupt redistributors (GICR)",
         }
     }
 
@@ -42,6 +48,10 @@ impl Window {
         let (start, len) = match self {
             Self::Uart => (map::UART_BASE, map::UART_SIZE),
             Self::Flash => (map::FLASH_BASE, map::FLASH_SIZE),
+            Self::Distributor => (map::GICD_BASE, map::GICD_SIZE),
+            Self::Redistributors => {
+                (map::GICR_BASE, map::GICR_STRIDE.saturating_mul(MAX_VCPUS as u64))
+            }
         };
         IpaRange { start, end: start.saturating_add(len) }
     }
@@ -73,7 +83,7 @@ impl Access {
     }
 }
 
-/// A VM's emulated devices.
+/// A VM's emulated devices, but for the interrupt controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
     uart: Pl011,
@@ -106,11 +116,12 @@ impl Devices {
     }
 
     /// Performs an access. Gives what a read yields (0 for a write), or `None` when no device is at that
-    /// IPA. Bytes past the device's window read as zero and are not written.
+    /// IPA: the interrupt controller is none of these. Bytes past the device's window read as zero and are not written.
     pub fn access(&mut self, access: Access, console: &mut impl Console) -> Option<u64> {
         let window = Window::at(access.ipa)?;
         match (window, access.write) {
             (Window::Flash, _) => Some(0),
+            (Window::Distributor | Window::Redistributors, _) => None,
             (Window::Uart, write) => {
                 let offset = access.ipa.saturating_sub(window.range().start);
                 Some(match write {

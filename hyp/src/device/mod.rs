@@ -1,11 +1,15 @@
 //! The guest's devices: the models are in crate `hyp-core`, the console behind the UART is the machine's.
 
-use hyp_core::mmio::Access;
+use hyp_abi::interrupt::UART;
+use hyp_core::mmio::{Access, Window};
 use hyp_core::pl011::Console;
 use hyp_core::syndrome::LoadStore;
+use hyp_core::vgic::{self, Answer};
 
 use crate::platform::console;
-use crate::vm::Vm;
+use crate::vm::interrupts;
+use crate::vm::run::Env;
+use crate::vm::vcpu::Vcpu;
 
 /// The machine's console, as the emulated UART sees it.
 struct Line;
@@ -20,11 +24,36 @@ impl Console for Line {
     }
 }
 
-/// Performs a decoded access at `ipa`; `register` is what a store stores.
+/// Performs a decoded access of a vCPU at `ipa`; `register` is what a store stores.
 ///
-/// Returns what a load puts into its register; `None` if no device is there.
-pub(crate) fn access(vm: &Vm, ipa: u64, decoded: LoadStore, register: u64) -> Option<u64> {
+/// Returns what a load puts into its register, or that the guest has to repeat the access; `None` if no device is there.
+pub(crate) fn access(
+    env: Env<'_>,
+    vcpu: &mut Vcpu,
+    ipa: u64,
+    decoded: LoadStore,
+    register: u64,
+) -> Option<Answer> {
     let access = Access::new(ipa, decoded, register);
-    let value = vm.devices.lock().access(access, &mut Line)?;
-    Some(decoded.extend(value))
+    let window = Window::at(ipa)?;
+    let answer = match window {
+        Window::Distributor | Window::Redistributors => {
+            let offset = ipa - window.range().start;
+            let access = vgic::Access { size: access.size, write: access.write };
+            interrupts::access(env, vcpu, window, offset, access)
+        }
+        Window::Uart | Window::Flash => {
+            let mut devices = env.vm.devices.lock();
+            let value = devices.access(access, &mut Line)?;
+            // Still locked: levels are told in the order in which they change.
+            if let Some(level) = devices.changed_irq() {
+                interrupts::set_line(env, vcpu, UART, level);
+            }
+            Answer::Value(value)
+        }
+    };
+    Some(match answer {
+        Answer::Value(value) => Answer::Value(decoded.extend(value)),
+        Answer::Again => Answer::Again,
+    })
 }

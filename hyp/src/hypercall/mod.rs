@@ -91,7 +91,7 @@ fn psci(env: Env<'_>, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: 
         }
         Action::Suspend => {
             vcpu.context.set_x(0, 0);
-            idle::wait_for_interrupt(env)
+            idle::wait_for_interrupt(env, vcpu)
         }
         Action::SystemOff => Step::Stop(Reason::PoweredOff),
         Action::SystemReset => Step::Stop(Reason::Reset),

@@ -1,12 +1,21 @@
-//! The physical GICv3 (crate `arm-gic`), for two purposes: an SGI that makes another CPU look, and EL2's own timer,
-//! which ends a WFI or makes its CPU come to its safe point (`platform/timer.rs`).
+//! The physical GICv3 (crate `arm-gic`): what of it reaches EL2, and what is done about that at once.
 //!
-//! Everything else stays disabled, at the distributor and at the redistributors: no device interrupt
-//! reaches EL2 in this version. With `HCR_EL2.IMO` a pending SGI takes a CPU out of its guest whatever
-//! the guest masks; at EL2 interrupts stay masked and a pending one only ends a WFI. The SGI carries no
-//! message. What is to be looked at was stored before it, and a DSB stands between: a system register write
-//! is not ordered with stores by anything less.
+//! | INTID | what | taken: | deactivated: |
+//! | --- | --- | --- | --- |
+//! | 0, an SGI | makes another CPU look | | at once |
+//! | 25 | maintenance: the vCPU's list registers want service | | at once |
+//! | 26 | EL2's own timer (`platform/timer.rs`) | its alarms | at once |
+//! | 27 | the vCPU's virtual timer | for the vCPU | by the guest, through a list register that is linked to it, or by [`release`] |
+//!
+//! Everything else stays disabled, at the distributor and at the redistributors. With `HCR_EL2.IMO` a pending interrupt
+//! takes a CPU out of its guest whatever the guest masks; at EL2 interrupts stay masked and a pending one only ends a
+//! WFI. The SGI carries no message. What is to be looked at was stored before it, and a DSB stands between: a system
+//! register write is not ordered with stores by anything less.
+//!
+//! The end of an interrupt only drops its priority (EOImode 1), so that one which belongs to a guest can stay active until the
+//! guest is through with it: an active interrupt is not signalled again, however long its level stays high.
 
+use core::cell::Cell;
 use core::ptr::NonNull;
 
 use aarch64_cpu::asm::barrier;
@@ -19,14 +28,33 @@ use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use hyp_core::fdt::Gic;
 
 use super::timer;
+use crate::cpu::PerCpu;
 use crate::lock::Lock;
 use crate::{cpu, sysreg};
 
 /// The SGI that makes a CPU look.
 const LOOK: IntId = IntId::sgi(0);
+/// Maintenance of list registers: the assignment is of the Base System Architecture, as is the next.
+const MAINTENANCE: IntId = IntId::ppi(9);
 /// EL2's physical timer: INTID 26 on every system that keeps to the Base System Architecture (Arm DEN 0094, PPI
 /// assignments), which QEMU's `virt` does. If it were another, idle CPUs would sleep until they are kicked.
 const TIMER: IntId = IntId::ppi(10);
+/// EL1's virtual timer.
+const VIRTUAL_TIMER: IntId = IntId::ppi(11);
+/// `ICC_CTLR_EL1.EOImode`: the end of an interrupt drops its priority, and no more.
+const EOI_MODE: u64 = 1 << 1;
+
+/// Whether the interrupt of the virtual timer was taken, and the model of the guest's controller has not been told yet. Reached by its
+/// CPU alone.
+#[derive(Debug)]
+pub(crate) struct Forwarded(Cell<bool>);
+
+impl Forwarded {
+    /// It was not.
+    pub(crate) const fn no() -> Self {
+        Self(Cell::new(false))
+    }
+}
 
 /// What cannot be used.
 #[derive(Clone, Copy, Debug)]
@@ -85,9 +113,11 @@ pub(crate) unsafe fn init(gic: &Gic) -> Result<(), GicError> {
 pub(crate) unsafe fn join(gic: &Gic, mpidr: u64) -> Result<(), GicError> {
     let registers = core::ptr::with_exposed_provenance_mut::<GicrSgi>(gic.redist.start as usize);
     let registers = NonNull::new(registers).ok_or(GicError::Nowhere)?;
-    GicCpuInterface::enable_system_register_el2(false);
-    // Firmware may have left it on.
+    // A guest finds ICC_SRE_EL1 as on a machine of its own.
+    GicCpuInterface::enable_system_register_el2(true);
+    // Firmware may have left them on.
     timer::stop();
+    sysreg::write!("cntv_ctl_el0", 0);
     barrier::isb(barrier::SY);
     {
         let _one_at_a_time = REDISTRIBUTORS.lock();
@@ -99,15 +129,14 @@ pub(crate) unsafe fn join(gic: &Gic, mpidr: u64) -> Result<(), GicError> {
         // Awake already is as good.
         let _ = mine.mark_core_awake();
         mine.enable_all_interrupts(false);
-        for interrupt in [LOOK, TIMER] {
+        for interrupt in [LOOK, MAINTENANCE, TIMER, VIRTUAL_TIMER] {
             mine.set_group(interrupt, Group::Group1NS)?;
             mine.set_interrupt_priority(interrupt, HIGHEST_NS_PRIORITY)?;
             mine.enable_interrupt(interrupt, true)?;
         }
         mine.wait_for_pending_write();
     }
-    // EOImode 0: the end of an interrupt also deactivates it.
-    sysreg::write!("S3_0_C12_C12_4", 0); // ICC_CTLR_EL1
+    sysreg::write!("S3_0_C12_C12_4", EOI_MODE); // ICC_CTLR_EL1
     GicCpuInterface::set_priority_mask(0xff);
     GicCpuInterface::enable_group1(true);
     barrier::isb(barrier::SY);
@@ -125,7 +154,8 @@ pub(crate) fn kick(mpidr: u64) {
     barrier::isb(barrier::SY);
 }
 
-/// Takes what is pending on this CPU; returns whether anything was.
+/// Takes what is pending on this CPU, one interrupt; returns whether anything was. What a guest's vCPU has to know of it, it finds
+/// out when its interrupts are looked at the next time (`vm/interrupts.rs`).
 pub(crate) fn acknowledge() -> bool {
     let Some(number) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1)
     else {
@@ -139,6 +169,28 @@ pub(crate) fn acknowledge() -> bool {
         barrier::isb(barrier::SY);
     }
     GicCpuInterface::end_interrupt(number, InterruptGroup::Group1);
+    if number == VIRTUAL_TIMER {
+        cpu::current().forwarded.0.set(true);
+    } else {
+        deactivate(number.into());
+    }
     barrier::isb(barrier::SY);
     true
+}
+
+/// Whether the virtual timer's interrupt was taken on the executing CPU, whose block `cpu` is, since this was last asked.
+pub(crate) fn was_forwarded(cpu: &PerCpu) -> bool {
+    cpu.forwarded.0.replace(false)
+}
+
+/// Deactivates a PPI of the executing CPU that was taken for a guest: the guest is not going to. Of one that is not active
+/// nothing changes; one whose level is high comes again.
+pub(crate) fn release(intid: u32) {
+    deactivate(intid);
+    barrier::isb(barrier::SY);
+}
+
+/// The second half of an interrupt's end, after the drop of its priority.
+fn deactivate(intid: u32) {
+    sysreg::write!("S3_0_C12_C11_1", u64::from(intid)); // ICC_DIR_EL1
 }

@@ -4,6 +4,7 @@
 //! | who | wants its CPU to look |
 //! | --- | --- |
 //! | [`Why::Violations`] | when violations that were recorded are to be told |
+//! | [`Why::GuestTimer`] | when the physical timer of the guest, which is emulated, is due |
 //! | [`wait`] | at a time that is its argument: no interrupt is taken for it |
 //!
 //! When a time has come the CPU leaves its guest, or its WFI; the interrupt is taken, the times that are over are gone
@@ -23,10 +24,12 @@ use crate::sysreg;
 pub(crate) enum Why {
     /// What was recorded of violations is told.
     Violations,
+    /// The guest's physical timer is due.
+    GuestTimer,
 }
 
 /// How many there are.
-const REASONS: usize = 1;
+const REASONS: usize = 2;
 
 /// When a CPU wants to be taken out of its guest, in ticks of the counter. Reached by its CPU alone.
 pub(crate) type Times = Alarms<REASONS>;

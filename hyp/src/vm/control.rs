@@ -3,13 +3,13 @@
 //!
 //! | register | why |
 //! | --- | --- |
-//! | HCR_EL2 | stage 2 on, AArch64; interrupts and SErrors to EL2; traps: SMC, ID registers, implementation-defined registers, set/way, ACTLR, error records, LORegions; writes of the virtual memory registers while the caches are off (`caches`); WFI, if there is work for idle CPUs (`idle`); barriers and TLB maintenance of the guest reach all CPUs (BSU, FB); pointer authentication allowed; FWB as the tables are encoded |
+//! | HCR_EL2 | stage 2 on, AArch64; interrupts and SErrors to EL2; traps: SMC, ID registers, implementation-defined registers, set/way, ACTLR, error records, LORegions; writes of the virtual memory registers while the caches are off (`caches`); WFI (`idle`); barriers and TLB maintenance of the guest reach all CPUs (BSU, FB); pointer authentication allowed; FWB as the tables are encoded |
 //! | CPTR_EL2 | FP and SIMD allowed; SVE, SME, trace and activity monitors trapped |
 //! | MDCR_EL2 | debug, OS lock, PMU, SPE and trace trapped |
 //! | MPAM2_EL2, MPAMHCR_EL2 | memory partitioning trapped, where it exists |
 //! | HCRX_EL2, HFG*_EL2, HDFG*_EL2 | 0: nothing that they could enable, and what is not known is trapped |
-//! | CNTHCTL_EL2, CNTVOFF_EL2 | counters and timers readable; virtual time is physical time |
-//! | ICH_HCR_EL2, ICC_SRE_EL2 | there is no interrupt controller for guests: its registers trap |
+//! | CNTHCTL_EL2, CNTVOFF_EL2 | counters and the virtual timer are the guest's, its physical timer is emulated; virtual time begins with the VM |
+//! | ICH_HCR_EL2 | the virtual CPU interface is off until there is a vCPU (`interrupts`) |
 //! | VTCR_EL2, VTTBR_EL2 | the VM's tables, VMID not 0 |
 //! | VPIDR_EL2, VMPIDR_EL2 | the real part, the vCPU's number |
 //!
@@ -24,8 +24,8 @@ use aarch64_cpu::registers::{
 use stage2::Pa;
 use stage2::vmid::{self, EntryError, Running};
 
-use super::Vm;
 use super::pe::Pe;
+use super::{Vm, interrupts};
 use crate::event::trace;
 use crate::sysreg;
 
@@ -33,8 +33,6 @@ use crate::sysreg;
 const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
 /// `MDCR_EL2`: TDCC, TTRF, TPMS, TDRA, TDOSA, TDA, TPM, TPMCR; E2PB and E2TB 0.
 const MDCR: u64 = 1 << 27 | 1 << 19 | 1 << 14 | 0b111 << 9 | 0b11 << 5;
-/// `ICH_HCR_EL2`: TC, TALL0, TALL1; En 0.
-const ICH_HCR: u64 = 0b111 << 10;
 /// `SCTLR_EL1` after reset: its RES1 bits, MMU and caches off.
 const SCTLR_EL1: u64 = 0x30d0_0800;
 
@@ -83,15 +81,15 @@ pub(super) fn load<'r>(
         + HCR_EL2::APK::SET
         + HCR_EL2::API::SET
         + HCR_EL2::TID5::SET
-        + HCR_EL2::TWI.val(u64::from(vm.plan.scan))
+        + HCR_EL2::TWI::SET
         + HCR_EL2::FWB.val(u64::from(vm.space.encoding().fwb));
     write_hcr(hcr.value);
     CPTR_EL2.set(CPTR);
     sysreg::write!("mdcr_el2", MDCR | event_counters());
     sysreg::write!("hstr_el2", 0);
-    CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCEN::SET + CNTHCTL_EL2::EL1PCTEN::SET);
-    CNTVOFF_EL2.set(0);
-    sysreg::write!("S3_4_C12_C11_0", ICH_HCR);
+    CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCTEN::SET);
+    CNTVOFF_EL2.set(vm.epoch);
+    interrupts::switch_off();
     sysreg::write!("vpidr_el2", MIDR_EL1.get());
     // Bit 31 is RES1; Aff0 is the number.
     sysreg::write!("vmpidr_el2", 1 << 31 | vcpu as u64);
@@ -179,8 +177,7 @@ pub(super) fn reset_el1() {
         "actlr_el1" "afsr0_el1" "afsr1_el1" "amair_el1" "contextidr_el1" "cpacr_el1" "csselr_el1"
         "elr_el1" "esr_el1" "far_el1" "mair_el1" "mdscr_el1" "par_el1" "spsr_el1" "tcr_el1"
         "tpidr_el0" "tpidr_el1" "tpidrro_el0" "ttbr0_el1" "ttbr1_el1" "vbar_el1"
-        "sp_el0" "sp_el1" "cntkctl_el1" "cntv_ctl_el0" "cntp_ctl_el0"
-        "cntv_cval_el0" "cntp_cval_el0"
+        "sp_el0" "sp_el1" "cntkctl_el1"
         "S3_3_C4_C4_0" "S3_3_C4_C4_1" // FPCR, FPSR
     }
     // Firmware's last computation is nobody's business.

@@ -33,10 +33,11 @@ use super::payload::Payload;
 use super::pe::{self, Pages, Pe};
 use super::policy::NOWHERE;
 use super::vcpu::Mailbox;
-use super::{EPOCHS, Policy, Stage2, Vm, control, recovery, scan, takedown};
+use super::{EPOCHS, Policy, Stage2, Vm, control, interrupts, recovery, scan, takedown};
 use crate::boot::{Machine, Refusal};
 use crate::lock::Lock;
 use crate::mem::{PAGE, cache, clean, frames};
+use crate::platform::timer;
 use crate::{cpu, say, window};
 
 /// Regions of a VM.
@@ -215,6 +216,8 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         psci: Psci::new(plan.vcpus, plan.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
         devices: Lock::new("the devices", Devices::new()),
+        vgic: Lock::new("the interrupt controller", interrupts::model(plan.vcpus)),
+        epoch: timer::now(),
     })
 }
 
@@ -305,9 +308,9 @@ fn features(cpus: usize) -> Result<Features, Refusal> {
 }
 
 /// Where devices are.
-static DEVICES: [hyp_core::IpaRange; 2] = {
-    let [one, other] = Window::ALL;
-    [one.range(), other.range()]
+static DEVICES: [hyp_core::IpaRange; Window::ALL.len()] = {
+    let [uart, flash, distributor, redistributors] = Window::ALL;
+    [uart.range(), flash.range(), distributor.range(), redistributors.range()]
 };
 
 /// What guest-physical addresses are, windows apart.
@@ -325,7 +328,7 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
     };
     let ram = range(plan.ram)?;
     let main = Region { range: ram, backing: Backing::Ram { prot: RAM, mem: MEM }, name: "RAM" };
-    let regions = RegionMap::new([main, device(0)?, device(1)?])?;
+    let regions = RegionMap::new([main, device(0)?, device(1)?, device(2)?, device(3)?])?;
     let mapping = |level| space.mapping(level, &Attributes::new(RAM, MEM), Owner::Vm);
     let ram_page = mapping(Level::L3)?;
     let first = Blocks::split_off(ram).filter(|_| plan.blocks || plan.scan || plan.churn.is_some());

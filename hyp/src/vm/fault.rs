@@ -23,6 +23,7 @@ use alloc::vec::Vec;
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::{Diagnosis, locate};
+use hyp_core::vgic::Answer;
 use stage2::fault::{
     Action, Fault, First, LoadStore, Seen, Why, decide, is_no_fetch, missing, reported,
 };
@@ -313,8 +314,9 @@ pub(super) fn repeat(env: Env<'_>, vcpu: &mut Vcpu, page: u64) -> Step {
 fn emulate(env: Env<'_>, vcpu: &mut Vcpu, access: LoadStore, ipa: Option<u64>) -> Step {
     env.cpu.counters.bump(Stat::Mmio);
     let register = vcpu.context.x(access.register);
-    match ipa.and_then(|ipa| device::access(env.vm, ipa, access, register)) {
-        Some(value) => {
+    match ipa.and_then(|ipa| device::access(env, vcpu, ipa, access, register)) {
+        Some(Answer::Again) => Step::Resume,
+        Some(Answer::Value(value)) => {
             if !access.is_write {
                 vcpu.context.set_x(access.register, value);
             }

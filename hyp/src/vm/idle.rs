@@ -11,8 +11,8 @@
 //! A part is short, and ends after the span at hand if there is something to run. The caller looks after each. Nothing is held
 //! while the CPU waits.
 //!
-//! With `scan` a guest's WFI traps. Guests have no interrupts yet that could end it, so all that the guest sees is that
-//! it ends, which it always may.
+//! A guest's WFI traps: the CPU waits until there is an interrupt for its vCPU, whether it is the hardware's or another vCPU's, which
+//! kicks this CPU.
 
 use alloc::boxed::Box;
 
@@ -22,15 +22,24 @@ use hyp_core::diagnosis::Diagnosis;
 use super::outcome::Refused;
 use super::run::{Env, Step};
 use super::stop::Reason;
-use super::vcpu::Mailbox;
-use super::{NUMBER, churning, life, scan};
+use super::vcpu::{Mailbox, Vcpu};
+use super::{NUMBER, churning, interrupts, life, scan};
 use crate::event::counters::Own;
 use crate::event::violations;
 use crate::platform::timer;
 
 /// What a vCPU's WFI and CPU_SUSPEND do: its registers are as they are to be when it goes on.
-pub(crate) fn wait_for_interrupt(env: Env<'_>) -> Step {
-    once(env).map_or_else(Step::Stop, |()| Step::Resume)
+///
+/// They end for an interrupt of the vCPU's; and whenever the VM's CPUs are asked for something, which they may: the guest
+/// looks what it was, and waits again.
+pub(crate) fn wait_for_interrupt(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
+    while !interrupts::has_pending(env, vcpu) && !life::is_asked() {
+        if let Err(reason) = once(env) {
+            return Step::Stop(reason);
+        }
+        interrupts::taken(env, vcpu);
+    }
+    Step::Resume
 }
 
 /// Works a little if there is work, then waits for an interrupt, or for more work. Called at a safe point.

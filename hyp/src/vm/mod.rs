@@ -6,7 +6,7 @@
 //! | policy (region map) | immutable, published by pointer, read under a guard |
 //! | payload (image, device tree, ramdisk) | immutable bytes, copied into a page when it is first touched |
 //! | power states, mailboxes | atomics |
-//! | devices | one lock, never taken on the populate path |
+//! | devices; the model of the interrupt controller | one lock each, never taken on the populate path |
 //! | a vCPU's registers | its CPU's alone |
 //!
 //! There is one VM, and a vCPU owns its CPU for good: vCPU *n* runs on CPU *n*. So EL1's registers stay live
@@ -48,6 +48,7 @@ pub(crate) mod guest_memory;
 pub(crate) mod idle;
 pub(crate) mod idregs;
 mod inject;
+pub(crate) mod interrupts;
 mod life;
 pub(crate) mod logging;
 #[cfg(feature = "measure")]
@@ -84,6 +85,7 @@ use hyp_abi::MAX_VCPUS;
 use hyp_core::mmio::Devices;
 use hyp_core::psci::Psci;
 use hyp_core::recovery::Meter;
+use hyp_core::vgic::Vgic;
 use pe::{Pages, Pe};
 use policy::Policy;
 use stage2::{Epochs, Guard, Region, RegionMap, Scratch, Space, Tally};
@@ -137,6 +139,10 @@ pub(crate) struct Vm {
     pub(crate) mailboxes: [Mailbox; MAX_VCPUS],
     /// Emulated devices.
     pub(crate) devices: Lock<Devices>,
+    /// The interrupt controller's model: see [`interrupts`].
+    vgic: Lock<Vgic>,
+    /// What the physical counter read when this life began: there the guest's virtual counter is 0.
+    epoch: u64,
 }
 
 impl Vm {

@@ -16,7 +16,7 @@ use stage2::vmid::{self, EntryError};
 use super::payload::Payload;
 use super::stop::Reason;
 use super::vcpu::{Entry, Vcpu};
-use super::{NUMBER, Vm, caches, control, fault, idle, life, relaxing, trap};
+use super::{NUMBER, Vm, caches, control, fault, idle, interrupts, life, relaxing, trap};
 use crate::cpu::PerCpu;
 use crate::event::{trace, violations};
 use crate::exception::vectors::{Exit, guest_enter};
@@ -79,9 +79,13 @@ pub(super) fn run(env: Env<'_>, place: &mut vmid::Cpu<'_>) -> Option<Reason> {
         };
         vcpu.switch_on(entry);
         control::reset_el1();
+        interrupts::reset(&mut vcpu);
+        interrupts::load(env, &mut vcpu);
         caches::switched_on(vm);
         vm.psci.started(number);
-        match until_off(env, &mut vcpu) {
+        let end = until_off(env, &mut vcpu);
+        interrupts::save(env, &mut vcpu);
+        match end {
             End::Off => {}
             End::Vm(reason) => return reason,
         }
@@ -155,8 +159,12 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
             #[cfg(feature = "measure")]
             cpu.timing.disturbed();
         }
-        if life::is_asked() && life::obey() {
-            return End::Vm(None);
+        if life::is_asked() {
+            if life::obey() {
+                return End::Vm(None);
+            }
+            // Interrupts were taken meanwhile.
+            interrupts::refresh(env, vcpu);
         }
         #[cfg(feature = "measure")]
         cpu.timing.leaving(&vcpu.context);
@@ -170,7 +178,7 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
         cpu.timing.entered_again(&mut vcpu.context);
         let step = match exit {
             Exit::Sync => synchronous(env, vcpu),
-            Exit::Irq => interrupted(cpu),
+            Exit::Irq => interrupted(env, vcpu),
             Exit::Fiq | Exit::SError | Exit::AArch32 => unexpected(vcpu, exit),
         };
         match step {
@@ -183,11 +191,11 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
     }
 }
 
-/// An interrupt of ours, which may be the time to tell of violations. Nothing is held: this is the safe point.
+/// An interrupt, of the guest's or of ours, which may be the time to tell of violations. Nothing is held: this is the safe point.
 #[inline(never)]
-fn interrupted(cpu: &PerCpu) -> Step {
-    gic::acknowledge();
-    violations::drain(cpu);
+fn interrupted(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
+    interrupts::taken(env, vcpu);
+    violations::drain(env.cpu);
     Step::Resume
 }
 
@@ -219,10 +227,9 @@ pub(super) fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step
             Some(access) => trap::system_register(env, vcpu, access),
             None => unexpected(vcpu, Exit::Sync),
         },
-        // WFI may end for any reason: the guest looks what it was, and waits again.
         Class::WaitForEvent => {
             vcpu.context.advance();
-            idle::wait_for_interrupt(env)
+            idle::wait_for_interrupt(env, vcpu)
         }
         Class::FpSimd
         | Class::Sve

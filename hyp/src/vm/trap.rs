@@ -6,15 +6,17 @@
 //! | OS lock, breakpoints, watchpoints, debug channel | reads as zero (OSLSR: 8), writes ignored: debugging is not given to guests, and firmware-like guests write OSLAR once |
 //! | set/way cache maintenance | all of the VM's memory is cleaned instead (`caches`) |
 //! | the virtual memory registers, written while the caches are off | written; if that switches the caches, with all of the VM's memory cleaned before (`caches`) |
+//! | the GIC's registers that make SGIs and that deactivate; those of the physical timer | emulated (`interrupts`) |
 //! | ACTLR_EL1 | reads as zero, writes ignored |
-//! | everything else | undefined, as on a CPU without the feature: PMU, trace, SVE, the GIC's registers, implementation-defined ones |
+//! | everything else | undefined, as on a CPU without the feature: PMU, trace, SVE, implementation-defined ones |
 
 use hyp_core::idreg::Encoding;
 use hyp_core::syndrome::SystemRegister;
+use hyp_core::vgic;
 
 use super::run::{Env, Step};
 use super::vcpu::Vcpu;
-use super::{Vm, caches, inject};
+use super::{Vm, caches, inject, interrupts};
 use crate::event::counters::Own;
 
 /// `OSLSR_EL1`: the OS lock is implemented and not locked.
@@ -52,16 +54,26 @@ pub(super) fn system_register(env: Env<'_>, vcpu: &mut Vcpu, access: SystemRegis
         }
         return Step::Resume;
     }
-    match answer(env.vm, access.encoding(), access.is_read()) {
-        Answer::Value(value) => {
-            if access.is_read() {
-                vcpu.context.set_x(access.register(), value);
-            }
-            vcpu.context.advance();
+    if let Some(answer) = interrupts::trapped(env, vcpu, access) {
+        match answer {
+            vgic::Answer::Value(value) => step_over(vcpu, access, value),
+            vgic::Answer::Again => {}
         }
+        return Step::Resume;
+    }
+    match answer(env.vm, access.encoding(), access.is_read()) {
+        Answer::Value(value) => step_over(vcpu, access, value),
         Answer::Undefined => inject::undefined(&mut vcpu.context),
     }
     Step::Resume
+}
+
+/// The access is done; a read has given `value`.
+fn step_over(vcpu: &mut Vcpu, access: SystemRegister, value: u64) {
+    if access.is_read() {
+        vcpu.context.set_x(access.register(), value);
+    }
+    vcpu.context.advance();
 }
 
 /// An instruction of a feature that the ID registers hide.

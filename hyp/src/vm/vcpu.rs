@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hyp_core::caches::Walk;
 
 use super::context::Context;
+use super::interrupts::VcpuInterrupts;
 
 /// `SPSR_EL2` of a vCPU that starts: EL1 with SP_EL1, everything masked.
 const START_STATE: u64 = 0x3c5;
@@ -74,6 +75,8 @@ pub(crate) struct Vcpu {
     pub(crate) number: usize,
     /// Its registers.
     pub(crate) context: Context,
+    /// Its interrupts and timers.
+    pub(crate) interrupts: VcpuInterrupts,
     /// A cleaning of the VM's memory that its instruction has begun.
     pub(crate) cleaning: Walk,
     repeat: Repeat,
@@ -87,6 +90,7 @@ impl Vcpu {
         Self {
             number,
             context: Context::new(),
+            interrupts: VcpuInterrupts::new(),
             cleaning: Walk::default(),
             repeat: Repeat::default(),
             spurious: None,

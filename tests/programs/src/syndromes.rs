@@ -121,10 +121,10 @@ impl Guest {
             "any value, not this device's"
         );
         let value = self.devices.access(access, &mut self.wire);
-        let expected = match (window, access.write) {
-            (Window::Flash, _) => 0,
-            (Window::Uart, None) => self.uart.read(offset, u64::from(size)),
-            (Window::Uart, Some(value)) => {
+        let expected = match (uart, access.write) {
+            (false, _) => 0,
+            (true, None) => self.uart.read(offset, u64::from(size)),
+            (true, Some(value)) => {
                 self.uart.write(offset, u64::from(size), value);
                 0
             }

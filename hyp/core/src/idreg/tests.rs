@@ -17,15 +17,16 @@ fn is_signed(crm: u8, op2: u8, lsb: u32) -> bool {
 }
 
 /// A processor with everything in ID_AA64PFR0_EL1.
-const FULL_PFR0: u64 = 0x1301_1121_3111_1112;
+const FULL_PFR0: u64 = 0x1301_1121_3311_1112;
 
 #[test]
 fn what_el2_does_not_enable_is_hidden() {
     let pfr0 = sanitise(register(4, 0), FULL_PFR0, 40).unwrap();
     assert_eq!(nibble(pfr0, 0), 1, "EL0 without AArch32");
     assert_eq!(nibble(pfr0, 4), 1, "EL1 without AArch32");
+    assert_eq!(nibble(pfr0, 24), 1, "GIC: the virtual CPU interface, not GICv4.1's");
     for (lsb, name) in
-        [(8, "EL2"), (12, "EL3"), (24, "GIC"), (28, "RAS"), (32, "SVE"), (40, "MPAM"), (44, "AMU")]
+        [(8, "EL2"), (12, "EL3"), (28, "RAS"), (32, "SVE"), (40, "MPAM"), (44, "AMU")]
     {
         assert_eq!(nibble(pfr0, lsb), 0, "{name}");
     }
