@@ -14,6 +14,8 @@ const DATA: usize = 0x00;
 const FLAGS: usize = 0x18;
 const LINE_CONTROL: usize = 0x2c;
 const CONTROL: usize = 0x30;
+const INTERRUPT_MASK: usize = 0x38;
+const INTERRUPT_CLEAR: usize = 0x44;
 
 const FLAG_RX_EMPTY: u32 = 1 << 4;
 const FLAG_TX_FULL: u32 = 1 << 5;
@@ -66,6 +68,21 @@ pub fn init() {
 /// A byte from the receiver, if one waits.
 pub fn poll_key() -> Option<u8> {
     (read(FLAGS) & FLAG_RX_EMPTY == 0).then(|| read(DATA) as u8)
+}
+
+/// Which interrupts the UART raises: UARTIMSC.
+pub fn interrupts() -> u32 {
+    read(INTERRUPT_MASK)
+}
+
+/// Has the UART raise these interrupts.
+pub fn set_interrupts(mask: u32) {
+    write(INTERRUPT_MASK, mask);
+}
+
+/// Clears interrupts: UARTICR.
+pub fn clear_interrupts(which: u32) {
+    write(INTERRUPT_CLEAR, which & 0x7ff);
 }
 
 /// Writes one line.

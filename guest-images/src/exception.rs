@@ -9,8 +9,9 @@
 //! interrupts.
 
 use core::arch::{asm, global_asm};
+use core::ptr;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use core::sync::atomic::{AtomicBool, AtomicU64, compiler_fence};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, compiler_fence};
 
 use hyp_abi::MAX_VCPUS;
 
@@ -138,8 +139,46 @@ pub unsafe fn probe_call(va: usize) -> Result<u64, Fault> {
     })
 }
 
+/// Which of the two lines an interrupt came by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Line {
+    /// Group 1.
+    Irq,
+    /// Group 0.
+    Fiq,
+}
+
+/// What interrupts call, on any vCPU: null, or a `fn(Line)`.
+static HANDLER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// Has interrupts call `handler` from now on, on the interrupted vCPU's stack, with all exceptions masked. It may unmask them: what
+/// is taken then is nested.
+pub fn on_interrupt(handler: fn(Line)) {
+    HANDLER.store(handler as *mut (), SeqCst);
+}
+
+/// Hands an interrupt to the scenario's handler, if there is one.
+fn interrupt(vector: u64) -> bool {
+    let line = match vector {
+        VECTOR_IRQ => Line::Irq,
+        VECTOR_FIQ => Line::Fiq,
+        _ => return false,
+    };
+    let handler = HANDLER.load(SeqCst);
+    if handler.is_null() {
+        return false;
+    }
+    // SAFETY: 1. not null, so it comes from `on_interrupt`, which stores nothing else.
+    let handler = unsafe { core::mem::transmute::<*mut (), fn(Line)>(handler) };
+    handler(line);
+    true
+}
+
 /// Every exception, on the interrupted vCPU's stack.
 extern "C" fn exception(vector: u64, frame: &mut Frame) {
+    if interrupt(vector) {
+        return;
+    }
     let &mut Frame { esr, elr, far, spsr, .. } = frame;
     let fault = Fault { vector, esr, elr, far, spsr };
     let mine = &EXPECTED[start::vcpu()];
@@ -167,6 +206,9 @@ extern "C" fn exception(vector: u64, frame: &mut Frame) {
 
 /// Synchronous, current EL with SP_ELx: the only vector that a scenario can expect from its own level.
 const VECTOR_SYNC: u64 = 4;
+/// IRQ and FIQ, current EL with SP_ELx.
+const VECTOR_IRQ: u64 = 5;
+const VECTOR_FIQ: u64 = 6;
 /// Synchronous, from EL0.
 const VECTOR_SYNC_EL0: u64 = 8;
 /// EL1 with SP_EL1, everything masked: how a guest runs.

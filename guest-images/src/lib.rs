@@ -11,6 +11,7 @@
 //! | `start.rs` | entry, and why the MMU is on before the first store |
 //! | `mmu.rs`, `cache.rs` | the identity map, alias mappings, maintenance between them |
 //! | `exception.rs`, `fault.rs` | the vectors: report, or hand the exception to a scenario that expects it |
+//! | `gic.rs` | the interrupt controller: registers by INTID, and the driver that sets it up |
 //! | `el0.rs` | one instruction at EL0 |
 //! | `access.rs` | loads, stores and fetches whose abort is checked field by field |
 //! | `machine.rs` | what the device tree says: RAM, CPUs, command line |
@@ -33,6 +34,7 @@ pub mod el0;
 pub mod exception;
 mod fault;
 pub mod fpsimd;
+pub mod gic;
 pub mod machine;
 pub mod mmu;
 pub mod promises;
