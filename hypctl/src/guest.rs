@@ -142,7 +142,7 @@ pub(crate) fn modules(path: &Path, arguments: &RunArgs) -> Result<(Vec<Module>, 
 }
 
 /// The first bytes of a regular file, and its size.
-fn open(what: &'static str, path: &Path) -> Result<(Vec<u8>, u64), GuestError> {
+pub(crate) fn open(what: &'static str, path: &Path) -> Result<(Vec<u8>, u64), GuestError> {
     let bad = |why: String| GuestError::File { what, path: path.to_owned(), why };
     let meta = std::fs::metadata(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => bad("there is no such file".to_owned()),

@@ -298,6 +298,7 @@ impl Plan {
 
 /// What a run comes to.
 fn judge(outcome: &Outcome, summary: &mut Summary) -> Exit {
+    summary.started = Some(outcome.started);
     summary.seconds = outcome.elapsed.as_secs_f64();
     let report = outcome.reports.last().map(|line| read_report(line));
     if let Some(Ok((_, value))) = &report {

@@ -73,6 +73,8 @@ pub struct Outcome {
     pub qemu_tail: String,
     /// The script's step that was never reached.
     pub waiting_for: Option<String>,
+    /// When QEMU was started.
+    pub started: Instant,
     /// Wall time.
     pub elapsed: Duration,
 }
@@ -118,7 +120,7 @@ pub fn run(
         }
     };
     child.kill();
-    Ok(session.outcome(end, started.elapsed()))
+    Ok(session.outcome(end, started))
 }
 
 struct Session<'a> {
@@ -276,7 +278,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn outcome(mut self, end: End, elapsed: Duration) -> Outcome {
+    fn outcome(mut self, end: End, started: Instant) -> Outcome {
+        let elapsed = started.elapsed();
         let rest = self.console.finish();
         self.show(&rest);
         let _ = io::stderr().write_all(&self.message);
@@ -286,6 +289,7 @@ impl<'a> Session<'a> {
             console_tail: String::from_utf8_lossy(&self.console_tail).into_owned(),
             qemu_tail: String::from_utf8_lossy(&self.qemu_tail).into_owned(),
             waiting_for: self.player.waiting_for(),
+            started,
             elapsed,
         }
     }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -35,6 +36,9 @@ pub struct Summary {
     pub ended: &'static str,
     /// What went wrong, in words.
     pub message: Option<String>,
+    /// When the emulator was started.
+    #[serde(skip)]
+    pub started: Option<Instant>,
     /// Wall time of the emulator in seconds.
     pub seconds: f64,
     /// The hypervisor's report.

@@ -15,6 +15,9 @@ use crate::console::Console;
 pub struct Boot {
     /// Wall time from QEMU's start to the first program's first line, seconds.
     pub seconds: Option<f64>,
+    /// When its first line came.
+    #[serde(skip)]
+    pub at: Option<Instant>,
     /// The first program's first act.
     pub init: Option<Init>,
     /// The machine as the guest sees it.
@@ -63,15 +66,13 @@ pub struct Marks<'s> {
     console: Console,
     taken: usize,
     sink: &'s mut dyn Write,
-    started: Instant,
     boot: Boot,
 }
 
 impl<'s> Marks<'s> {
-    /// For lines that begin with `mark`; make it when QEMU starts.
+    /// For lines that begin with `mark`.
     pub fn new(mark: &str, sink: &'s mut dyn Write) -> Self {
-        let started = Instant::now();
-        Self { console: Console::new(mark), taken: 0, sink, started, boot: Boot::default() }
+        Self { console: Console::new(mark), taken: 0, sink, boot: Boot::default() }
     }
 
     /// What was told, once the console has ended.
@@ -88,7 +89,7 @@ impl<'s> Marks<'s> {
         // A line that is none of ours has no business here: the verdict will be missed.
         match serde_json::from_str(line) {
             Ok(Mark::Init(init)) => {
-                self.boot.seconds.get_or_insert(self.started.elapsed().as_secs_f64());
+                self.boot.at.get_or_insert_with(Instant::now);
                 self.boot.init.get_or_insert(init);
             }
             Ok(Mark::Up(up)) => drop(self.boot.up.get_or_insert(up)),
@@ -129,7 +130,7 @@ mod tests {
             .unwrap();
         marks.write_all(b":{\"status\":3,\"complaints\":0}}\r\n\x1e").unwrap();
         let boot = marks.finish().unwrap();
-        assert!(boot.seconds.is_some());
+        assert!(boot.at.is_some());
         assert_eq!(boot.init, Some(Init { counter: 7, frequency: 9 }));
         assert_eq!(boot.up, Some(Up { release: "6.12".into(), cpus: 2 }));
         assert_eq!(boot.end, Some(End { status: 3, complaints: 0 }));

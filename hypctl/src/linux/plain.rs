@@ -126,6 +126,7 @@ fn ended(outcome: io::Result<Outcome>, program: &Path, summary: &mut Summary) {
     summary.exit_code = exit.code();
     summary.message = message;
     if let Ok(outcome) = outcome {
+        summary.started = Some(outcome.started);
         summary.seconds = outcome.elapsed.as_secs_f64();
         summary.console_tail = (exit != Exit::OK).then_some(outcome.console_tail);
     }
