@@ -16,6 +16,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use hyp_core::guest_dtb::GuestTreeError;
 use hyp_core::image::Format;
 use hyp_core::range::Bytes;
 use tempfile::NamedTempFile;
@@ -79,6 +80,12 @@ pub enum LinuxError {
         /// Size of the initramfs, bytes.
         unpacked: u64,
     },
+    /// Its device tree cannot be made.
+    #[error(transparent)]
+    Tree(#[from] GuestTreeError),
+    /// More RAM than there are addresses.
+    #[error("--mem {}: no machine has as much", Bytes(*.0))]
+    NoRam(u64),
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     File {

@@ -1,12 +1,18 @@
 //! The same kernel, initramfs, RAM and CPUs on QEMU alone, at EL1: what running under the hypervisor is compared with.
 //!
-//! The machine has what the guest has: GICv3, generic timer, PL011, PSCI over HVC.
+//! The machine has what the guest has, and its device tree is the guest's own, into which QEMU writes the command line and where
+//! the initramfs lies: GICv3, generic timer, PL011, PSCI over HVC, and nothing else that a kernel would look for drivers for.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use hyp_abi::map::RAM_BASE;
+use hyp_core::guest_dtb::{self, GuestTree};
+use hyp_core::range::IpaRange;
+
+use super::LinuxError;
 use super::marks::Marks;
 use crate::cli::RunArgs;
 use crate::error::Error;
@@ -52,20 +58,35 @@ pub(super) fn prepare(
     let qemu = Qemu::find()?;
     summary.qemu = Some(qemu.version().to_string());
     qemu.expect_cpu(&run.cpu)?;
-    let words = arguments(run);
+    let words = arguments(run, &tree(workspace, run)?);
     summary.command = Some(shell_line(qemu.program(), &words));
     Ok((qemu, words))
 }
 
-fn arguments(run: &RunArgs) -> Vec<OsString> {
+/// RAM, in MiB.
+fn mem(run: &RunArgs) -> u64 {
+    run.guest_mem.unwrap_or(super::DEFAULT_MEM).div_ceil(1 << 20)
+}
+
+/// The guest's device tree, as a file.
+fn tree(workspace: &Workspace, run: &RunArgs) -> Result<PathBuf, LinuxError> {
+    let (vcpus, mem) = (run.vcpus.unwrap_or(1), mem(run));
+    let bytes = mem.saturating_mul(1 << 20);
+    let ram = IpaRange::from_len(RAM_BASE, bytes).ok_or(LinuxError::NoRam(bytes))?;
+    let guest = GuestTree { vcpus: vcpus as usize, ram, ramdisk: None, bootargs: "", flash: false };
+    super::keep(workspace, &format!("linux-{vcpus}x{mem}M.dtb"), &guest_dtb::build(&guest)?)
+}
+
+fn arguments(run: &RunArgs, tree: &Path) -> Vec<OsString> {
     let vcpus = run.vcpus.unwrap_or(1).to_string();
-    let mem = format!("{}M", run.guest_mem.unwrap_or(super::DEFAULT_MEM).div_ceil(1 << 20));
+    let mem = format!("{}M", mem(run));
     let mut words: Vec<OsString> = Vec::new();
     words.extend(["-M", "virt,gic-version=3,dtb-randomness=off", "-cpu", &run.cpu].map(Into::into));
     words.extend(["-smp", &vcpus, "-m", &mem, "-nic", "none", "-nographic"].map(Into::into));
     words.extend(run.no_reboot.then(|| "-no-reboot".into()));
     words.extend(ICOUNT.iter().filter(|_| run.icount).map(Into::into));
     words.extend(["-kernel".into(), run.guest.clone().into()]);
+    words.extend(["-dtb".into(), tree.into()]);
     words.extend(run.initrd.iter().flat_map(|path| ["-initrd".into(), path.clone().into()]));
     words.extend(run.append.iter().flat_map(|text| ["-append".into(), text.into()]));
     words.extend(run.extra.iter().cloned());
