@@ -6,7 +6,7 @@
 //! | `recover/judge.rs`, `recover/logged.rs` | whether a run came to that; the records that it left |
 //! | `recover/table.rs` | the table on the terminal, and the JSON |
 //!
-//! A scenario is one `hypctl run`, which anybody can repeat alone: the line is in `--list` and in the JSON. It runs the
+//! A scenario is one `hypctl run`, which anybody can repeat alone in the checkout: the line is in `--list` and in the JSON. It runs the
 //! hypervisor's build with selftests, in which a fault handler that asks for a lock or for memory is a crash. Runs are
 //! judged by the hypervisor's report and by the guest's own verdict, never by how long anything took.
 
@@ -126,7 +126,7 @@ fn models(asked: &[String]) -> Vec<&str> {
 fn list(scenarios: &[&'static Scenario], cpu: &str) -> String {
     let entry = |one: &&Scenario| {
         let words: Vec<_> = one.words(cpu).iter().map(Into::into).collect();
-        let line = shell_line("hypctl".as_ref(), &words);
+        let line = shell_line("./just".as_ref(), &words);
         format!("{} ({}): {}\n    {line}\n", one.name, one.policy, one.about)
     };
     scenarios.iter().map(entry).collect()
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn the_list_has_a_line_to_type_for_each() {
         let text = list(&SCENARIOS.iter().collect::<Vec<_>>(), "max");
-        assert_eq!(text.matches("    hypctl run ").count(), SCENARIOS.len());
+        assert_eq!(text.matches("    ./just run ").count(), SCENARIOS.len());
         assert!(text.contains("--selftest --cpu max"), "{text}");
     }
 }

@@ -4,9 +4,10 @@
 //! clean page costs where hardware does not manage the dirty state.
 //!
 //! With `holes=1` it reaches for so many pages behind its RAM instead, for counting what one recovery by the scratch page costs. Between
-//! them it makes a call now and then, so that the hypervisor's log of violations does not fill up.
+//! them it makes a call now and then, so that the hypervisor's log of violations does not fill up. `far=` bytes behind that is
+//! another window, then, which it reaches for by turns; unless it is 0.
 //!
-//! Arguments: `pages=` (2048), `log=` (0), `holes=` (0). One vCPU. The warm-up touches one page of every 2 MiB block of the
+//! Arguments: `pages=` (2048), `log=` (0), `holes=` (0), `far=` (0). One vCPU. The warm-up touches one page of every 2 MiB block of the
 //! range, so that the stage-2 tables are there; between the two looks at the counter there is nothing
 //! but one store for each further page, and each of them faults once.
 
@@ -26,11 +27,11 @@ guest_rt::guest!("bench-fault", bench);
 const BLOCK: usize = MIB2 / PAGE;
 
 fn bench(machine: &Machine) {
-    let arguments = machine.args(&["pages", "log", "holes"]);
+    let arguments = machine.args(&["pages", "log", "holes", "far"]);
     let (pages, log) = (arguments.number("pages", 2048), arguments.number("log", 0));
     check!(pages > 0, "pages=0: nothing to measure");
     if arguments.number("holes", 0) != 0 {
-        return holes(machine.ram.end, pages);
+        return holes(machine.ram.end, arguments.number("far", 0), pages);
     }
     // The first page of each block is the warm-up's.
     let blocks = pages.div_ceil(BLOCK - 1);
@@ -92,16 +93,21 @@ fn refault(base: usize, pages: usize, bitmap: usize) {
     );
 }
 
-/// Reaches for so many pages behind RAM.
-fn holes(base: usize, pages: usize) {
+/// Reaches for so many pages behind RAM; every other one is `far` bytes behind its place.
+fn holes(base: usize, far: usize, pages: usize) {
     let (blocks, each) = (pages.div_ceil(BLOCK - 1), BLOCK - 1);
-    (0..blocks).for_each(|block| touch(base + block * MIB2));
+    for block in (0..blocks).map(|block| base + block * MIB2) {
+        touch(block);
+        if far != 0 {
+            touch(block + far);
+        }
+    }
     let before = call::stat(Stat::Recovered);
     for number in 0..pages {
         if number % UNTOLD == 0 {
             let _ = installed();
         }
-        touch(base + number / each * MIB2 + (number % each + 1) * PAGE);
+        touch(base + number % 2 * far + number / each * MIB2 + (number % each + 1) * PAGE);
     }
     let after = call::stat(Stat::Recovered);
     say!("bench-fault: {pages} pages that are not there");

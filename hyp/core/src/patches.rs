@@ -100,6 +100,20 @@ impl<T: Copy + PartialEq> Patches<T> {
         range.contains(address).then_some(value)
     }
 
+    /// The largest range around an address in which the same holds, and what, if it is not what the rest has in common.
+    #[must_use]
+    pub fn around(&self, address: u64) -> (IpaRange, Option<&T>) {
+        let before = self.list.partition_point(|(range, _)| range.end <= address);
+        match self.list.get(before) {
+            Some((range, value)) if range.contains(address) => (*range, Some(value)),
+            next => {
+                let last = before.checked_sub(1).and_then(|last| self.list.get(last));
+                let start = last.map_or(0, |(last, _)| last.end);
+                (IpaRange { start, end: next.map_or(u64::MAX, |(next, _)| next.start) }, None)
+            }
+        }
+    }
+
     /// What holds in all of a range that is not empty.
     #[must_use]
     pub fn over(&self, range: IpaRange) -> Over<T> {

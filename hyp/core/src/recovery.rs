@@ -313,6 +313,13 @@ impl Windows {
         self.list.at(address).copied()
     }
 
+    /// The window that has an address, and its policy; outside of all windows what lies between them.
+    #[must_use]
+    pub fn around(&self, address: u64) -> (IpaRange, Option<Recovery>) {
+        let (range, policy) = self.list.around(address);
+        (range, policy.copied())
+    }
+
     /// Whether a range that is not empty has an address of a window.
     #[must_use]
     pub fn touch(&self, range: IpaRange) -> bool {

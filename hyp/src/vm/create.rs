@@ -31,7 +31,7 @@ use super::churning::Churning;
 use super::idregs::IdRegisters;
 use super::payload::Payload;
 use super::pe::{self, Pages, Pe};
-use super::policy::NOWHERE;
+use super::policy::Number;
 use super::vcpu::Mailbox;
 use super::{EPOCHS, Policy, Stage2, Vm, control, interrupts, recovery, scan, takedown};
 use crate::boot::{Machine, Refusal};
@@ -194,7 +194,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
     let scratch = recovery::page(&space)?;
     let policy = policy(&space, plan)?;
     window::open(&space, cpu::current(), policy.main)?;
-    for (range, _) in policy.windows.all() {
+    for (range, _) in policy.windows.all().filter(|(_, policy)| *policy == Recovery::Scratch) {
         recovery::open_to_el2(&space, cpu::current(), policy.main, range)?;
     }
     window::hook(&space)?;
@@ -343,6 +343,7 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
     let map = plan.map();
     let windows = plan.recovery.windows(&map)?;
     let mut policy = Policy {
+        number: Number::next(),
         ram: paged,
         ram_page,
         main: ram,
@@ -352,12 +353,10 @@ fn policy(space: &Stage2, plan: &Plan) -> Result<Policy, Refusal> {
         limited,
         windows,
         nothing: plan.recovery.default.unwrap_or(Recovery::Stop),
-        hole: NOWHERE,
         end: Ipa::new(map.end),
         regions,
     };
     policy.ram = policy.ordinary(None, &policy.limited, &policy.windows);
-    policy.hole = policy.largest_hole(&policy.windows);
     Ok(policy)
 }
 

@@ -67,7 +67,7 @@ pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     let policy = vm.policy(&guard);
     if !policy.ram.contains(at) {
         let esr = ESR_EL2.get();
-        if policy.hole.contains(at) && is_no_fetch(esr) {
+        if vcpu.hole.has(policy, at) && is_no_fetch(esr) {
             drop(path);
             return recovery::scratch(env, guard, vcpu, esr, at);
         }
@@ -92,17 +92,21 @@ pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
 /// A Translation fault that is not in the ordinary part of RAM, under the guard that saw that.
 #[inline(never)]
 fn elsewhere(env: Env<'_>, vcpu: &mut Vcpu, at: Ipa, guard: Guard<'_>) -> Step {
-    let Some(fault) = Fault::new(ESR_EL2.get(), vcpu.context.pstate) else {
+    let esr = ESR_EL2.get();
+    let policy = env.vm.policy(&guard);
+    if is_no_fetch(esr)
+        && policy.moving.is_none()
+        && let Some(hole) = policy.hole_around(at)
+    {
+        vcpu.hole = hole;
+        return recovery::scratch(env, guard, vcpu, esr, at);
+    }
+    let Some(fault) = Fault::new(esr, vcpu.context.pstate) else {
         return diagnose(env, vcpu, Some(at.get()), None);
     };
-    let policy = env.vm.policy(&guard);
     // What installs looks at the slot itself.
-    match missing(fault, Seen::Empty, policy.place(at)) {
-        Action::Scratch if policy.moving.is_none() => {
-            recovery::scratch(env, guard, vcpu, ESR_EL2.get(), at)
-        }
-        action => extraordinary(env, vcpu, fault, at, guard, action),
-    }
+    let action = missing(fault, Seen::Empty, policy.place(at));
+    extraordinary(env, vcpu, fault, at, guard, action)
 }
 
 /// The same, where more is to be done than to show the scratch page.

@@ -6,6 +6,8 @@
 //! | RAM that is being moved or released | [`Retry`](TouchError::Retry): it is on its way |
 //! | a recovery window of the policy `scratch` | the VM's scratch page is installed, within the same bound on tables, counted as the guest's violation, and recorded as one of EL2 |
 //! | anything else | [`NotMapped`](TouchError::NotMapped) |
+//!
+//! Where EL2's window has no tables, as in holes by default, nothing is filled: [`NotCovered`](TouchError::NotCovered).
 
 use hyp_abi::call::Stat;
 use hyp_core::recovery::Past;

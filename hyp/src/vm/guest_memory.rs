@@ -11,10 +11,11 @@ use alloc::format;
 
 use hyp_core::PaRange;
 use hyp_core::recovery::Past;
-use stage2::fault::{Place, Recovery};
+use stage2::fault::{Place, Recovery, Seen};
 use stage2::space::WriteError;
 use stage2::{Ipa, Prot, View};
 
+use super::fault;
 use super::outcome::Refused;
 use super::run::Env;
 use crate::lock::relax;
@@ -24,22 +25,35 @@ use crate::window::{self, Session, TouchError};
 /// Times that a page is tried again: its slot is in transition, or the stock was empty.
 const TRIES: usize = 64;
 
-/// Whether so many bytes, of a few pages, are RAM that the guest may write, or where the scratch page takes what is written.
+/// Whether so many bytes, of a few pages, are RAM that the guest may write, or where the scratch page takes what is written and EL2's
+/// window reaches.
 ///
 /// # Errors
-/// [`Refused::Invalid`] if not: nothing has been written of an answer, then.
+/// [`Refused::Invalid`] if not: nothing has been done, nor written of an answer, then.
 pub(crate) fn check(env: Env<'_>, ipa: u64, bytes: u64) -> Result<(), Refused> {
     let end = ipa.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(PAGE));
     let (start, end) = (ipa & !(PAGE - 1), end.ok_or(Refused::Invalid)?);
     let guard = env.guards.enter();
     let policy = env.vm.policy(&guard);
-    let may = |page: u64| match policy.place(Ipa::new(page)) {
+    let may = |page: Ipa| match policy.place(page) {
         Place::Ram { allowed } => allowed.contains(Prot::WRITE),
-        Place::Recovery { policy: Recovery::Scratch, ram: None } => true,
-        Place::Recovery { ram, .. } => ram.is_some_and(|allowed| allowed.contains(Prot::WRITE)),
-        Place::Emulated | Place::Nothing(_) | Place::BeyondIpaSize(_) => false,
+        Place::Recovery { policy: Recovery::Scratch, ram: None } => {
+            env.vm.space.window_covers(page)
+        }
+        Place::Recovery { policy, ram: Some(allowed) } => {
+            let is_hole = || fault::seen(env, &guard, page) == Seen::Empty;
+            allowed.contains(Prot::WRITE) && (policy == Recovery::Scratch || !is_hole())
+        }
+        Place::Recovery { ram: None, .. }
+        | Place::Emulated
+        | Place::Nothing(_)
+        | Place::BeyondIpaSize(_) => false,
     };
-    if (start..end).step_by(PAGE as usize).all(may) { Ok(()) } else { Err(Refused::Invalid) }
+    if (start..end).step_by(PAGE as usize).map(Ipa::new).all(may) {
+        Ok(())
+    } else {
+        Err(Refused::Invalid)
+    }
 }
 
 /// Writes bytes to the guest's memory from `ipa` on. Called with no guard open.

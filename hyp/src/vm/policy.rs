@@ -9,15 +9,15 @@
 //! | everything else | a block where one may be ([`blocks`](super::blocks)), or a page |
 //!
 //! So the path of most faults asks for one range, whatever else there is: the largest part of RAM in which nothing special is
-//! the case. A policy is immutable. Who has the turn ([`Vm::moving`](super::Vm)) [publishes](publish) another, and
+//! the case. And a vCPU remembers the hole that it has last met, with the number of the policy by which it is one
+//! ([`LastHole`]): the path of most recoveries asks for that. A policy is immutable. Who has the turn ([`Vm::moving`](super::Vm)) [publishes](publish) another, and
 //! waits until nobody goes by the old one. What the next one takes on the heap is taken beforehand ([`Room`]), while it may
 //! still be refused.
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
-use core::iter;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_core::patches::{Over, Patches};
 use hyp_core::recovery::{Recovery, Windows};
@@ -43,6 +43,8 @@ pub(super) const NOWHERE: IpaRange = match IpaRange::new(Ipa::new(1 << 56), BLOC
 /// What guest-physical addresses are: immutable, replaced as a whole.
 #[derive(Debug)]
 pub(crate) struct Policy {
+    /// No other policy has had it.
+    pub(super) number: Number,
     /// The part of RAM in which nothing special is the case: what nearly every fault is about, looked at before all else.
     pub(crate) ram: IpaRange,
     /// How a page of RAM is mapped.
@@ -61,13 +63,45 @@ pub(crate) struct Policy {
     pub(super) windows: Windows,
     /// The same for addresses at which there is nothing at all.
     pub(super) nothing: Recovery,
-    /// The largest range outside of RAM in which every address is a hole that the scratch page is shown in: looked at before all else
-    /// that is no RAM.
-    pub(super) hole: IpaRange,
     /// The first address that is beyond the VM's.
     pub(super) end: Ipa,
     /// Everything but windows.
     pub(crate) regions: Regions,
+}
+
+/// Which policy it is, of all that there ever were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Number(u64);
+
+impl Number {
+    /// No policy's.
+    const NONE: Self = Self(0);
+
+    /// One that no policy has had.
+    pub(super) fn next() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(Number::NONE.0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+/// The hole that a vCPU has last met: addresses, and the policy by which each of them is a hole in which the scratch page is shown,
+/// unless something is mapped there. It says nothing under any other policy.
+#[derive(Debug)]
+pub(crate) struct LastHole {
+    policy: Number,
+    start: u64,
+    bytes: u64,
+}
+
+impl LastHole {
+    /// None.
+    pub(super) const NONE: Self = Self { policy: Number::NONE, start: 0, bytes: 0 };
+
+    /// Whether an address is in it, and it is one by this policy.
+    #[inline(always)]
+    pub(super) fn has(&self, policy: &Policy, ipa: Ipa) -> bool {
+        self.policy == policy.number && ipa.get().wrapping_sub(self.start) < self.bytes
+    }
 }
 
 /// What a part of RAM allows that does not allow everything, and how it is mapped.
@@ -98,13 +132,7 @@ impl Policy {
     /// What an address is to a fault.
     #[inline(always)]
     pub(crate) fn place(&self, ipa: Ipa) -> Place {
-        if self.hole.contains(ipa) {
-            Place::Recovery { policy: Recovery::Scratch, ram: None }
-        } else if self.ram.contains(ipa) {
-            Place::Ram { allowed: RAM }
-        } else {
-            self.place_elsewhere(ipa)
-        }
+        if self.ram.contains(ipa) { Place::Ram { allowed: RAM } } else { self.place_elsewhere(ipa) }
     }
 
     #[cold]
@@ -189,23 +217,29 @@ impl Policy {
         IpaRange::new(range.start(), until - start).ok()
     }
 
-    /// The largest range outside of RAM where a hole is scratch: a window, or what lies between everything, by default.
-    pub(super) fn largest_hole(&self, windows: &Windows) -> IpaRange {
-        let ram = plain(self.main);
-        let scratch = |&(range, policy): &(hyp_core::IpaRange, Recovery)| {
-            policy == Recovery::Scratch && !ram.overlaps(&range)
-        };
-        let declared = windows.all().filter(scratch).map(|(range, _)| range);
-        let ranges = || self.regions.all().iter().map(|region| plain(region.range));
-        let starts = iter::once(0).chain(ranges().map(|range| range.end));
-        let ends = ranges().map(|range| range.start).chain(iter::once(self.end.get()));
-        let nothing = starts
-            .zip(ends)
-            .filter(|_| self.nothing == Recovery::Scratch)
-            .filter_map(|(start, end)| windows.largest_gap(hyp_core::IpaRange { start, end }));
-        let hole = declared.chain(nothing).max_by_key(hyp_core::IpaRange::len);
-        hole.and_then(|hole| IpaRange::new(Ipa::new(hole.start), hole.len()).ok())
-            .unwrap_or(NOWHERE)
+    /// The hole around an address, if that is one in which the scratch page is shown: all of its window, or what lies between windows
+    /// and everything else.
+    #[inline(never)]
+    pub(super) fn hole_around(&self, ipa: Ipa) -> Option<LastHole> {
+        let (mut hole, window) = self.windows.around(ipa.get());
+        if window.unwrap_or(self.nothing) != Recovery::Scratch {
+            return None;
+        }
+        if window.is_none() {
+            hole.end = hole.end.min(self.end.get());
+            for region in self.regions.all() {
+                let region = plain(region.range);
+                if region.end <= ipa.get() {
+                    hole.start = hole.start.max(region.end);
+                } else {
+                    hole.end = hole.end.min(region.start);
+                }
+            }
+        }
+        // Not in a region, nor beyond the VM's addresses.
+        let bytes = hole.end.saturating_sub(hole.start);
+        let is_in = ipa.get().wrapping_sub(hole.start) < bytes;
+        is_in.then_some(LastHole { policy: self.number, start: hole.start, bytes })
     }
 
     /// The part of RAM in which nothing special is the case.
@@ -277,6 +311,7 @@ pub(super) fn publish(env: Env<'_>, room: Room, moving: Option<Moving>) -> Resul
         let guard = env.guards.enter();
         let now = env.vm.policy(&guard);
         place.push(Policy {
+            number: Number::next(),
             ram: now.ordinary(moving.as_ref().map(Moving::range), &limited, &windows),
             ram_page: now.ram_page,
             main: now.main,
@@ -284,7 +319,6 @@ pub(super) fn publish(env: Env<'_>, room: Room, moving: Option<Moving>) -> Resul
             blocks: now.blocks,
             moving,
             limited,
-            hole: now.largest_hole(&windows),
             windows,
             nothing: now.nothing,
             end: now.end,

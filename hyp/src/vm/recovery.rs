@@ -275,7 +275,7 @@ pub(crate) fn recover(env: Env<'_>, start: u64, bytes: u64, number: u64) -> Resu
         (Room::opening(now, next)?, now.main)
     };
     let claim = vm.space.claim(range).map_err(|_| Refused::Busy)?;
-    if policy.is_some() && range.end() <= CALLED_TO_EL2 {
+    if policy == Some(Recovery::Scratch) && range.end() <= CALLED_TO_EL2 {
         open_to_el2(&vm.space, cpu, ram, plain(range)).map_err(|_| Refused::NoMemory)?;
     }
     publish(env, room, None)?;

@@ -6,6 +6,7 @@ use hyp_core::caches::Walk;
 
 use super::context::Context;
 use super::interrupts::VcpuInterrupts;
+use super::policy::LastHole;
 
 /// `SPSR_EL2` of a vCPU that starts: EL1 with SP_EL1, everything masked.
 const START_STATE: u64 = 0x3c5;
@@ -79,6 +80,8 @@ pub(crate) struct Vcpu {
     pub(crate) interrupts: VcpuInterrupts,
     /// A cleaning of the VM's memory that its instruction has begun.
     pub(crate) cleaning: Walk,
+    /// Where it has last reached for nothing.
+    pub(super) hole: LastHole,
     repeat: Repeat,
     /// Instruction, page and number of the last fault that found nothing to do, of those that are noted.
     spurious: Option<(u64, u64, u64)>,
@@ -92,6 +95,7 @@ impl Vcpu {
             context: Context::new(),
             interrupts: VcpuInterrupts::new(),
             cleaning: Walk::default(),
+            hole: LastHole::NONE,
             repeat: Repeat::default(),
             spurious: None,
         }

@@ -1,8 +1,10 @@
 //! `hypctl bench fault`: EL2 instructions of one populate fault, from the vector to the ERET, without the zeroing
 //! and the cleaning of the page; and, in a run of its own, of a write fault on a page whose writes are logged, where
 //! hardware does not manage the dirty state (`mask=hw-dirty`); and, in a third, of an access to an address without memory that is
-//! recovered by the scratch page, the violation recorded.
+//! recovered by the scratch page, the violation recorded: in the recovery window that the vCPU has last met, one of as many
+//! as there may be; and, in a fourth, in two of them by turns.
 
+use hyp_abi::call::RECOVER_MAX;
 use hyp_abi::map::RAM_BASE;
 use hyp_core::report::Measure;
 use serde::Serialize;
@@ -16,6 +18,19 @@ const GUEST: &str = "bench-fault";
 /// Holds the pages of a full run.
 const MEMORY: Memory = Memory { machine: 512 << 20, guest: 64 << 20 };
 
+/// Where the second of two windows by turns begins.
+const FAR: u64 = 0x8000_0000;
+
+/// The word that declares as many recovery windows as there may be. Of two the policy is `scratch`: behind RAM, and at [`FAR`].
+fn windows() -> String {
+    let mut word = format!("recover=scratch@{:#x}+32M", RAM_BASE + MEMORY.guest);
+    word.push_str(&format!(",scratch@{FAR:#x}+64M"));
+    let others = (2..RECOVER_MAX as u64).map(|number| 0xa000_0000 + (number << 24));
+    word.extend(others.map(|at| format!(",inject@{at:#x}+1M")));
+    word.push(' ');
+    word
+}
+
 #[derive(Debug, Serialize)]
 struct Numbers<'a> {
     schema: u32,
@@ -28,6 +43,8 @@ struct Numbers<'a> {
     refault: Measure,
     recover_command: String,
     recover: Measure,
+    turns_command: String,
+    turns: Measure,
     identical: bool,
 }
 
@@ -45,17 +62,17 @@ fn measure(arguments: &BenchArgs) -> Result<Exit, BenchError> {
     let logged = bench.setting(GUEST, format!("pages={pages} log=1"), "mask=hw-dirty ", MEMORY)?;
     let (again, same) = logged.run_twice()?;
     let refault = again.measured(again.report.relaxing.filter(|measure| measure.samples > 0))?;
-    let holes = bench.setting(
-        GUEST,
-        format!("pages={pages} holes=1"),
-        &format!("recover=scratch@{:#x}+32M ", RAM_BASE + MEMORY.guest),
-        MEMORY,
-    )?;
+    let holes = bench.setting(GUEST, format!("pages={pages} holes=1"), &windows(), MEMORY)?;
     let (gone, alike) = holes.run_twice()?;
     let recover = gone.measured(gone.report.recovering.filter(|measure| measure.samples > 0))?;
-    let identical = identical && same && alike;
+    let far = FAR - RAM_BASE - MEMORY.guest;
+    let words = format!("pages={pages} holes=1 far={far}");
+    let two = bench.setting(GUEST, words, &windows(), MEMORY)?;
+    let (turned, equal) = two.run_twice()?;
+    let turns = turned.measured(turned.report.recovering.filter(|measure| measure.samples > 0))?;
+    let identical = identical && same && alike && equal;
     let numbers = Numbers {
-        schema: 3,
+        schema: 4,
         what: "EL2 instructions of one populate fault, of one write to a clean page that is logged, and of one access without memory \
                that is recovered, from vector to ERET",
         cpu: &arguments.cpu,
@@ -66,25 +83,27 @@ fn measure(arguments: &BenchArgs) -> Result<Exit, BenchError> {
         refault,
         recover_command: holes.command(),
         recover,
+        turns_command: two.command(),
+        turns,
         identical,
     };
-    let Measure { samples, min, median, max } = measure;
-    let text = format!(
-        "populate fault: EL2 instructions from vector to ERET, zeroing and cleaning not counted\n\
-         cpu {0}, {samples} faults: min {min}, median {median}, max {max}\n\
-         write fault on a clean page that is logged, without hardware dirty state\n\
-         cpu {0}, {1} faults: min {2}, median {3}, max {4}\n\
-         access without memory that is recovered by the scratch page, and recorded\n\
-         cpu {0}, {5} faults: min {6}, median {7}, max {8}\n",
-        arguments.cpu,
-        refault.samples,
-        refault.min,
-        refault.median,
-        refault.max,
-        recover.samples,
-        recover.min,
-        recover.median,
-        recover.max
-    );
+    let parts = [
+        (
+            "populate fault: EL2 instructions from vector to ERET, zeroing and cleaning not counted",
+            measure,
+        ),
+        ("write fault on a clean page that is logged, without hardware dirty state", refault),
+        (
+            "access without memory that is recovered by the scratch page, and recorded: in the same of 16 windows",
+            recover,
+        ),
+        ("the same, in two of 16 windows by turns", turns),
+    ];
+    let line = |(what, measure): (&str, Measure)| {
+        let Measure { samples, min, median, max } = measure;
+        let cpu = &arguments.cpu;
+        format!("{what}\ncpu {cpu}, {samples} faults: min {min}, median {median}, max {max}\n")
+    };
+    let text: String = parts.into_iter().map(line).collect();
     Ok(publish(arguments.json.as_deref(), &numbers, &text, identical))
 }

@@ -3,7 +3,7 @@
 use hyp_core::report::{Outcome, Report};
 use serde::{Serialize, Serializer};
 
-use super::scenarios::{Count, End, Scenario};
+use super::scenarios::{Count, End, Scenario, between};
 use crate::machine::shell_line;
 use crate::summary::Summary;
 
@@ -54,7 +54,7 @@ impl Judged {
             seen: None,
             outcome: String::new(),
             wrong: Vec::new(),
-            command: shell_line("hypctl".as_ref(), &words),
+            command: shell_line("./just".as_ref(), &words),
             summary,
             console,
         };
@@ -110,7 +110,8 @@ impl Judged {
         let others = report.stats.recovered + report.stats.injected + report.stats.violations;
         let (least, most) = (others, others + u64::from(report.diagnosis.is_some()));
         if !(least..=most).contains(&logged) {
-            self.wrong.push(format!("the log tells of {logged} violations, not {most}"));
+            let wanted = between(least, most);
+            self.wrong.push(format!("the log tells of {logged} violations, not {wanted}"));
         }
         self.wrong.extend((scenario.check)(report));
         match &report.takedown {

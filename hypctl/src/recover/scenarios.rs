@@ -251,6 +251,9 @@ pub static SCENARIOS: &[Scenario] = &[
         .violations(between(128, 3 * 128)),
     wild("hole-sizes", "scratch", "COLLAPSE, COPY, SPLIT, runs and MOVE around holes that 3 vCPUs use").vcpus(4)
         .options(&["--blocks"]).violations(at_least(48)),
+    wild("hole-shadow", "scratch", "a shadow of memory, of which a quarter is holes").violations(exactly(64 + 8)),
+    wild("hole-tables", "scratch", "more holes than scratch may have tables for, four times, also by EL2's faults")
+        .options(&["--recover", "scratch,scratch@0x400000000+1M"]).violations(exactly(9065)),
     scratch("hole-storm", "100 000 violations, while 3 vCPUs work").vcpus(4)
         .options(&["--recover", window!("scratch"), "--recover-limit", "100000", "--recover-rate", "4000000000"])
         .violations(exactly(100_000)),
@@ -274,6 +277,8 @@ pub static SCENARIOS: &[Scenario] = &[
     scratch("el2-taken", "EL2 reaches for RAM that is moved and released, on 3 vCPUs").vcpus(4)
         .violations(exactly(0)),
     scratch("el2-buffers", "calls that answer in a hole").violations(exactly(2)),
+    wild("el2-outside", "all", "calls that answer where EL2 has no way").violations(exactly(2))
+        .options(&["--recover", "scratch,scratch@0x400000000+1M"]),
     inject("el2-refused", "EL2 reaches for what is an abort").violations(exactly(0)),
     inject("inject-again", "the same load a thousand times").violations(exactly(1000)),
     inject("inject-el1", "loads, stores and fetches at EL1").violations(exactly(3)),

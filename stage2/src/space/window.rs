@@ -99,6 +99,13 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         Ok(self.window_table(pa))
     }
 
+    /// Whether EL2's window has a slot for a page: its tables were [built](Self::open_window) that far. They stay as long as the space
+    /// does, so `true` stays true. Whether anything is there shows when it is touched.
+    #[must_use]
+    pub fn window_covers(&self, ipa: Ipa) -> bool {
+        self.window_slot(ipa).is_some()
+    }
+
     fn window_slot(&self, ipa: Ipa) -> Option<&Slot> {
         let pages = self.window_pages(self.window.root()?, ipa).ok()?;
         Some(pages.slot(Level::L3.index(ipa)))

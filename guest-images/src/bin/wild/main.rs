@@ -18,7 +18,7 @@ mod sysreg;
 
 use guest_rt::{Args, Machine, fail, say};
 use recovery::{
-    aborts, changes, crowd, el2, floods, kinds, lives, logged, told, walks, wide, windows,
+    aborts, changes, crowd, el2, floods, kinds, lives, logged, tables, told, walks, wide, windows,
 };
 
 guest_rt::guest!("wild", wild);
@@ -104,6 +104,8 @@ static CASES: &[Case] = &[
     case("hole-release", "RELEASE of scratch in use", End::Pass, changes::release),
     case("hole-protect", "PROTECT, the dirty log and AGE around holes", End::Pass, changes::protections),
     case("hole-sizes", "blocks, runs and moves around holes", End::Pass, changes::sizes),
+    case("hole-shadow", "a shadow of memory with holes", End::Pass, changes::shadow),
+    case("hole-tables", "more holes than tables", End::Pass, tables::bounded),
     case("hole-storm", "100 000 violations", End::Pass, floods::storm),
     case("hole-endless", "violations without end", End::Stopped, floods::endless),
     case("hole-told", "one load, and a second of nothing else", End::Pass, told::spin),
@@ -119,6 +121,7 @@ static CASES: &[Case] = &[
     case("el2-same", "EL2 and the guest reach the same memory", End::Pass, el2::same),
     case("el2-taken", "EL2 reaches for memory that is taken away", End::Pass, el2::taken),
     case("el2-buffers", "calls that answer in a hole", End::Pass, el2::buffers),
+    case("el2-outside", "calls that answer where EL2 has no way", End::Pass, el2::outside),
     case("el2-refused", "EL2 reaches for what is an abort", End::Pass, el2::refused),
     case("sysreg", "accesses the system register reg=", End::Named("a report"), sysreg::any),
 ];

@@ -6,7 +6,8 @@
 pub enum Stat {
     /// Stage-2 faults taken, of any kind.
     Faults = 0,
-    /// Pages, or blocks, that a fault or POPULATE installed.
+    /// Pages, or blocks, that a fault or POPULATE installed where nothing was mapped. Not pages that POPULATE puts in the place of the
+    /// scratch page: a call answers how many it has mapped in all.
     Installed = 1,
     /// Installs that lost to another virtual CPU that was faster.
     LostRaces = 2,

@@ -59,6 +59,19 @@ proptest! {
     }
 
     #[test]
+    fn around_an_address_is_all_in_which_the_same_holds(changes in changes(), at in 0..SPACE) {
+        let (patches, reference) = applied(&changes);
+        let (around, value) = patches.around(at);
+        prop_assert_eq!(value.copied(), reference[at as usize]);
+        let (start, end) = (around.start, around.end.min(SPACE));
+        prop_assert!((start..end).contains(&at));
+        let alike = |other: u64| reference[other as usize] == reference[at as usize];
+        prop_assert!((start..end).all(alike), "{start} to {end}");
+        prop_assert!(start == 0 || !alike(start - 1), "more before {start}");
+        prop_assert!(end == SPACE || !alike(end), "more from {end} on");
+    }
+
+    #[test]
     fn the_largest_gap_is_as_large_as_any(changes in changes(), cut in 0..SPACE) {
         let (patches, reference) = applied(&changes);
         let (below, above) = reference.split_at(cut as usize);

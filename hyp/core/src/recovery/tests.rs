@@ -89,6 +89,8 @@ fn ram_may_be_a_window_as_a_whole_and_does_not_count() {
     let windows = asked("scratch@0x40000000+128M,inject@0x80000000+1G").unwrap();
     assert!(windows.cover(RAM) && windows.touch(range(RAM.end - 1, 2)));
     assert_eq!(windows.largest_gap(RAM), None);
+    assert_eq!(windows.around(RAM.start + 5), (RAM, Some(Recovery::Scratch)));
+    assert_eq!(windows.around(RAM.end), (range(RAM.end, 0x8000_0000 - RAM.end), None));
 }
 
 #[test]

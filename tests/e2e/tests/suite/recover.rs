@@ -71,6 +71,8 @@ scenarios! {
     hole_release "hole-release",
     hole_protect "hole-protect",
     hole_sizes "hole-sizes",
+    hole_shadow "hole-shadow",
+    hole_tables "hole-tables",
     hole_storm "hole-storm",
     hole_limit "hole-limit",
     hole_rate "hole-rate",
@@ -82,6 +84,7 @@ scenarios! {
     el2_same "el2-same",
     el2_taken "el2-taken",
     el2_buffers "el2-buffers",
+    el2_outside "el2-outside",
     el2_refused "el2-refused",
     inject_again "inject-again",
     inject_el1 "inject-el1",
@@ -125,7 +128,7 @@ fn the_json_has_an_entry_a_run_with_its_report_and_its_line() {
     assert_eq!(seen, [Some(1), Some(1), Some(4), Some(0)]);
     for run in runs {
         assert!(
-            run["command"].as_str().unwrap().starts_with("hypctl run wild --selftest"),
+            run["command"].as_str().unwrap().starts_with("./just run wild --selftest"),
             "{run}"
         );
         assert!(run["summary"]["report"]["stats"]["faults"].as_u64() > Some(0), "{run}");
@@ -138,7 +141,7 @@ fn mistakes_are_sentences_and_nothing_is_run() {
         (&["hole-raed"][..], "there is no scenario `hole-raed`; known: stop-read, "),
         (&["--cpu", "pentium"], "no CPU model `pentium`"),
         (&["--json", "/nowhere/table.json", "stop-read"], "there is no folder /nowhere"),
-        (&["--jobs", "0"], "0"),
+        (&["--jobs", "0"], "0 is not in 1..=64"),
     ] {
         let ended = recover(words);
         assert_eq!(code(&ended), Some(2), "{words:?}: {}{}", ended.stdout, ended.stderr);
@@ -175,7 +178,7 @@ fn what_is_not_as_expected_is_told_and_is_an_exit_code() {
 fn the_list_names_every_scenario_and_runs_none() {
     let ended = recover(&["--list"]);
     assert_eq!(code(&ended), Some(0), "{}", ended.stderr);
-    let lines = ended.stdout.matches("\n    hypctl run ").count();
+    let lines = ended.stdout.matches("\n    ./just run ").count();
     assert_eq!(lines, SCENARIOS.len(), "{}", ended.stdout);
 }
 

@@ -12,7 +12,7 @@ use guest_rt::{Args, MIB2, Machine, PAGE, call, check, check_eq, fail};
 use hyp_abi::call::{
     AGE, BUSY, COLLAPSE, CONTIGUOUS, COPY, DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, DISSOLVE, MOVE,
     POPULATE, PROT_EXEC_EL0, PROT_EXEC_EL1, PROT_READ, PROT_WRITE, PROTECT, RECOVER,
-    RECOVER_SCRATCH, RELEASE, SPLIT, SUCCESS, Stat,
+    RECOVER_SCRATCH, RELEASE, SHADOW, SHADOW_BEGIN, SHADOW_END, SHADOW_ROUND, SPLIT, SUCCESS, Stat,
 };
 use smccc::Hvc;
 
@@ -217,6 +217,43 @@ fn harvests(range: usize, bitmap: usize) {
         }
         check!(bit(bitmap, written), "page {written} was written, and is not in the log");
     }
+    check_eq!(part(DIRTY_STOP, 0, 0, 0).is_ok(), true, "DIRTY_STOP");
+}
+
+/// A second copy of a range in which a quarter is holes: those have no part in it, until POPULATE puts memory there, and when RELEASE
+/// has made holes again their memory is as if it had never been touched.
+pub(crate) fn shadow(machine: &Machine, _: Args) {
+    const HOLES: usize = PAGES / 4;
+    const FILLED: usize = 16;
+    let range = machine.arena().take(PAGES * PAGE, MIB2);
+    let holes = range + HOLES * PAGE;
+    let shadow = |operation| {
+        let asked = [operation, range as u64, (PAGES * PAGE) as u64];
+        let [status, first, second, _] = call::raw::<Hvc>(SHADOW, asked);
+        check_eq!(status as i64, SUCCESS, "SHADOW {operation}");
+        [first, second]
+    };
+    let write = |first: usize, pages: usize, round: usize| {
+        (0..pages).for_each(|page| put(first + page * PAGE, value(round, page)));
+    };
+    check_eq!(all(RECOVER, holes, HOLES * PAGE, RECOVER_SCRATCH), 0, "scratch pages");
+    check_eq!(all(DIRTY_START, range, PAGES * PAGE, 0), 0, "the dirty log");
+    check_eq!(shadow(SHADOW_BEGIN)[0], (PAGES * PAGE) as u64, "bytes of the shadow");
+    recovers("the holes", HOLES as u64, || write(range, PAGES, 0));
+    check_eq!(shadow(SHADOW_ROUND)[1], (PAGES - HOLES) as u64, "pages copied, of all but holes");
+    write(range, PAGES, 1);
+    check_eq!(all(POPULATE, holes, FILLED * PAGE, 0), FILLED as u64, "pages populated");
+    write(holes, FILLED, 2);
+    let copied = (PAGES - HOLES + FILLED) as u64;
+    check_eq!(shadow(SHADOW_ROUND)[1], copied, "pages copied, with those that were holes");
+    write(holes, HOLES, 3);
+    check_eq!(shadow(SHADOW_ROUND)[1], FILLED as u64, "pages copied, of those alone");
+    check_eq!(all(RELEASE, holes, FILLED / 2 * PAGE, 0), FILLED as u64 / 2, "pages released");
+    recovers("holes again", FILLED as u64 / 2, || write(holes, FILLED / 2, 4));
+    // In the rest of it memory, written since the last round.
+    write(holes, FILLED, 5);
+    let [_, differs] = shadow(SHADOW_END);
+    check_eq!(differs, 0, "the first page that is not what was reported of it");
     check_eq!(part(DIRTY_STOP, 0, 0, 0).is_ok(), true, "DIRTY_STOP");
 }
 

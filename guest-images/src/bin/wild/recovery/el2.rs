@@ -6,10 +6,10 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use guest_rt::access::{load, store};
 use guest_rt::ranges::{all, part};
 use guest_rt::smp::{self, Rendezvous};
-use guest_rt::{Args, MIB2, Machine, PAGE, call, check, check_eq, fail};
+use guest_rt::{Args, GIB, MIB2, Machine, PAGE, call, check, check_eq, fail};
 use hyp_abi::call::{
     AGE, DIRTY_HARVEST, DIRTY_START, DIRTY_STOP, INVALID_PARAMETER, MOVE, PROT_READ, PROTECT,
-    RELEASE, SUCCESS,
+    RECOVER, RECOVER_INJECT, RECOVER_SCRATCH, RELEASE, SUCCESS, Stat,
 };
 use hyp_abi::probe::{
     Held, PROBE, PROBE_DONE, PROBE_HOLD, PROBE_NOT_COVERED, PROBE_NOT_MAPPED, PROBE_OTHER,
@@ -17,10 +17,10 @@ use hyp_abi::probe::{
 };
 use smccc::Hvc;
 
-use super::{BYTES, Hole, PATTERN, recovers};
+use super::{BYTES, Hole, PATTERN, recovers, stat};
 
 /// What EL2 finds, or why it does not.
-fn probe(at: usize, what: u64, how: u64) -> Result<u64, u64> {
+pub(super) fn probe(at: usize, what: u64, how: u64) -> Result<u64, u64> {
     let [status, value, end, _] = call::raw::<Hvc>(PROBE, [at as u64, what, how]);
     if status as i64 != SUCCESS {
         fail!("PROBE {what} of {at:#x} with {how:#x}: {}", status as i64);
@@ -188,12 +188,60 @@ pub(crate) fn buffers(machine: &Machine, _: Args) {
     check_eq!(probe(nowhere as usize, PROBE_READ, 0), Err(PROBE_NOT_COVERED), "nothing");
 }
 
+/// A call whose buffer EL2 has no way to, though the guest may store there: it is refused before anything has been done. The
+/// next call finds every record.
+pub(crate) fn outside(machine: &Machine, _: Args) {
+    const PAGES: usize = 64;
+    const NOWHERE: usize = 0x8000_0000;
+    const FAR: usize = 8 * GIB;
+    let mut arena = machine.arena();
+    let range = arena.take(PAGES * PAGE, PAGES * PAGE);
+    let (start, bytes) = (range as u64, (PAGES * PAGE) as u64);
+    let buffer = arena.take(PAGE, PAGE);
+    // A window that a call declares above 4 GiB, and a hole by default.
+    check_eq!(all(RECOVER, FAR, PAGE, RECOVER_SCRATCH), 0, "scratch pages");
+    for at in [NOWHERE, FAR] {
+        check_eq!(recovers("a hole", 1, || store(at, 0)), Ok(()), "a store to {at:#x}");
+    }
+    // Likewise RAM that is a hole in which everything is an abort.
+    let hole = arena.take(PAGE, PAGE);
+    check_eq!(all(RECOVER, hole, PAGE, RECOVER_INJECT), 0, "scratch pages");
+    check_eq!(all(DIRTY_START, range, PAGES * PAGE, 0), 0, "the dirty log");
+    check_eq!(store(range + 7 * PAGE, 1), Ok(()), "a page is written");
+    let flushes = stat(Stat::Flushes);
+    for at in [NOWHERE, FAR, hole] {
+        for function in [DIRTY_HARVEST, AGE] {
+            let refused = part(function, start, bytes, at as u64);
+            check_eq!(refused, Err(INVALID_PARAMETER), "{function:#x} into {at:#x}");
+        }
+    }
+    check_eq!(stat(Stat::Flushes), flushes, "flushes for what was refused");
+    let harvest = |into: usize| part(DIRTY_HARVEST, start, bytes, into as u64);
+    check_eq!(harvest(buffer), Ok((bytes, 1)), "a harvest into RAM");
+    check_eq!(load(buffer), Ok(1 << 7), "the bitmap");
+    // Once it is declared, EL2 has a way there.
+    check_eq!(all(RECOVER, NOWHERE, PAGE, RECOVER_SCRATCH), 0, "scratch pages");
+    check_eq!(store(range + 9 * PAGE, 1), Ok(()), "a page is written");
+    check_eq!(
+        recovers("scratch", 0, || harvest(NOWHERE)),
+        Ok((bytes, 1)),
+        "a harvest into scratch"
+    );
+    check_eq!(load(NOWHERE), Ok(1 << 9), "the bitmap, on the scratch page");
+    check_eq!(part(DIRTY_STOP, 0, 0, 0).map(|_| ()), Ok(()), "the end of the log");
+}
+
 /// In a window of aborts EL2 is refused.
 pub(crate) fn refused(machine: &Machine, _: Args) {
     let hole = Hole::of(machine).take(1);
-    check_eq!(probe(hole, PROBE_READ, 0), Err(PROBE_NOT_MAPPED), "a read of a hole");
-    check_eq!(probe(hole, PROBE_WRITE, 0), Err(PROBE_NOT_MAPPED), "a write to a hole");
-    let range = machine.arena().take(64 * PAGE, 64 * PAGE) as u64;
+    check_eq!(probe(hole, PROBE_READ, 0), Err(PROBE_NOT_COVERED), "a read of a hole");
+    check_eq!(probe(hole, PROBE_WRITE, 0), Err(PROBE_NOT_COVERED), "a write to a hole");
+    let mut arena = machine.arena();
+    let range = arena.take(64 * PAGE, 64 * PAGE) as u64;
     let age = part(AGE, range, (64 * PAGE) as u64, hole as u64);
     check_eq!(age, Err(INVALID_PARAMETER), "a buffer in a hole");
+    // RAM that is a hole EL2 could reach.
+    let hole = arena.take(PAGE, PAGE);
+    check_eq!(all(RECOVER, hole, PAGE, RECOVER_INJECT), 0, "scratch pages");
+    check_eq!(probe(hole, PROBE_READ, 0), Err(PROBE_NOT_MAPPED), "a read of RAM that is a hole");
 }

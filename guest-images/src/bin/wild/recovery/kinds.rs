@@ -23,13 +23,11 @@ const fn low(value: u64, bytes: usize) -> u64 {
 
 /// A store of 1, 2, 4 or 8 bytes.
 fn store(at: usize, bytes: usize, value: u64) {
-    {
-        match bytes {
-            1 => window!("strb {v:w}, [{a}]", v = in(reg) value, a = in(reg) at),
-            2 => window!("strh {v:w}, [{a}]", v = in(reg) value, a = in(reg) at),
-            4 => window!("str {v:w}, [{a}]", v = in(reg) value, a = in(reg) at),
-            _ => window!("str {v}, [{a}]", v = in(reg) value, a = in(reg) at),
-        }
+    match bytes {
+        1 => window!("strb {v:w}, [{a}]", v = in(reg) value, a = in(reg) at),
+        2 => window!("strh {v:w}, [{a}]", v = in(reg) value, a = in(reg) at),
+        4 => window!("str {v:w}, [{a}]", v = in(reg) value, a = in(reg) at),
+        _ => window!("str {v}, [{a}]", v = in(reg) value, a = in(reg) at),
     }
 }
 
@@ -47,9 +45,7 @@ pub(crate) fn read(machine: &Machine, _: Args) {
     let at = hole.take(1);
     let signed = recovers("a load with its sign", 1, || {
         let value: u64;
-        {
-            window!("ldrsw {v}, [{a}]", v = out(reg) value, a = in(reg) at)
-        };
+        window!("ldrsw {v}, [{a}]", v = out(reg) value, a = in(reg) at);
         value
     });
     check_eq!(signed, low(PATTERN, 4), "a word with its sign");

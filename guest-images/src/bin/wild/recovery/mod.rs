@@ -10,6 +10,7 @@
 //! | `crowd.rs` | several vCPUs at one page |
 //! | `changes.rs` | memory around holes that changes meanwhile |
 //! | `floods.rs` | very many violations |
+//! | `tables.rs` | more holes than scratch may have tables for |
 //! | `told.rs` | when a violation is told |
 //! | `lives.rs` | what the next VM finds |
 //! | `el2.rs` | EL2 reaches for the guest's memory itself |
@@ -26,6 +27,7 @@ pub(crate) mod floods;
 pub(crate) mod kinds;
 pub(crate) mod lives;
 pub(crate) mod logged;
+pub(crate) mod tables;
 pub(crate) mod told;
 pub(crate) mod walks;
 pub(crate) mod wide;
