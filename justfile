@@ -55,6 +55,12 @@ bench *args: hypctl
 recover *args: hypctl
     @{{ hypctl }} recover "$@"
 
+# Memory that never rests under a guest that verifies it: `./just churn linux`, `./just churn churn --vcpus 4`
+[group('use')]
+[no-exit-message]
+churn *args: hypctl
+    @{{ hypctl }} churn "$@"
+
 # Judge a trace: `./just run hello --icount --trace out.jsonl`, `./just check-trace out.jsonl`
 [group('use')]
 [no-exit-message]

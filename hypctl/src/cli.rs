@@ -8,6 +8,7 @@ use hyp_core::churn::{self, Wanted};
 use hyp_core::mask::Mask;
 use hyp_core::recovery::{Asked, WANTED};
 
+use crate::churn::ChurnArgs;
 use crate::linux::cli::LinuxArgs;
 
 /// Builds an EL2 hypervisor and its guests, runs them under QEMU, and tells how it went.
@@ -92,6 +93,12 @@ pub enum Command {
     /// were expected and how many there were, by CPU model. Ctrl-C ends it with the table of what is done.
     #[command(after_help = RECOVER_CODES)]
     Recover(RecoverArgs),
+    /// A guest verifies its memory under a manager that never lets it rest
+    ///
+    /// In the background EL2 write-protects, harvests, ages, splits, collapses, copies and moves the guest's RAM at random. No checksum
+    /// may be wrong, no kernel may complain, and a second copy of RAM, kept by harvests alone, has to be equal to it in the end.
+    #[command(after_help = crate::churn::EXAMPLES)]
+    Churn(Box<ChurnArgs>),
     /// Judge a trace that `run --trace` has written
     ///
     /// The trace is put through a model of the architecture that holds every translation which any CPU may
@@ -152,7 +159,7 @@ pub struct RunArgs {
     ///
     /// In the background: write-protect, harvest a dirty log, age, split, collapse, copy, move, make contiguous runs. A second copy
     /// of RAM, kept by harvests alone, is compared byte for byte. On CPUs of --smp beyond --vcpus if there are any. The same seed takes the same steps.
-    #[arg(long, value_name = "SECONDS[,seed=N]", value_parser = churn)]
+    #[arg(long, value_name = "SECONDS[,seed=N]", value_parser = wanted)]
     pub churn: Option<Wanted>,
     /// Let the guest make the calls that change its memory [default: for guests of ours]
     #[arg(long)]
@@ -360,7 +367,7 @@ fn mask(names: &str) -> Result<Mask, String> {
     Mask::parse(names).ok_or_else(wrong)
 }
 
-fn churn(text: &str) -> Result<Wanted, String> {
+pub(crate) fn wanted(text: &str) -> Result<Wanted, String> {
     Wanted::parse(text).ok_or_else(|| churn::WANTED.to_owned())
 }
 

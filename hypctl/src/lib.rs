@@ -19,6 +19,7 @@ pub mod bench;
 pub mod build;
 pub mod catalogue;
 pub mod check_trace;
+pub mod churn;
 pub mod cli;
 pub mod console;
 pub mod doctor;
@@ -73,6 +74,7 @@ pub fn main() -> ExitCode {
         cli::Command::Bench(Bench::Resize(arguments)) => bench::resize::resize(&arguments),
         cli::Command::Bench(Bench::Prot(arguments)) => bench::prot::prot(&arguments),
         cli::Command::Recover(arguments) => recover::recover(&arguments),
+        cli::Command::Churn(arguments) => churn::churn(&arguments),
         cli::Command::CheckTrace(arguments) => check_trace::check(&arguments),
         cli::Command::Cargo(arguments) => or_usage(cargo(&arguments)),
     }

@@ -119,13 +119,29 @@ pub fn linux(arguments: &LinuxArgs) -> Exit {
         return plain::linux(&workspace, &run, mark.as_deref());
     }
     let Some(mark) = mark.filter(|_| !arguments.dry_run) else { return crate::run::run(&run) };
-    let mut stdout = io::stdout();
-    let mut marks = Marks::new(&mark, &mut stdout);
-    let mut summary = unattended(&run, &mut marks);
+    let summary = scripted(arguments, &run, &mark, &mut io::stdout());
+    conclude(summary, arguments.json.as_deref())
+}
+
+/// Runs a script under the hypervisor, and judges; the console goes to `sink`.
+///
+/// # Errors
+/// There is nothing to boot.
+pub(crate) fn play(arguments: &LinuxArgs, sink: &mut dyn Write) -> Result<Summary, Error> {
+    let workspace = Workspace::find()?;
+    let mark = nonce();
+    let initrd = Initrd::of(&workspace, arguments, Some(&mark))?;
+    Ok(scripted(arguments, &run_arguments(arguments, initrd.path()), &mark, sink))
+}
+
+/// The run of a script that reports by this mark.
+fn scripted(arguments: &LinuxArgs, run: &RunArgs, mark: &str, sink: &mut dyn Write) -> Summary {
+    let mut marks = Marks::new(mark, sink);
+    let mut summary = unattended(run, &mut marks);
     let boot = marks.finish();
     let exit = Exit::from_report(summary.exit_code.into());
     judge(exit, boot, arguments.vcpus, &mut summary);
-    conclude(summary, arguments.json.as_deref())
+    summary
 }
 
 /// What a scripted run comes to: whatever ended it, else the script's verdict, else the kernel's.
@@ -169,6 +185,7 @@ fn run_arguments(linux: &LinuxArgs, initrd: &Path) -> RunArgs {
             guest_mem: Some(linux.mem),
             blocks: linux.blocks,
             scan: linux.scan,
+            churn: linux.churn,
             recover: linux.recover.clone(),
             no_reboot: linux.script.is_some(),
             selftest: linux.selftest,

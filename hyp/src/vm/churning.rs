@@ -313,6 +313,8 @@ impl Manager {
             }
             Step::Run(range) => {
                 let (start, bytes) = parts(range);
+                noted(Kind::Split, counted(blocks::split(env, start, bytes)))?;
+                noted(Kind::WriteProtect, write_protect(env, range))?;
                 counted(runs::make(env, start, bytes))
             }
             Step::Dissolve(range) => {

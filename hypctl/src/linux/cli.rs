@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use hyp_core::churn::Wanted;
 
-use crate::cli::{seconds, size};
+use crate::cli::{seconds, size, wanted};
 
 /// Examples below `--help`.
 pub const EXAMPLES: &str = "\
@@ -37,7 +38,7 @@ pub struct LinuxArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
     /// On QEMU alone, at EL1, without the hypervisor: the same kernel, initramfs, RAM, CPUs
-    #[arg(long, conflicts_with_all = ["hyp_append", "blocks", "scan", "recover", "smp"])]
+    #[arg(long, conflicts_with_all = ["hyp_append", "blocks", "scan", "churn", "recover", "smp"])]
     pub plain: bool,
     /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
     #[arg(long, value_name = "MODEL", default_value = "max")]
@@ -57,6 +58,9 @@ pub struct LinuxArgs {
     /// Let CPUs that have nothing to run look for RAM that is worth a block of 2 MiB, and make it
     #[arg(long)]
     pub scan: bool,
+    /// Change how the guest's RAM is kept, at random, for so many seconds, as `run --churn`
+    #[arg(long, value_name = "SECONDS[,seed=N]", value_parser = wanted)]
+    pub churn: Option<Wanted>,
     /// What becomes of an access to an address without memory, as `run --recover`
     #[arg(long, value_name = "POLICY[@START+SIZE],...")]
     pub recover: Option<String>,

@@ -1,0 +1,265 @@
+//! `hypctl churn`: a guest that verifies its memory, under a manager that never lets it rest.
+//!
+//! | guest | what it does meanwhile |
+//! | --- | --- |
+//! | `linux`, `linux-6.12`, `linux-6.1` | a worker on each CPU copies files on a tmpfs and verifies their checksums (`churn/workload.sh`) |
+//! | `churn` | our own: verifies every word of its data, its code and its stage-1 tables (`by=manager`) |
+//!
+//! It is a `hypctl linux` or `hypctl run` with the option `--churn`, on one CPU more than the guest has, and judged more sharply:
+//! each kind of step has to have changed as much as [`least`] says, or it proves little.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+use hyp_core::churn::{Effect, Kind, Wanted};
+use hyp_core::report::Report;
+
+use crate::cli::{Cli, Command, RunArgs, seconds, size};
+use crate::exit::Exit;
+use crate::linux::cli::LinuxArgs;
+use crate::run::{conclude, say, unattended};
+use crate::{catalogue, linux};
+
+/// What a Linux guest does.
+const WORKLOAD: &str = include_str!("churn/workload.sh");
+/// Our own guest.
+const OURS: &str = "churn";
+/// The time that [`LEAST`] is for, in seconds.
+const MINUTE: u64 = 60;
+
+/// What a minute has to change at the least, by kind: a tenth of what it does on a machine with nothing else to do. Of
+/// [`Kind::Compare`] it is sessions that are compared as a whole.
+const LEAST: [(Kind, u64); Kind::ALL.len()] = [
+    (Kind::WriteProtect, 2000),
+    (Kind::Harvest, 2000),
+    (Kind::Age, 2000),
+    (Kind::Split, 20),
+    (Kind::Collapse, 4),
+    (Kind::Copy, 20),
+    (Kind::Move, 1000),
+    (Kind::Run, 20),
+    (Kind::Dissolve, 4),
+    (Kind::Compare, 2),
+];
+
+/// Examples below `--help`.
+pub const EXAMPLES: &str = "\
+Exit codes: as of `run`; a wrong checksum, a kernel that complains, or too little of a kind of step is 1; a page that differs from the
+manager's copy stops the guest, which is 3.
+
+Examples:
+  hypctl churn                                  Debian's Linux 6.12 on two vCPUs, for a minute
+  hypctl churn linux-6.1 --cpu cortex-a53 --seconds 300 --seed 7
+  hypctl churn churn --vcpus 4                  a guest of ours";
+
+/// `hypctl churn`.
+#[derive(Args, Clone, Debug)]
+pub struct ChurnArgs {
+    /// `linux` (6.12), `linux-6.12`, `linux-6.1`, or `churn`, which is a guest of ours
+    #[arg(value_name = "GUEST", default_value = "linux",
+        value_parser = ["linux", "linux-6.12", "linux-6.1", OURS])]
+    pub guest: String,
+    /// For how long, from the guest's start on
+    #[arg(long, value_name = "N", default_value_t = MINUTE as u32, value_parser = clap::value_parser!(u32).range(1..=hyp_core::churn::MAX_SECONDS as i64))]
+    pub seconds: u32,
+    /// Another number, other steps
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
+    #[arg(long, value_name = "MODEL", default_value = "max")]
+    pub cpu: String,
+    /// Virtual CPUs of the guest
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
+    pub vcpus: u32,
+    /// CPUs of the machine [default: one more than --vcpus, which has the manager to itself]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub smp: Option<u32>,
+    /// RAM of the guest: a number and K, M or G
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
+    pub mem: u64,
+    /// Populate the guest's RAM by blocks of 2 MiB where that is possible, instead of by pages
+    #[arg(long)]
+    pub blocks: bool,
+    /// Run the hypervisor's build with selftests
+    #[arg(long)]
+    pub selftest: bool,
+    /// End the run after this time, with exit code 124
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Write a summary here, whatever the end
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Only the console: no progress, no hints
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Run what is built already
+    #[arg(long)]
+    pub no_build: bool,
+}
+
+/// What so many seconds have to change at the least.
+#[must_use]
+pub fn least(seconds: u32) -> [(Kind, u64); Kind::ALL.len()] {
+    LEAST.map(|(kind, minute)| (kind, (minute * u64::from(seconds) / MINUTE).max(1)))
+}
+
+/// Runs `hypctl churn`.
+pub fn churn(arguments: &ChurnArgs) -> Exit {
+    let mut stdout = io::stdout();
+    let played = if arguments.guest == OURS {
+        Ok(unattended(&ours(arguments), &mut stdout))
+    } else {
+        linux::play(&with_linux(arguments), &mut stdout)
+    };
+    let mut summary = match played {
+        Ok(summary) => summary,
+        Err(error) => {
+            say(&error.to_string());
+            return Exit::USAGE;
+        }
+    };
+    let report = summary.report.clone().map(serde_json::from_value::<Report>);
+    let missing = report.and_then(Result::ok).map(|report| missing(&report, arguments.seconds));
+    if let Some(missing) = missing.filter(|it| !it.is_empty() && summary.exit_code == 0) {
+        summary.exit_code = Exit::VERDICT.code();
+        summary.message = Some(format!("too little was done: {}", missing.join(", ")));
+    }
+    let _ = stdout.flush();
+    conclude(summary, arguments.json.as_deref())
+}
+
+/// Kinds of which there was too little, in words.
+fn missing(report: &Report, seconds: u32) -> Vec<String> {
+    let too_little = |(kind, least): (Kind, u64)| {
+        let effect = report.stats.churn.get(&kind).copied().unwrap_or_default();
+        let Effect { steps, changed, .. } = effect;
+        let (found, unit) = match kind {
+            Kind::Compare => (steps, "session"),
+            _ => (changed, kind.unit()),
+        };
+        let name = kind.name();
+        (found < least).then(|| format!("{name} {found} {unit}s of at least {least}"))
+    };
+    least(seconds).into_iter().filter_map(too_little).collect()
+}
+
+impl ChurnArgs {
+    fn smp(&self) -> u32 {
+        self.smp.unwrap_or(self.vcpus + 1)
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted { seconds: self.seconds, seed: self.seed }
+    }
+}
+
+fn ours(churn: &ChurnArgs) -> RunArgs {
+    match Cli::parse_from(["hypctl", "run"]).command {
+        Command::Run(run) => RunArgs {
+            guest: OURS.to_owned(),
+            append: Some(format!("by=manager seconds={}", churn.seconds)),
+            cpu: churn.cpu.clone(),
+            smp: Some(churn.smp()),
+            vcpus: Some(churn.vcpus),
+            guest_mem: Some(churn.mem),
+            blocks: churn.blocks,
+            churn: Some(churn.wanted()),
+            selftest: churn.selftest,
+            timeout: churn.timeout,
+            quiet: churn.quiet,
+            no_build: churn.no_build,
+            ..*run
+        },
+        // `run` is the word that is parsed.
+        _ => unreachable!(),
+    }
+}
+
+fn with_linux(churn: &ChurnArgs) -> LinuxArgs {
+    let kernel = catalogue::kernel(&churn.guest).unwrap_or(&churn.guest);
+    match Cli::parse_from(["hypctl", "linux"]).command {
+        Command::Linux(linux) => LinuxArgs {
+            kernel: kernel.strip_prefix("linux-").unwrap_or(kernel).to_owned(),
+            script: Some(format!("seconds={}\n{WORKLOAD}", churn.seconds)),
+            cpu: churn.cpu.clone(),
+            vcpus: churn.vcpus,
+            smp: Some(churn.smp()),
+            mem: churn.mem,
+            blocks: churn.blocks,
+            churn: Some(churn.wanted()),
+            selftest: churn.selftest,
+            timeout: churn.timeout,
+            quiet: churn.quiet,
+            no_build: churn.no_build,
+            ..*linux
+        },
+        // `linux` is the word that is parsed.
+        _ => unreachable!(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyp_core::report::Outcome;
+
+    use super::*;
+
+    fn parsed(words: &[&str]) -> ChurnArgs {
+        let line = ["hypctl", "churn"].iter().chain(words);
+        match Cli::try_parse_from(line).unwrap().command {
+            Command::Churn(churn) => *churn,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A report in which each kind changed so much.
+    fn report(effect: impl Fn(Kind) -> Effect) -> Report {
+        let mut report = Report::new(Outcome::PoweredOff);
+        report.stats.churn = Kind::ALL.map(|kind| (kind, effect(kind))).into();
+        report
+    }
+
+    #[test]
+    fn every_kind_has_a_least_that_follows_the_time() {
+        let kinds = LEAST.map(|(kind, _)| kind);
+        assert_eq!(kinds, Kind::ALL);
+        assert_eq!(least(60), LEAST);
+        assert!(least(1).iter().all(|(_, least)| *least >= 1));
+        assert_eq!(least(120).map(|(_, least)| least), LEAST.map(|(_, least)| 2 * least));
+    }
+
+    #[test]
+    fn too_little_of_one_kind_is_named() {
+        let plenty = Effect { steps: 1000, changed: 1_000_000, refused: 0 };
+        assert_eq!(missing(&report(|_| plenty), 60), Vec::<String>::new());
+        for (kind, least) in LEAST {
+            let little = Effect { steps: least - 1, changed: least - 1, refused: 9 };
+            let of = |it| if it == kind { little } else { plenty };
+            let missing = missing(&report(of), 60);
+            assert_eq!(missing.len(), 1, "{missing:?}");
+            assert!(missing[0].starts_with(kind.name()), "{missing:?}");
+        }
+        assert_eq!(missing(&Report::new(Outcome::PoweredOff), 1).len(), Kind::ALL.len());
+    }
+
+    #[test]
+    fn linux_runs_the_workload_with_the_manager_on_a_cpu_of_its_own() {
+        let linux = with_linux(&parsed(&["linux-6.1", "--seconds", "30", "--seed", "5"]));
+        assert_eq!((linux.kernel.as_str(), linux.vcpus, linux.smp), ("6.1", 2, Some(3)));
+        assert_eq!(linux.churn, Some(Wanted { seconds: 30, seed: 5 }));
+        let script = linux.script.unwrap();
+        assert!(script.starts_with("seconds=30\n") && script.ends_with(WORKLOAD));
+        assert_eq!(with_linux(&parsed(&[])).kernel, "6.12");
+    }
+
+    #[test]
+    fn a_guest_of_ours_is_a_run() {
+        let run = ours(&parsed(&["churn", "--vcpus", "4", "--smp", "4", "--blocks"]));
+        assert_eq!((run.vcpus, run.smp, run.blocks), (Some(4), Some(4), true));
+        assert_eq!(run.append.as_deref(), Some("by=manager seconds=60"));
+        assert_eq!(run.churn, Some(Wanted { seconds: 60, seed: 0 }));
+        assert!(Cli::try_parse_from(["hypctl", "churn", "hello"]).is_err());
+    }
+}
