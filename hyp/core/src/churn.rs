@@ -240,7 +240,7 @@ pub enum Step {
     },
     /// [`Kind::Move`] of pages of one block.
     Move(IpaRange),
-    /// [`Kind::Run`] in whole blocks: of what is split and write-protected for it, so that hardware can record nothing more in it.
+    /// [`Kind::Run`] in whole blocks, which are split for it.
     Run(IpaRange),
     /// [`Kind::Dissolve`] in whole blocks.
     Dissolve(IpaRange),

@@ -6,7 +6,9 @@
 //!  session     a dirty session of all RAM that there is room for a second copy of; blocks are split for it, or not
 //!  a while     steps at random; harvests among them, a part after the other, and what they report is copied       (`second`)
 //!  compare     a part after the other: all vCPUs stand still (`pause`); harvest; copy; compare every byte
-//!  stop        the session ends; the copy is given back; the next session begins, until the time is over
+//!  stop        the session ends; the copy is given back
+//!  a while     steps at random, without a log: contiguous runs are made only now
+//!  session     the next one, until the time is over
 //! ```
 //!
 //! A VM that ends in the middle of a session is compared as a whole, when no CPU runs it any more ([`at_the_end`]). A page that differs
@@ -55,6 +57,8 @@ const SHARED_RATE: u64 = 100;
 const MOST: u64 = 4;
 /// Seconds of a session, before it is compared: from the first on, less than the second.
 const SESSION: (u64, u64) = (2, 6);
+/// Seconds between two sessions, likewise.
+const BETWEEN: (u64, u64) = (1, 4);
 /// Leaves that are write-protected under one flush.
 const BATCH: usize = 4096;
 /// Memory that a second copy leaves to everything else, tables of the guest's apart.
@@ -85,6 +89,8 @@ struct Manager {
     room: u64,
     /// When no session is begun any more.
     until: u64,
+    /// When the next one is.
+    next: u64,
     session: Option<Session>,
 }
 
@@ -132,6 +138,7 @@ impl Churning {
                 ram,
                 room,
                 until: timer::now() + u64::from(wanted.seconds) * timer::frequency(),
+                next: 0,
                 session: None,
             })
         });
@@ -237,6 +244,7 @@ impl Manager {
         let now = timer::now();
         match &mut self.session {
             None if now >= self.until => return Ok(false),
+            None if now < self.next => self.step(env)?,
             None => {
                 let begun = self.begin(env).map(|()| 0);
                 noted(Kind::Harvest, begun)?;
@@ -254,11 +262,18 @@ impl Manager {
                 Phase::Clearing => {
                     if session.second.clear() {
                         self.session = None;
+                        self.next = timer::now() + self.while_of(BETWEEN);
                     }
                 }
             },
         }
         Ok(true)
+    }
+
+    /// Some time, in ticks: at least so many seconds, and less than so many.
+    fn while_of(&mut self, (least, most): (u64, u64)) -> u64 {
+        let (least, most) = (least * timer::frequency(), most * timer::frequency());
+        least + self.dice.below(most - least)
     }
 
     /// Begins a session.
@@ -270,9 +285,7 @@ impl Manager {
         let blocks = if self.dice.below(2) == 0 { LogBlocks::Keep } else { LogBlocks::Split };
         let second = Second::new(range)?;
         logging::start_by(env, By::Manager, start, bytes, blocks)?;
-        let (least, most) = SESSION;
-        let seconds = least + self.dice.below(most - least);
-        let until = timer::now() + seconds * timer::frequency();
+        let until = timer::now() + self.while_of(SESSION);
         let phase = Phase::Running { until };
         self.session = Some(Session { range, second, at: range.start(), phase });
         Ok(())
@@ -314,7 +327,6 @@ impl Manager {
             Step::Run(range) => {
                 let (start, bytes) = parts(range);
                 noted(Kind::Split, counted(blocks::split(env, start, bytes)))?;
-                noted(Kind::WriteProtect, write_protect(env, range))?;
                 counted(runs::make(env, start, bytes))
             }
             Step::Dissolve(range) => {
