@@ -35,16 +35,21 @@ pub(crate) type Ring = hyp_core::violation::Ring<RECORDS, WORDS>;
 static LOG: Lock<Log> = Lock::new("the violation log", Log::new());
 
 /// Records a violation on the executing CPU, whose block `cpu` is. May be called in a fault handler, under any lock.
-#[inline]
+#[inline(always)]
 pub(crate) fn record(cpu: &PerCpu, sighting: &Sighting) {
     match cpu.violations.push(sighting.words(), Sighting::is_same) {
-        Pushed::First => {
-            let delay = timer::frequency() / TELLINGS_A_SECOND;
-            timer::arm(cpu, Why::Violations, sighting.ticks.wrapping_add(delay));
-        }
+        Pushed::First => tell_soon(cpu, sighting.ticks),
         Pushed::Added | Pushed::Counted => {}
         Pushed::Lost => cpu.counters.bump(Stat::ViolationsLost),
     }
+}
+
+/// Has this CPU tell, not long after, of what was recorded at `ticks` in an empty ring. Apart from the path of all other records.
+#[cold]
+#[inline(never)]
+fn tell_soon(cpu: &PerCpu, ticks: u64) {
+    let delay = timer::frequency() / TELLINGS_A_SECOND;
+    timer::arm(cpu, Why::Violations, ticks.wrapping_add(delay));
 }
 
 /// Tells of what the executing CPU, whose block `cpu` is, has recorded. At a safe point.
