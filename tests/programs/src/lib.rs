@@ -5,11 +5,13 @@
 //! * [`programs`], [`descriptors`], [`device_trees`], [`syndromes`]: the fuzz targets. Each is an ordinary function of some bytes
 //!   that panics when it finds something, so that the saved corpus is replayed by `cargo test`. The folder `fuzz`
 //!   beside this crate only hands the bytes over.
+//! * [`interrupts`]: programs on the guests' interrupt controller, beside one without list registers, with a CPU that takes and ends.
 //! * [`format`](mod@format), [`walk`]: hardware's view of descriptors and tables, from the manual's tables.
 
 pub mod descriptors;
 pub mod device_trees;
 pub mod format;
+pub mod interrupts;
 pub mod memory;
 pub mod program;
 pub mod programs;

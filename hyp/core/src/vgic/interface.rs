@@ -13,10 +13,14 @@ bitflags! {
         const LRENPIE = 1 << 2;
         /// No list register is pending.
         const NPIE = 1 << 3;
-        /// The guest enabled group 0 at its interface.
+        /// Group 0 is enabled at the interface.
         const VGRP0EIE = 1 << 4;
-        /// The guest enabled group 1 at its interface.
+        /// Group 0 is disabled at the interface.
+        const VGRP0DIE = 1 << 5;
+        /// Group 1 is enabled at the interface.
         const VGRP1EIE = 1 << 6;
+        /// Group 1 is disabled at the interface.
+        const VGRP1DIE = 1 << 7;
     }
 }
 

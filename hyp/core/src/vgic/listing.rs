@@ -57,22 +57,27 @@ impl Vgic {
         // The most urgent pending one always has a place.
         let for_pending = room.saturating_sub(active.total).max(1).min(pending.len());
         let for_active = room.saturating_sub(for_pending).min(active.len());
+        let crowded = pending.total > for_pending;
         let mut used = 0_usize;
         let chosen = pending.first(for_pending).chain(active.first(for_active));
         for (register, intid) in lists.values.iter_mut().zip(chosen) {
-            *register = self.list(vcpu, intid);
+            *register = self.list(vcpu, intid, crowded);
             used = used.wrapping_add(1);
         }
         let mut maintenance = Maintenance::empty();
-        if pending.total > for_pending {
+        if crowded {
             maintenance |= Maintenance::NPIE;
+            // If the guest switches groups, others of them come first. The bits for switching off are asked for only while both are
+            // on: an emulator we know takes group 1's state for both of them.
             maintenance |= pending.off;
+            let both = vmcr.enables(false) && vmcr.enables(true);
+            maintenance.set(Maintenance::VGRP0DIE | Maintenance::VGRP1DIE, both);
         }
         if active.total > for_active {
             maintenance.set(Maintenance::LRENPIE, !vmcr.splits_eoi());
         }
         // With fewer than two in use this would be asserted at once, and for ever.
-        let left_out = pending.total > for_pending || active.total > for_active;
+        let left_out = crowded || active.total > for_active;
         maintenance.set(Maintenance::UIE, left_out && used >= 2);
         Filled { maintenance, deactivate: self.release(vcpu), used }
     }
@@ -180,39 +185,50 @@ impl Vgic {
         }
     }
 
-    /// Puts an interrupt in a list register of `vcpu`; gives the register's value.
-    fn list(&mut self, vcpu: usize, intid: u32) -> u64 {
+    /// Puts an interrupt in a list register of `vcpu`; gives the register's value. If it is crowded, pending ones are left out.
+    fn list(&mut self, vcpu: usize, intid: u32, crowded: bool) -> u64 {
         let Some((place, index)) = self.locate(vcpu, intid) else { return 0 };
         if let Place::Shared(number) = place
             && let Some(shared) = self.shared.get_mut(number)
         {
             shared.set_owner(index, vcpu);
         }
+        let (groups, here) = (self.groups, self.routes_to(place, index, vcpu));
         let Some(bank) = self.bank_mut(place) else { return 0 };
         let bit = with(0, index);
-        let [active, edge, latch, held] =
-            [bank.active, bank.edge, bank.latch, bank.held].map(|word| word & bit != 0);
-        let up = bank.line & !bank.edge & bit != 0;
-        // A level-sensitive one that is active becomes pending when it is deactivated and EL2 has looked at its line.
-        let pending = !active || (edge && latch);
-        let again = !edge && active && latch;
+        let [active, latch, up, held, forwarded] =
+            [bank.active, bank.latch, bank.line & !bank.edge, bank.held, bank.forwarded(groups)]
+                .map(|word| word & bit != 0);
+        let fresh = (bank.priority(index), bank.group1 & bit != 0);
+        let running = (bank.running(index), bank.running_group1 & bit != 0);
+        // Active and pending again: hardware makes it pending by itself if that is all there is to it. A line has to be looked at first; and
+        // if it would come with another priority, elsewhere, or in the place of more urgent ones that are left out, it is EL2's to list it.
+        let smooth = !up && !held && !crowded && here && fresh == running;
+        let pending = !active || (forwarded && smooth);
+        let again = active && forwarded && !pending;
         bank.listed |= bit;
         if pending {
             bank.carried |= bank.latch & bit;
             bank.latch &= !bit;
         }
-        let (priority, group1) = if active {
-            (bank.running(index), bank.running_group1 & bit != 0)
-        } else {
-            (bank.priority(index), bank.group1 & bit != 0)
-        };
-        let link = match (held, up) {
-            (true, _) if !again => Link::Physical(intid),
-            (_, true) => Link::Maintenance,
-            _ if again => Link::Maintenance,
+        let (priority, group1) = if active { running } else { fresh };
+        // A physical interrupt that is deactivated tells of its line by itself.
+        let link = match held {
+            true if !(again && latch) => Link::Physical(intid),
+            _ if again || (pending && up) => Link::Maintenance,
             _ => Link::None,
         };
         ListRegister { intid, pending, active, group1, priority, link }.encode()
+    }
+
+    /// Whether the interrupt would go to `vcpu` if it were pending and no more.
+    fn routes_to(&self, place: Place, index: usize, vcpu: usize) -> bool {
+        match place {
+            Place::Private(owner) => owner == vcpu,
+            Place::Shared(number) => {
+                self.shared.get(number).is_some_and(|shared| shared.route(index) == vcpu)
+            }
+        }
     }
 
     /// Gives back the physical interrupts that are held for what is neither pending nor active.

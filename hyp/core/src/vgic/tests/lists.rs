@@ -345,3 +345,84 @@ fn list_registers_that_are_not_its_own_are_ignored() {
     assert_eq!(vgic.sync(0, &mut lists, u64::MAX, OPEN), VcpuSet::EMPTY);
     assert_eq!((vgic, intids(&lists)), (before, Vec::new()));
 }
+
+/// SPI 33 is edge-triggered, active at vCPU 0, and pending again.
+fn pending_again(vgic: &mut Vgic, lists: &mut ListRegisters) {
+    value(vgic.gicd(gicd::ICFGR + 8, write(4, 2 << 2), 0));
+    value(vgic.gicd(gicd::ISPENDR + 4, write(4, 2), 0));
+    let _ = turn(vgic, 0, lists);
+    acknowledge(lists, 33);
+    let _ = vgic.sync(0, lists, 0, OPEN);
+    value(vgic.gicd(gicd::ISPENDR + 4, write(4, 2), 0));
+}
+
+/// The list register of SPI 33 after a fill: whether it is pending, too, and its link.
+fn relisted(vgic: &mut Vgic, lists: &mut ListRegisters) -> (bool, Link) {
+    let _ = vgic.fill(0, lists, OPEN);
+    let register = listed(lists).into_iter().find(|register| register.intid == 33).unwrap();
+    assert!(register.active);
+    (register.pending, register.link)
+}
+
+#[test]
+fn what_is_pending_again_does_not_take_the_place_of_what_is_more_urgent() {
+    let mut vgic = set_up(1);
+    let mut lists = ListRegisters::new(2);
+    pending_again(&mut vgic, &mut lists);
+    for bit in [4, 5] {
+        value(vgic.gicd(gicd::IPRIORITYR + 32 + bit, write(1, 0x20), 0));
+        value(vgic.gicd(gicd::ISPENDR + 4, write(4, 1 << bit), 0));
+    }
+    // One of the two finds no place.
+    assert_eq!(relisted(&mut vgic, &mut lists), (false, Link::Maintenance));
+    deactivate(&mut lists, 33);
+    let _ = turn(&mut vgic, 0, &mut lists);
+    assert_eq!(intids(&lists), [36, 37]);
+}
+
+#[test]
+fn what_is_pending_again_and_disabled_does_not_come_at_its_end() {
+    for register in [gicd::ICENABLER + 4, gicd::CTLR] {
+        let mut vgic = set_up(1);
+        let mut lists = ListRegisters::new(4);
+        pending_again(&mut vgic, &mut lists);
+        let off = if register == gicd::CTLR { 0 } else { 2 };
+        value(vgic.gicd(register, write(4, off), 0));
+        assert_eq!(relisted(&mut vgic, &mut lists), (false, Link::None));
+        deactivate(&mut lists, 33);
+        let _ = turn(&mut vgic, 0, &mut lists);
+        assert_eq!(intids(&lists), NONE);
+        assert!(vgic.is_pending(0, 33));
+    }
+}
+
+#[test]
+fn what_is_pending_again_comes_with_its_new_priority_and_where_it_is_routed_now() {
+    for (register, new) in [(gicd::IPRIORITYR + 33, 0x10), (gicd::IROUTER + 33 * 8, 1)] {
+        let mut vgic = set_up(2);
+        let mut lists = ListRegisters::new(4);
+        pending_again(&mut vgic, &mut lists);
+        value(vgic.gicd(register, write(1, new), 0));
+        assert_eq!(relisted(&mut vgic, &mut lists), (false, Link::Maintenance));
+        deactivate(&mut lists, 33);
+        let (wake, _) = turn(&mut vgic, 0, &mut lists);
+        if new == 1 {
+            assert_eq!((intids(&lists), wake), (Vec::new(), VcpuSet::one(1)));
+        } else {
+            assert_eq!(listed(&lists)[0].priority, 0x10);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_switches_groups_while_some_wait_is_looked_after() {
+    let mut vgic = set_up(1);
+    let mut lists = ListRegisters::new(1);
+    value(vgic.gicd(gicd::CTLR, write(4, 3), 0));
+    value(vgic.gicd(gicd::IGROUPR + 4, write(4, !1), 0));
+    value(vgic.gicd(gicd::ISPENDR + 4, write(4, 0b11), 0));
+    let both = Vmcr(OPEN.0 | 1);
+    let filled = vgic.fill(0, &mut lists, both);
+    let off = Maintenance::VGRP0DIE | Maintenance::VGRP1DIE;
+    assert_eq!(filled.maintenance, Maintenance::NPIE | off);
+}
