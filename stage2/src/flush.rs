@@ -173,7 +173,7 @@ impl<A: Arch> Stage2Tlb<'_, A> {
     /// it returns; if the VM has none, nothing is left to do.
     fn under_vmid(&self, flush: impl FnOnce(&A)) -> Option<Vmid> {
         self.arch.dsb(Dsb::Ish);
-        let pin = self.loan.pin()?;
+        let pin = self.loan.pin(self.arch)?;
         let (before, own) = (self.arch.vttbr(), vttbr(pin.vmid(), self.root));
         if before == own {
             flush(self.arch);

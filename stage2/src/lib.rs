@@ -75,7 +75,7 @@ pub mod window;
 
 pub use account::Account;
 pub use addr::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vmid};
-pub use arch::{Arch, Observation};
+pub use arch::{Arch, Locked, Observation};
 pub use attr::{Attributes, Encoding, MemType, Prot, Write};
 pub use claim::{Claim, ClaimError};
 pub use coherency::Coherency;

@@ -26,7 +26,7 @@
 
 use crate::account::{Account, Ledger};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
-use crate::arch::Arch;
+use crate::arch::{Arch, Locked};
 use crate::attr::{Attributes, Encoding, Write};
 use crate::claim::{Claim, ClaimError, Claims};
 use crate::cost::Pinned;
@@ -308,6 +308,7 @@ impl<'e, M: Memory, A: Arch> Space<'e, M, A> {
         if range.end().get() > 1 << bits {
             return Err(ClaimError::BeyondIpaSize { wanted: range, bits });
         }
+        self.arch.about_to_lock(Locked::Claims);
         self.claims.claim(range)
     }
 

@@ -102,7 +102,7 @@
 use core::fmt;
 
 use crate::addr::{Pa, Vmid};
-use crate::arch::{Arch, Observation};
+use crate::arch::{Arch, Locked, Observation};
 use crate::features::Features;
 use crate::flush;
 use crate::sync::{AtomicU64, Lock, Ordering, array, const_fn, fence};
@@ -356,6 +356,7 @@ impl<'v> Loan<'v> {
     /// Asks the allocator under its lock, and borrows a VMID if the VM has none.
     #[cold]
     fn ask<A: Arch>(&self, arch: &A, place: &Place) -> Result<Tag, EntryError> {
+        arch.about_to_lock(Locked::Vmids);
         let mut next = self.vmids.next.lock();
         let tag = match self.vmids.confirm(self.tag()) {
             Some(tag) => tag,
@@ -368,10 +369,11 @@ impl<'v> Loan<'v> {
 
     /// Keeps the VMID the VM's until the value is dropped; `None` if it has none, and so no TLB has
     /// anything of the VM. The caller has executed a DSB ISH after the changes that it flushes.
-    pub(crate) fn pin(&self) -> Option<Pin<'v>> {
+    pub(crate) fn pin<A: Arch>(&self, arch: &A) -> Option<Pin<'v>> {
         let tag = self.tag()?;
         let mut pin = Pin::take(self.vmids, tag);
         if !self.vmids.counts(tag) {
+            arch.about_to_lock(Locked::Vmids);
             let _next = self.vmids.next.lock();
             let tag = self.vmids.confirm(self.tag())?;
             self.tag.store(tag.bits(), Ordering::Release);

@@ -5,7 +5,7 @@
 //! `ALLE1IS`, which is no space's, and the barriers of installs, too.
 
 #[cfg(feature = "selftest")]
-use stage2::Pa;
+use stage2::arch::Locked;
 use stage2::arch::aarch64::Aarch64;
 use stage2::arch::{Alteration, Altered, Arch, Dsb, HeldWalks};
 use stage2::slot::Slot;
@@ -137,7 +137,7 @@ unsafe impl Arch for Counted {
     }
 
     #[cfg(feature = "selftest")]
-    fn about_to_lock(&self, table: Pa) {
-        crate::lock::ask(format_args!("the lock of the stage-2 table at {table}"));
+    fn about_to_lock(&self, which: Locked) {
+        crate::lock::ask(format_args!("{which}"));
     }
 }

@@ -4,7 +4,7 @@
 //! trace can tell whether anything between two writes of a slot is missing.
 
 use hyp_core::trace::{Access, Barrier, Invalidation, What};
-use stage2::arch::{Arch, Dsb, HeldWalks, Observation};
+use stage2::arch::{Arch, Dsb, HeldWalks, Locked, Observation};
 use stage2::slot::Slot;
 use stage2::tlbi::Tlbi;
 use stage2::{Errata, Memory, Pa, Table, TableMeta};
@@ -141,8 +141,8 @@ unsafe impl<A: Arch> Arch for Traced<A> {
         unsafe { self.0.release_walks(held) };
     }
 
-    fn about_to_lock(&self, table: Pa) {
-        self.0.about_to_lock(table);
+    fn about_to_lock(&self, which: Locked) {
+        self.0.about_to_lock(which);
     }
 
     fn observe(&self, what: Observation) {

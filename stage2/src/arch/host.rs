@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 
-use super::{Arch, Dsb, HeldWalks, Observation};
+use super::{Arch, Dsb, HeldWalks, Locked, Observation};
 use crate::errata::Errata;
 use crate::slot::{Slot, native};
 use crate::tlbi::Tlbi;
@@ -43,6 +43,7 @@ pub(crate) struct Host {
     vttbr: AtomicU64,
     errata: Errata,
     log: Mutex<Vec<Event>>,
+    asked: Mutex<Vec<Locked>>,
 }
 
 impl Host {
@@ -62,6 +63,12 @@ impl Host {
     #[must_use]
     pub(crate) fn take_log(&self) -> Vec<Event> {
         core::mem::take(&mut *self.lock())
+    }
+
+    /// Takes the locks that were asked for so far.
+    #[must_use]
+    pub(crate) fn take_asked(&self) -> Vec<Locked> {
+        core::mem::take(&mut *self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     fn log(&self, event: Event) {
@@ -127,6 +134,10 @@ unsafe impl Arch for Host {
 
     fn errata(&self) -> Errata {
         self.errata
+    }
+
+    fn about_to_lock(&self, which: Locked) {
+        self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(which);
     }
 
     fn hold_walks(&self) -> HeldWalks {

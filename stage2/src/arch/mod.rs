@@ -5,6 +5,8 @@
 //! primitives, so the same code runs on AArch64, in a test on the host, and under a model of the
 //! architecture that judges every step.
 
+use core::fmt;
+
 use crate::addr::{IpaRange, Pa, Vmid};
 use crate::errata::Errata;
 use crate::slot::Slot;
@@ -24,6 +26,31 @@ pub enum Dsb {
     Ish,
     /// Loads and stores, this PE: completes a local TLBI.
     Nsh,
+}
+
+/// A lock of this crate, which somebody is about to wait for: see [`Arch::about_to_lock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locked {
+    /// Of this table.
+    Table(Pa),
+    /// Of the VM's dirty session: who starts, harvests or stops it, and who has a claim and may have to tell it of something.
+    Session,
+    /// Of the VM's claims: who claims a range. That a claim ends is not announced.
+    Claims,
+    /// Of the machine's VMIDs: who enters or flushes a VM that may have to be lent another one.
+    Vmids,
+}
+
+impl fmt::Display for Locked {
+    /// Which one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table(table) => write!(f, "the lock of the stage-2 table at {table}"),
+            Self::Session => f.write_str("the lock of the dirty session"),
+            Self::Claims => f.write_str("the lock of the claims"),
+            Self::Vmids => f.write_str("the lock of the VMIDs"),
+        }
+    }
 }
 
 /// What a protocol has reached, for whoever watches it: see [`Arch::observe`].
@@ -272,10 +299,12 @@ pub unsafe trait Arch: Sync {
     /// 2. VTTBR_EL2 is what it was then, and an ISB has been executed since it was written.
     unsafe fn release_walks(&self, _held: HeldWalks) {}
 
-    /// Called before this CPU waits for the lock of the table at `_table`, whether it is free or not. For hypervisors that
-    /// check that nobody asks for one where none may be asked for, as in a fault handler; the default does nothing.
+    /// Called before this CPU waits for a lock of this crate, whether it is free or not. For hypervisors that check that
+    /// nobody asks for one where none may be asked for, as in a fault handler; the default does nothing.
     #[inline]
-    fn about_to_lock(&self, _table: Pa) {}
+    fn about_to_lock(&self, which: Locked) {
+        let _ = which;
+    }
 
     /// Hears what a protocol has reached. Models and traces listen; hardware has nothing to do.
     #[inline]

@@ -329,20 +329,11 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         waited.map(|()| self.told).map_err(|_| CopyError::NotQuiescent)
     }
 
-    /// The parent slot of a table that this batch has broken, and what that was. Needs no guard: the claim keeps
-    /// the tables above where they are.
+    /// The parent slot of a table that this batch has broken, and what that was.
     fn broken_slot(&self, ipa: Ipa) -> Option<(&Slot, Former)> {
-        let Space { geometry, memory, arch, root, .. } = self.space;
-        let (mut level, mut pa) = (geometry.start(), geometry.root_page(*root, ipa));
-        loop {
-            // SAFETY: (1) a table over a claimed address is given back by nobody else.
-            let slot = unsafe { memory.table(pa) }.slot(level.index(ipa));
-            let held = slot.load(arch);
-            if level == Level::L2 {
-                return Some((slot, held.as_drain(level)?));
-            }
-            (pa, level) = (held.as_table(level)?, level.next()?);
-        }
+        let (level, slot) = self.space.claimed_slot(ipa, Level::L2);
+        let former = slot.load(&self.space.arch).as_drain(level)?;
+        (level == Level::L2).then_some((slot, former))
     }
 
     /// Moves the pages of a table that nobody else reaches any more, makes the block live and gives the rest back.

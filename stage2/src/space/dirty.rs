@@ -25,7 +25,8 @@
 //! A harvest has a claim on its range, and so has whatever takes leaves away. Start and stop claim all of the
 //! session's range: no such operation is under way then, so each goes by one session from its beginning to its end, and
 //! looks for it once. What races with a harvest is hardware, fault handlers and EL2's own writes, and these meet it in the
-//! slot. Who has no claim sees the session under a guard: start and stop wait for a grace period.
+//! slot. Who has no claim sees the session under a guard, and without a lock: start and stop wait for a grace period, and no
+//! session starts before that of the last one's stop is over.
 //!
 //! # Bits after the flush
 //!
@@ -116,7 +117,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         }
         // SAFETY: (1) the caller's clause.
         let session = unsafe { Session::new(range, bitmaps, blocks) }?;
-        self.log.publish(session)?;
+        self.log.publish(&self.arch, session)?;
         // Whoever looked for a session under a guard, and found none, has done what he did about it.
         cpu.wait(relax).map_err(|_| DirtyError::NotQuiescent)
     }
@@ -124,18 +125,21 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// The range of the dirty session, if there is one that is not being stopped.
     #[must_use]
     pub fn dirty_range(&self) -> Option<IpaRange> {
-        self.log.running().ok().map(|session| session.range)
+        self.log.running(&self.arch).ok().map(|session| session.range)
     }
 
     /// Sets the bits of a range, as far as the dirty session covers it: its content has changed, and no leaf says so. After an
-    /// install of a page that cannot be written, for one. The guard is the one under which that was done.
-    pub fn dirty_mark(&self, _guard: &Guard<'_>, range: IpaRange) {
-        self.mark_logged(range);
+    /// install of a page that cannot be written, for one. The guard is the one under which that was done. Takes no lock.
+    pub fn dirty_mark(&self, guard: &Guard<'_>, range: IpaRange) {
+        // Another's would not keep the session where it is.
+        if self.domain.owns(guard) {
+            self.log.mark(guard, range);
+        }
     }
 
     /// Likewise, for who has a claim.
     pub(super) fn mark_logged(&self, range: IpaRange) {
-        if let Some(session) = self.log.covering(range) {
+        if let Some(session) = self.log.covering(&self.arch, range) {
             session.mark(range);
         }
     }

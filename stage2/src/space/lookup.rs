@@ -27,7 +27,7 @@ use core::ops::ControlFlow::{self, Break, Continue};
 
 use super::Space;
 use crate::addr::{Ipa, Level, Pa};
-use crate::arch::{Arch, Observation};
+use crate::arch::{Arch, Locked, Observation};
 use crate::descriptor::{Descriptor, Leaf, View};
 use crate::epoch::Guard;
 use crate::lock::{Held, Rank, TableMeta};
@@ -112,7 +112,7 @@ impl<'g> Node<'g> {
 
     /// Takes the lock.
     pub(super) fn hold<A: Arch>(self, arch: &'g A, guard: &'g Guard<'_>) -> LockedTable<'g, A> {
-        arch.about_to_lock(self.pa);
+        arch.about_to_lock(Locked::Table(self.pa));
         let held = Held::take(self.meta, guard.cpu(), self.rank());
         arch.observe(Observation::Locked { table: self.pa });
         LockedTable { node: self, arch, _held: held }
@@ -399,6 +399,23 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             None => elsewise(slot, level, seen)?,
         };
         Continue(self.linked_table(guard, table))
+    }
+
+    /// The slot in which a walk to a claimed address ends, at level `wanted` at the latest, and its level. Needs no guard: the
+    /// claim keeps the tables over its addresses where they are.
+    pub(super) fn claimed_slot(&self, ipa: Ipa, wanted: Level) -> (Level, &Slot) {
+        let (mut level, mut pa) = (self.geometry.start(), self.geometry.root_page(self.root, ipa));
+        loop {
+            // SAFETY: (1) a table over a claimed address is given back by nobody else.
+            let slot = unsafe { self.memory.table(pa) }.slot(level.index(ipa));
+            if level >= wanted {
+                return (level, slot);
+            }
+            match (slot.load(&self.arch).as_table(level), level.next()) {
+                (Some(below), Some(next)) => (pa, level) = (below, next),
+                _ => return (level, slot),
+            }
+        }
     }
 
     /// Where the byte at `ipa` lies, for EL2's own accesses; `None` where nothing is mapped.

@@ -73,26 +73,16 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 
     /// Shows the slots of EL2's window in a claimed range that are not Empty and lie behind a stage-2 slot in Drain.
     fn each_shut(&self, range: &IpaRange, mut show: impl FnMut(&Slot, Ipa)) {
-        let (mut at, end) = (range.start(), range.end().get());
-        while at.get() < end {
-            let (span, shut) = self.shut_at(at);
-            let next = after(at, span).min(end);
-            let ours = |ipa| match shut {
-                Shut::No => false,
-                Shut::All => true,
-                Shut::Pages(pages) => {
-                    pages.slot(Level::L3.index(ipa)).load(&self.arch).as_drain(Level::L3).is_some()
-                }
-            };
-            if !matches!(shut, Shut::No) {
-                self.each_window_slot(at, next, |slot, ipa| {
-                    if self.arch.load(slot) != 0 && ours(ipa) {
-                        show(slot, ipa);
-                    }
-                });
+        // Of a page, of a block, or of a table that was taken out.
+        let is_shut = |ipa| {
+            let (level, slot) = self.claimed_slot(ipa, Level::L3);
+            slot.load(&self.arch).as_drain(level).is_some()
+        };
+        self.each_window_slot(range.start(), range.end().get(), |slot, ipa| {
+            if self.arch.load(slot) != 0 && is_shut(ipa) {
+                show(slot, ipa);
             }
-            at = Ipa::new(next);
-        }
+        });
     }
 
     /// Shows the slots of EL2's window from one address to another, as far as it was built there.
@@ -109,26 +99,6 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
                 show(slot, ipa);
             }
             at = Ipa::new(next);
-        }
-    }
-
-    /// What stage 2 holds at a claimed address, down to a table of pages: and of which level the slot is that says so. Needs no
-    /// guard: the claim keeps the tables where they are.
-    fn shut_at(&self, ipa: Ipa) -> (Level, Shut<'_>) {
-        let Self { geometry, memory, arch, root, .. } = self;
-        let (mut level, mut pa) = (geometry.start(), geometry.root_page(*root, ipa));
-        loop {
-            // SAFETY: (1) a table over a claimed address is given back by nobody else.
-            let table = unsafe { memory.table(pa) };
-            if level == Level::L3 {
-                return (Level::L2, Shut::Pages(table));
-            }
-            let seen = table.slot(level.index(ipa)).load(arch);
-            match (seen.as_table(level), level.next()) {
-                (Some(below), Some(next)) => (pa, level) = (below, next),
-                _ if seen.as_drain(level).is_some() => return (level, Shut::All),
-                _ => return (level, Shut::No),
-            }
         }
     }
 
@@ -150,16 +120,6 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         self.arch.isb();
         self.arch.observe(Observation::El2Flushed);
     }
-}
-
-/// What stage 2 holds over a part of EL2's window.
-enum Shut<'t> {
-    /// Nothing that was drained.
-    No,
-    /// All of it was drained as one: a block, or a table.
-    All,
-    /// A table of pages, to be asked one by one.
-    Pages(&'t Table),
 }
 
 /// Operands that are gathered before the next invalidations: they want one DSB before them.

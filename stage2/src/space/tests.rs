@@ -186,6 +186,7 @@ mod copy;
 mod dirty;
 mod fault;
 mod live;
+mod locks;
 mod map;
 mod neighbours;
 mod others;

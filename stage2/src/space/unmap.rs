@@ -37,14 +37,17 @@
 //! A table is given back only by a claim on its whole span, so the tables that a claim's range touches
 //! stay allocated for that claim, also outside a guard.
 
+mod release;
+
+use release::Releaser;
+
 use super::contiguous::{members_of, run_bytes};
-use super::dirty::Session;
 use super::lookup::{LockedTable, Node};
 use super::{Batch, Progress, Scratch, Space, UnmapError};
-use crate::addr::{Ipa, IpaRange, Level, Pa};
+use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
 use crate::claim::Claim;
-use crate::descriptor::{Descriptor, Former, Leaf, Owner, State, View};
+use crate::descriptor::{Descriptor, Former, Leaf, State, View};
 use crate::epoch::{Cpu, Guard};
 use crate::flush::Flushed;
 use crate::gather::Owed;
@@ -56,7 +59,7 @@ pub trait Release {
     /// The block or page that was mapped at `ipa` is the caller's again: no PE, no TLB and no lookup
     /// reaches it. `former` has its address, its size and the final state of its leaf.
     ///
-    /// Memory that was mapped as [`Owner::Other`] is not told: it is not the VM's.
+    /// Memory that was mapped as [`Owner::Other`](crate::Owner::Other) is not told: it is not the VM's.
     fn frame(&mut self, ipa: Ipa, former: &Former, flushed: &Flushed);
 
     /// The table for the addresses from `ipa` on was given back. For statistics.
@@ -132,7 +135,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             // Nothing is held here, so this cannot fail; if it did, nothing would be released.
             cpu.wait(relax).map_err(|_| UnmapError::NotQuiescent)?;
             let revoked = self.revoke_window(owed.ranges().iter());
-            let log = self.log.covering(range);
+            let log = self.log.covering(&self.arch, range);
             let mut releaser = Releaser {
                 space: self,
                 flushed: &flushed,
@@ -414,105 +417,4 @@ enum Drain {
     Stays,
     /// It leads to a table.
     Table,
-}
-
-/// The second pass: Drain → Empty, after flush and grace.
-struct Releaser<'w, 'e, M, A, R> {
-    space: &'w Space<'e, M, A>,
-    flushed: &'w Flushed,
-    release: &'w mut R,
-    /// The dirty session that covers a part of it.
-    log: Option<Session>,
-    /// Slots of EL2's window that are in Drain.
-    revoked: usize,
-    /// Leaves of the VM's that ended, by level; those of others, and tables.
-    leaves: [u64; 4],
-    others: u64,
-    tables: u64,
-}
-
-impl<M: Memory, A: Arch, R: Release> Releaser<'_, '_, M, A, R> {
-    fn roots(&mut self, start: u64, end: u64) {
-        let geometry = &self.space.geometry;
-        let level = geometry.start();
-        let mut ipa = Ipa::new(start).align_down(level.table_bytes());
-        while ipa.get() < end {
-            self.table(geometry.root_page(self.space.root, ipa), level, ipa, start, Some(end));
-            let Some(next) = ipa.checked_add(level.table_bytes()) else { return };
-            ipa = next;
-        }
-    }
-
-    /// Releases what the slots of a table between `start` and `end` held; all of it, and without an `end`, if the table
-    /// was taken out of the tree. At most four deep.
-    fn table(&mut self, pa: Pa, level: Level, first: Ipa, start: u64, end: Option<u64>) {
-        // SAFETY: (1) linked in the claimed range, or unlinked by this claim: allocated until below.
-        let table = unsafe { self.space.memory.table(pa) };
-        let bytes = level.slot_bytes();
-        let from = start.saturating_sub(first.get()) / bytes;
-        // In a table that an unmap takes out each slot is Drain or Dead: nobody installs there any more.
-        let shut = |slot: &Slot| {
-            let seen = slot.load(&self.space.arch);
-            seen == Descriptor::DEAD || seen.as_drain(level).is_some()
-        };
-        let given_up = end.is_none() && !table.slots().iter().any(shut);
-        let slots = table.slots().iter().enumerate().skip(from as usize);
-        for (index, slot) in slots {
-            let ipa = Ipa::new(first.get() + index as u64 * bytes);
-            if end.is_some_and(|end| ipa.get() >= end) {
-                return;
-            }
-            let seen = slot.load(&self.space.arch);
-            if let Some(former) = seen.as_drain(level) {
-                self.drained(slot, ipa, &former);
-                continue;
-            }
-            match seen.view(level) {
-                View::Table(below) => {
-                    if let Some(next) = level.next() {
-                        self.table(below, next, ipa, start, end);
-                    }
-                }
-                // Only a table that was taken out has these; it is gone through from end to end.
-                // SAFETY: (1) killed by this claim.
-                View::Dead => unsafe { slot.empty(&self.space.arch) },
-                // A copy into a block that was given up leaves its pages in the table that it took out.
-                View::Leaf(_) if given_up => {
-                    if let Some(former) = seen.to_drain(level).and_then(|it| it.as_drain(level)) {
-                        self.drained(slot, ipa, &former);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    #[inline]
-    fn drained(&mut self, slot: &Slot, ipa: Ipa, former: &Former) {
-        match former.level().next().filter(|_| former.is_table()) {
-            Some(below) => {
-                self.table(former.pa(), below, ipa, ipa.get(), None);
-                // SAFETY: (1) taken out of the tree; (2) flushed, and the grace period is over; (3) each
-                // slot was Drain, Dead or a leaf and is Empty now.
-                unsafe { self.space.memory.free_table(former.pa(), 1) };
-                self.tables += 1;
-                self.release.table(ipa);
-            }
-            None if former.owner() == Owner::Vm => {
-                self.leaves[former.level() as usize] += 1;
-                if let Some(log) = &self.log {
-                    // Whatever its record says: what was there is gone.
-                    log.mark_leaf(ipa, former.level());
-                }
-                self.release.frame(ipa, former, self.flushed);
-            }
-            None => self.others += 1,
-        }
-        // SAFETY: (1) in Drain since the sweep, or in a table that is; under this claim; flushed since.
-        unsafe { slot.empty(&self.space.arch) };
-        if self.revoked > 0 && !former.is_table() {
-            let reopened = self.space.reopen_window(ipa, former.level().slot_bytes());
-            self.revoked = self.revoked.saturating_sub(reopened);
-        }
-    }
 }

@@ -121,19 +121,19 @@ fn a_flush_keeps_the_vmid_of_a_vm_that_does_not_run() {
     let [mut a, mut b, _] = [0, 1, 2].map(|n| vmids.join(n).unwrap());
     let vm = Loan::new(&vmids);
     drop(enter((&vmids, &host), (&vm, 0), &mut a));
-    let pin = vm.pin().unwrap();
+    let pin = vm.pin(&host).unwrap();
     for n in 1..10 {
         let other = enter((&vmids, &host), (&Loan::new(&vmids), n), &mut b).vmid();
         assert_ne!(other, pin.vmid());
     }
     // A second flush, after the roll-over, is of the same VMID.
-    assert_eq!(vm.pin().unwrap().vmid(), pin.vmid());
+    assert_eq!(vm.pin(&host).unwrap().vmid(), pin.vmid());
     assert_eq!(enter((&vmids, &host), (&vm, 0), &mut a).vmid(), pin.vmid());
     drop(pin);
     for n in 1..10 {
         drop(enter((&vmids, &host), (&Loan::new(&vmids), n), &mut b));
     }
-    assert!(vm.pin().is_none(), "it runs nowhere, and a generation has ended");
+    assert!(vm.pin(&host).is_none(), "it runs nowhere, and a generation has ended");
 }
 
 #[test]
@@ -268,7 +268,7 @@ proptest! {
                     running[cpu] = None;
                 }
                 Step::Pin(vm) if pins.len() < 2 => {
-                    let pin = loans[vm].pin();
+                    let pin = loans[vm].pin(&Host::new());
                     if pin.is_none() {
                         let known = cached.values().any(|cached| *cached == vm);
                         prop_assert!(!known, "VM {} is cached, and its flush does nothing", vm);

@@ -37,7 +37,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         batch: Batch,
     ) -> Result<Harvested, DirtyError> {
         let range = self.claimed(claim, batch.from).map_err(DirtyError::Claim)?;
-        let session = self.log.running()?;
+        let session = self.log.running(&self.arch)?;
         if !session.range.covers(&range) {
             return Err(DirtyError::Outside { claimed: range, session: session.range });
         }

@@ -1,8 +1,13 @@
 //! The session of a VM: what it covers, its bitmaps, and who finds it.
 
+use core::ptr;
+use core::sync::atomic::AtomicPtr;
+
 use super::DirtyError;
 use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE};
-use crate::sync::{AtomicU64, Lock, Ordering};
+use crate::arch::{Arch, Locked};
+use crate::epoch::Guard;
+use crate::sync::{AtomicU64, Lock, LockGuard, Ordering};
 
 /// Bytes of what a bit of the bitmap of spans stands for.
 pub(super) const SPAN: u64 = Level::L2.slot_bytes();
@@ -59,9 +64,12 @@ pub(in crate::space) struct Session {
 pub(in crate::space) struct Log {
     /// What the session covers; an end of 0 if there is none. Looked at before the lock is taken. Written under the claim on all
     /// of that, so who has a claim there sees it as it is, and others, who may see the half of it, ask again under the
-    /// lock. Who has no claim has a guard.
+    /// lock. Who has no claim has a guard, and sees one session or none without the lock: between the end of one, which is
+    /// hidden first, and the next one's start lies a grace period.
     start: AtomicU64,
     end: AtomicU64,
+    /// The session's bitmap of pages: of as many words as its range says. Ordered by `end`, so not the model checkers'.
+    pages: AtomicPtr<AtomicU64>,
     /// Everything before this was harvested once. Written by the one whose claim it lies in.
     harvested: AtomicU64,
     session: Lock<Option<Session>>,
@@ -96,10 +104,7 @@ impl Session {
 
     /// Sets the bits of the pages of a range, as far as the session covers it.
     pub(in crate::space) fn mark(&self, range: IpaRange) {
-        let start = self.range.start().get();
-        let from = range.start().get().max(start) - start;
-        let end = range.end().min(self.range.end()).get().saturating_sub(start);
-        set(self.pages, from / PAGE_SIZE, end / PAGE_SIZE);
+        mark(self.pages, self.range, range);
     }
 
     /// Sets the bits of the pages of a leaf.
@@ -174,6 +179,14 @@ impl Session {
     }
 }
 
+/// Sets the bits of the pages of a range, as far as it lies in that of the session, whose bitmap this is.
+fn mark(pages: &[AtomicU64], session: IpaRange, range: IpaRange) {
+    let start = session.start().get();
+    let from = range.start().get().max(start) - start;
+    let end = range.end().min(session.end()).get().saturating_sub(start);
+    set(pages, from / PAGE_SIZE, end / PAGE_SIZE);
+}
+
 /// Sets bits of a word. What happened before is seen by who takes them out.
 fn or(words: &[AtomicU64], index: u64, bits: u64) {
     if bits != 0
@@ -197,12 +210,13 @@ fn set(words: &[AtomicU64], from: u64, end: u64) {
 impl Log {
     pub(in crate::space) fn new() -> Self {
         let [start, end, harvested] = [(); 3].map(|()| AtomicU64::new(0));
-        Self { start, end, harvested, session: Lock::new(None) }
+        let pages = AtomicPtr::new(ptr::null_mut());
+        Self { start, end, pages, harvested, session: Lock::new(None) }
     }
 
     /// From now on there is this session.
-    pub(super) fn publish(&self, session: Session) -> Result<(), DirtyError> {
-        let mut held = self.session.lock();
+    pub(super) fn publish<A: Arch>(&self, arch: &A, session: Session) -> Result<(), DirtyError> {
+        let mut held = self.lock(arch);
         if let Some(other) = *held {
             return Err(match other.stopped {
                 None => DirtyError::Running { range: other.range },
@@ -213,18 +227,38 @@ impl Log {
         let (start, end) = (session.range.start().get(), session.range.end().get());
         self.harvested.store(start, Ordering::Relaxed);
         self.start.store(start, Ordering::Relaxed);
+        self.pages.store(session.pages.as_ptr().cast_mut(), Ordering::Relaxed);
         self.end.store(end, Ordering::Release);
         Ok(())
     }
 
+    fn lock<A: Arch>(&self, arch: &A) -> LockGuard<'_, Option<Session>> {
+        arch.about_to_lock(Locked::Session);
+        self.session.lock()
+    }
+
     /// The session, running or being stopped.
-    pub(super) fn any(&self) -> Option<Session> {
-        if self.end.load(Ordering::Acquire) == 0 { None } else { *self.session.lock() }
+    pub(super) fn any<A: Arch>(&self, arch: &A) -> Option<Session> {
+        if self.end.load(Ordering::Acquire) == 0 { None } else { *self.lock(arch) }
+    }
+
+    /// Sets the bits of the pages of a range, as far as the session covers it, for who has no claim. Takes no lock.
+    pub(super) fn mark(&self, _guard: &Guard<'_>, range: IpaRange) {
+        let end = self.end.load(Ordering::Acquire);
+        let start = Ipa::new(self.start.load(Ordering::Relaxed));
+        let bytes = end.saturating_sub(start.get());
+        let Ok(session) = IpaRange::new(start, bytes) else { return };
+        let [words, _] = Bitmaps::words(session);
+        // SAFETY: (1) `end` was published with the rest of its session, which nothing replaces before the guard ends; and the
+        // bitmap, which has so many words, lasts until who stops it has waited for the guard.
+        let pages =
+            unsafe { core::slice::from_raw_parts(self.pages.load(Ordering::Relaxed), words) };
+        mark(pages, session, range);
     }
 
     /// The session, if it is to be harvested.
-    pub(super) fn running(&self) -> Result<Session, DirtyError> {
-        let session = self.any().ok_or(DirtyError::NoSession)?;
+    pub(super) fn running<A: Arch>(&self, arch: &A) -> Result<Session, DirtyError> {
+        let session = self.any(arch).ok_or(DirtyError::NoSession)?;
         match session.stopped {
             None => Ok(session),
             Some(_) => Err(DirtyError::Stopping { range: session.range }),
@@ -232,11 +266,11 @@ impl Log {
     }
 
     /// The session that covers a part of a range, running or being stopped.
-    pub(in crate::space) fn covering(&self, range: IpaRange) -> Option<Session> {
+    pub(in crate::space) fn covering<A: Arch>(&self, arch: &A, range: IpaRange) -> Option<Session> {
         if !self.may_cover(range) {
             return None;
         }
-        self.any().filter(|session| session.range.overlaps(&range))
+        self.any(arch).filter(|session| session.range.overlaps(&range))
     }
 
     /// Whether the session covers a part of a range on which the caller has a claim. Of another range it may say so of one
@@ -257,16 +291,25 @@ impl Log {
     }
 
     /// A stop has come so far.
-    pub(super) fn stopped_until(&self, ipa: Ipa) {
-        if let Some(session) = self.session.lock().as_mut() {
+    pub(super) fn stopped_until<A: Arch>(&self, arch: &A, ipa: Ipa) {
+        if let Some(session) = self.lock(arch).as_mut() {
             session.stopped = Some(ipa);
         }
     }
 
-    /// There is none any more.
-    pub(super) fn end(&self) {
+    /// Nobody finds it any more, and no other begins.
+    pub(super) fn hide(&self) {
         self.end.store(0, Ordering::Release);
-        *self.session.lock() = None;
+    }
+
+    /// It is found again.
+    pub(super) fn show(&self, session: &Session) {
+        self.end.store(session.range.end().get(), Ordering::Release);
+    }
+
+    /// There is none any more, a grace period after it was [hidden](Self::hide).
+    pub(super) fn end<A: Arch>(&self, arch: &A) {
+        *self.lock(arch) = None;
     }
 }
 

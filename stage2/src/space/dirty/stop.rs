@@ -31,7 +31,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ) -> Result<Stopped, DirtyError> {
         let range = claim.range();
         self.claimed(claim, range.start()).map_err(DirtyError::Claim)?;
-        let session = self.log.any().ok_or(DirtyError::NoSession)?;
+        let session = self.log.any(&self.arch).ok_or(DirtyError::NoSession)?;
         if session.range != range {
             return Err(DirtyError::NotAll { claimed: range, session: session.range });
         }
@@ -40,15 +40,19 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         }
         let from = session.stopped.unwrap_or(range.start());
         let until = self.unmanage(cpu, claim, Batch { from, slots: slots.min(SLOTS) })?;
-        self.log.stopped_until(until);
+        self.log.stopped_until(&self.arch, until);
         let (collapsed, stay) =
             self.collapse_back(cpu, claim, &session, (from, until), &mut relax)?;
         if until < range.end() {
             return Ok(Stopped { progress: Progress::Until(until), collapsed, stay });
         }
-        self.log.end();
-        // Whoever found the session under a guard has set his bits.
-        cpu.wait(relax).map_err(|_| DirtyError::NotQuiescent)?;
+        self.log.hide();
+        // Whoever found the session under a guard has set his bits; only then another may begin.
+        if cpu.wait(relax).is_err() {
+            self.log.show(&session);
+            return Err(DirtyError::NotQuiescent);
+        }
+        self.log.end(&self.arch);
         Ok(Stopped { progress: Progress::Done, collapsed, stay })
     }
 

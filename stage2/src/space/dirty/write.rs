@@ -44,8 +44,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// Has EL2 write to a VM's page, and records it as a guest's write is recorded. `write` is given where the byte at
     /// `ipa` lies; up to the end of its page of 4 KiB the others follow. It may be called again, by another call of this.
     ///
-    /// Takes no lock but that of the session's place, for a moment, where no leaf can tell: nothing is waited for under it. The
-    /// record is made whether a dirty session runs or not.
+    /// Takes no lock. The record is made whether a dirty session runs or not.
     ///
     /// # Errors
     /// [`WriteError::Again`]: close the guard and repeat all of it, when others have had time to go on. If bytes were written, a
@@ -87,7 +86,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             && let Some(page) = IpaRange::page_of(ipa)
         {
             // The bytes may be there to stay, and the caller may not come again.
-            self.mark_logged(page);
+            self.dirty_mark(guard, page);
         }
         recorded.map(|()| done)
     }

@@ -13,7 +13,6 @@ use crate::descriptor::{Descriptor, DescriptorError, View};
 use crate::epoch::{Cpu, Guard};
 use crate::gather::Owed;
 use crate::memory::Memory;
-use crate::slot::Slot;
 use crate::space::lookup::{LockedTable, Node};
 use crate::space::{Batch, Mapping, NotClaimed, Progress, Space};
 
@@ -325,7 +324,7 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
         };
         let mut replaced = 0;
         for Found { ipa, page, new, .. } in found.iter().flatten() {
-            let Some(slot) = space.slot_of_page(*ipa) else {
+            let (Level::L3, slot) = space.claimed_slot(*ipa, Level::L3) else {
                 pages.give_back(*ipa, *page);
                 continue;
             };
@@ -366,19 +365,6 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             if let Ok(table) = node.lock(&self.arch, guard) {
                 return Some(table);
             }
-        }
-    }
-
-    /// The slot of the page at `ipa`, which is claimed. Needs no guard: the claim keeps the tables above where they are.
-    fn slot_of_page(&self, ipa: Ipa) -> Option<&Slot> {
-        let (mut level, mut pa) = (self.geometry.start(), self.geometry.root_page(self.root, ipa));
-        loop {
-            // SAFETY: (1) a table over a claimed address is given back by nobody else.
-            let slot = unsafe { self.memory.table(pa) }.slot(level.index(ipa));
-            if level == Level::L3 {
-                return Some(slot);
-            }
-            (pa, level) = (slot.load(&self.arch).as_table(level)?, level.next()?);
         }
     }
 }

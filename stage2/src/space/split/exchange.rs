@@ -56,7 +56,7 @@
 
 use super::{Split, SplitError, fill};
 use crate::addr::{Ipa, Level, Pa};
-use crate::arch::{Arch, Dsb, Observation};
+use crate::arch::{Arch, Dsb, Locked, Observation};
 use crate::descriptor::{Descriptor, Leaf};
 use crate::epoch::Guard;
 use crate::features::Bbm;
@@ -303,7 +303,7 @@ impl<'w> Block<'w> {
         let Some(below) = self.level().next() else { return };
         // SAFETY: (1) just allocated.
         let meta = unsafe { space.memory.meta(self.parts) };
-        space.arch.about_to_lock(self.parts);
+        space.arch.about_to_lock(Locked::Table(self.parts));
         self.held = Some(Held::take(meta, guard.cpu(), Rank::new(below, self.ipa)));
         space.arch.observe(Observation::Locked { table: self.parts });
     }
