@@ -290,6 +290,9 @@ pub struct Report {
     /// Times that the guest was started.
     #[serde(default)]
     pub lives: u32,
+    /// What the physical counter read when it was started the last time: there its virtual counter is 0.
+    #[serde(default)]
+    pub began: u64,
     /// The CPU features that stage 2 used, for people.
     #[serde(default)]
     pub cpu_features: String,
@@ -346,6 +349,7 @@ impl Report {
             vcpus: 0,
             guest_mem: 0,
             lives: 0,
+            began: 0,
             cpu_features: String::new(),
             stats: Stats::default(),
             diagnosis: None,

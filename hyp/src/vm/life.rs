@@ -180,7 +180,7 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
 fn bury(plan: &'static Plan, cpu: &PerCpu, guards: &stage2::epoch::Cpu<'static>, reason: Reason) {
     if !all_parked(plan.cpus) {
         say!("not all CPUs have stopped within {PATIENCE} s: the VM is not taken down");
-        end::finish(&stop::report(plan, reason, lives(), None));
+        end::finish(&stop::report(plan, reason, (lives(), 0), None));
     }
     let compared = {
         // SAFETY: (1) from `begin`; (2) only this CPU frees it, and does so below.
@@ -193,6 +193,7 @@ fn bury(plan: &'static Plan, cpu: &PerCpu, guards: &stage2::epoch::Cpu<'static>,
     };
     // SAFETY: (1) from `begin`; (2) all others have parked, and this CPU has no other reference.
     let vm = unsafe { *Box::from_raw(LIVES.vm.load(Ordering::Acquire)) };
+    let began = vm.epoch;
     // SAFETY: (1) all have left it before they parked, this CPU before it came here.
     let down = unsafe { takedown::take_down(vm, guards, &reason) };
     let may = plan.restarts.is_none_or(|most| lives() <= most);
@@ -206,7 +207,7 @@ fn bury(plan: &'static Plan, cpu: &PerCpu, guards: &stage2::epoch::Cpu<'static>,
             Err(refusal) => end::refuse(refusal),
         }
     }
-    end::finish(&stop::report(plan, reason, lives(), Some(down)))
+    end::finish(&stop::report(plan, reason, (lives(), began), Some(down)))
 }
 
 fn lives() -> u32 {

@@ -26,8 +26,14 @@ pub(crate) enum Reason {
     Diagnosis(Box<Diagnosis>),
 }
 
-/// What the run came to. `down` is how the VM was taken down, if it could be.
-pub(super) fn report(plan: &Plan, reason: Reason, lives: u32, down: Option<Takedown>) -> Report {
+/// What the run came to: after so many lives, of which the last began at a counter's value. `down` is how the VM was taken down,
+/// if it could be.
+pub(super) fn report(
+    plan: &Plan,
+    reason: Reason,
+    (lives, began): (u32, u64),
+    down: Option<Takedown>,
+) -> Report {
     let (outcome, diagnosis) = match reason {
         Reason::PoweredOff => (Outcome::PoweredOff, None),
         Reason::Reset => (Outcome::Reset, None),
@@ -38,6 +44,7 @@ pub(super) fn report(plan: &Plan, reason: Reason, lives: u32, down: Option<Taked
     report.vcpus = plan.vcpus as u32;
     report.guest_mem = plan.mem;
     report.lives = lives;
+    report.began = began;
     report.cpu_features = format!("{}", plan.features);
     report.stats = stats();
     report.diagnosis = diagnosis;

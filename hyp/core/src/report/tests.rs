@@ -18,6 +18,7 @@ fn sample() -> Report {
     report.stats.tlbi.insert("VMALLS12E1IS".into(), 1);
     report.stats.tlbi.insert("IPAS2E1IS".into(), 17);
     report.lives = 2;
+    report.began = 7;
     report.taken_down(Takedown { frames: 4200, tables: 12, ..Takedown::default() });
     report.measure = Some(Measure { samples: 64, min: 200, median: 212, max: 480 });
     let work = Work { calls: 8, blocks: 512, instructions: 4711, tlbis: 16, flushes: 9 };
