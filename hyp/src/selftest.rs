@@ -20,6 +20,7 @@
 //! | `selftest=locked-install` | takes the lock of the stage-2 table before it installs a page that it misses itself | a panic that names it, whatever is held |
 //! | `selftest=conflict` | takes every second translation fault for a TLB conflict, which QEMU never raises | the guest notices nothing |
 //! | `selftest=slow-copy` | has a COPY take so long that a vCPU comes back for the memory more often than any fault may | the guest notices nothing |
+//! | `selftest=stale-copy` | has the manager of `churn=` copy no page twice | the VM stops, and the page that differs is named |
 
 use alloc::format;
 use alloc::string::String;
@@ -43,7 +44,7 @@ use crate::window;
 /// What starts the word.
 const WORD: &str = "selftest=";
 /// The words, without what starts them.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "stack",
     "stack-1",
     "write-code",
@@ -58,6 +59,7 @@ const NAMES: [&str; 14] = [
     "locked-install",
     "conflict",
     "slow-copy",
+    "stale-copy",
 ];
 /// `RET`, as data.
 static RET: AtomicU32 = AtomicU32::new(0xd65f_03c0);

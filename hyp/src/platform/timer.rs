@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`Why::Violations`] | when violations that were recorded are to be told |
 //! | [`Why::GuestTimer`] | when the physical timer of the guest, which is emulated, is due |
+//! | [`Why::Churn`] | when the manager in the background has something to do, where there is no CPU without a vCPU |
 //! | [`wait`] | at a time that is its argument: no interrupt is taken for it |
 //!
 //! When a time has come the CPU leaves its guest, or its WFI; the interrupt is taken, the times that are over are gone
@@ -26,10 +27,12 @@ pub(crate) enum Why {
     Violations,
     /// The guest's physical timer is due.
     GuestTimer,
+    /// The guest's memory is changed.
+    Churn,
 }
 
 /// How many there are.
-const REASONS: usize = 2;
+const REASONS: usize = 3;
 
 /// When a CPU wants to be taken out of its guest, in ticks of the counter. Reached by its CPU alone.
 pub(crate) type Times = Alarms<REASONS>;

@@ -47,7 +47,7 @@ use super::{NUMBER, ageing, blocks, copying, moving, pause, runs};
 use crate::lock::Lock;
 use crate::mem::cache::BLOCK;
 use crate::mem::frames;
-use crate::platform::timer;
+use crate::platform::timer::{self, Why};
 
 /// Parts a second, on CPUs without a vCPU.
 const RATE: u64 = 500;
@@ -152,15 +152,35 @@ pub(super) fn next_part(env: Env<'_>) -> u64 {
     if works_here(env) { env.vm.churning.due.load(Ordering::Relaxed) } else { NEVER }
 }
 
+/// Has the executing CPU come to its safe point for the first part, if it is one that has a vCPU and does parts.
+pub(super) fn begin(env: Env<'_>) {
+    if works_here(env) && has_vcpu(env) {
+        timer::arm(env.cpu, Why::Churn, timer::now());
+    }
+}
+
 /// Does a part, if one is due, and if this is a CPU that does. Called at a safe point.
 ///
 /// # Errors
 /// The VM cannot go on: a page differs from its copy, or a step went wrong half way.
 pub(super) fn when_due(env: Env<'_>) -> Result<(), Reason> {
     let Churning { due, manager } = &env.vm.churning;
-    if timer::now() < next_part(env) {
+    let next = next_part(env);
+    if next == NEVER {
         return Ok(());
     }
+    let done = if timer::now() < next { Ok(()) } else { try_part(env, due, manager) };
+    if has_vcpu(env) {
+        let next = due.load(Ordering::Relaxed);
+        // While another CPU does the part it is looked again in a while.
+        let soon = timer::now().saturating_add(timer::frequency() / SHARED_RATE);
+        timer::arm(env.cpu, Why::Churn, if next < timer::now() { soon } else { next });
+    }
+    done
+}
+
+/// Does a part, unless another CPU does one.
+fn try_part(env: Env<'_>, due: &AtomicU64, manager: &Lock<Option<Manager>>) -> Result<(), Reason> {
     let Some(mut held) = manager.try_lock() else { return Ok(()) };
     let Some(manager) = held.as_mut() else { return Ok(()) };
     let rate = if has_vcpu(env) { SHARED_RATE } else { RATE };

@@ -16,7 +16,7 @@ use stage2::vmid::{self, EntryError};
 use super::payload::Payload;
 use super::stop::Reason;
 use super::vcpu::{Entry, Vcpu};
-use super::{NUMBER, Vm, caches, control, fault, idle, interrupts, life, relaxing, trap};
+use super::{NUMBER, Vm, caches, churning, control, fault, idle, interrupts, life, relaxing, trap};
 use crate::cpu::PerCpu;
 use crate::event::{trace, violations};
 use crate::exception::vectors::{Exit, guest_enter};
@@ -67,6 +67,7 @@ pub(super) fn run(env: Env<'_>, place: &mut vmid::Cpu<'_>) -> Option<Reason> {
     if vm.plan.blocks && number < vm.plan.vcpus {
         cpu.stock.refill_block();
     }
+    churning::begin(env);
     let mut next = (number == 0).then_some(Entry { pc: entry, argument: tree });
     loop {
         outside_guards(env);
@@ -191,12 +192,12 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
     }
 }
 
-/// An interrupt, of the guest's or of ours, which may be the time to tell of violations. Nothing is held: this is the safe point.
+/// An interrupt, of the guest's or of ours, which may be the time to tell of violations, or to change the guest's memory. Nothing is held: this is the safe point.
 #[inline(never)]
 fn interrupted(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     interrupts::taken(env, vcpu);
     violations::drain(env.cpu);
-    Step::Resume
+    churning::when_due(env).map_or_else(Step::Stop, |()| Step::Resume)
 }
 
 #[inline]

@@ -68,6 +68,10 @@ impl Second {
     /// Copies a page that was reported; returns whether it could. If not, the next harvest reports it again.
     pub(super) fn copy(&mut self, env: Env<'_>, ipa: Ipa) -> bool {
         let Some(entry) = self.entry(ipa) else { return true };
+        #[cfg(feature = "selftest")]
+        if *entry != 0 && crate::selftest::is_wanted("stale-copy") {
+            return true;
+        }
         let guard = env.guards.enter();
         match now(env.vm.space.lookup(&guard, ipa), ipa) {
             Now::Mapped(from) => {
