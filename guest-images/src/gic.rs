@@ -5,7 +5,7 @@
 //! SGIs and PPIs are in the redistributor of a vCPU, SPIs in the distributor, at the same offsets (Arm IHI 0069, 12.8 to 12.11).
 
 use core::arch::asm;
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use aarch64_cpu::asm::barrier;
 pub use arm_gic::gicv3::GicCpuInterface as Interface;
@@ -35,16 +35,65 @@ const ICFGR: u64 = 0xc00;
 /// Eight bytes for each SPI.
 const IROUTER: u64 = 0x6000;
 
+/// What a register is as wide as. Each access is one plain instruction: of others the hypervisor is not told enough (ISV).
+pub trait Width: Copy {
+    /// Loads from a register.
+    ///
+    /// # Safety
+    /// 1. `at` is a mapped device register, aligned.
+    unsafe fn load(at: u64) -> Self;
+
+    /// Stores to a register.
+    ///
+    /// # Safety
+    /// 1. `at` is a mapped device register, aligned; 2. nothing there reaches memory.
+    unsafe fn store(self, at: u64);
+}
+
+macro_rules! width {
+    ($type:ty, $load:literal, $store:literal) => {
+        impl Width for $type {
+            unsafe fn load(at: u64) -> Self {
+                let value: u64;
+                // SAFETY: 1. by the caller's clause 1.
+                unsafe { asm!($load, out(reg) value, in(reg) at, options(nostack, preserves_flags)) };
+                value as $type
+            }
+
+            unsafe fn store(self, at: u64) {
+                // SAFETY: 1. and 2. by the caller's clauses.
+                unsafe {
+                    asm!($store, in(reg) u64::from(self), in(reg) at, options(nostack, preserves_flags));
+                }
+            }
+        }
+    };
+}
+
+width!(u8, "ldrb {:w}, [{}]", "strb {:w}, [{}]");
+width!(u32, "ldr {:w}, [{}]", "str {:w}, [{}]");
+width!(u64, "ldr {:x}, [{}]", "str {:x}, [{}]");
+
+/// Reads a register of the GIC's.
+fn read<T: Width>(at: u64) -> T {
+    // SAFETY: 1. the GIC is mapped as Device by the identity map, and callers ask for naturally aligned registers.
+    unsafe { T::load(at) }
+}
+
+/// Writes a register of the GIC's.
+fn write<T: Width>(at: u64, value: T) {
+    // SAFETY: 1. as in `read`; 2. the GIC has no LPIs here, so it does not write to memory.
+    unsafe { value.store(at) }
+}
+
 /// Reads a register of the distributor.
-pub fn gicd<T: Copy>(offset: u64) -> T {
-    // SAFETY: 1. the distributor is mapped as Device by the identity map; 2. callers ask for naturally aligned registers.
-    unsafe { ptr::read_volatile((GICD_BASE + offset) as *const T) }
+pub fn gicd<T: Width>(offset: u64) -> T {
+    read(GICD_BASE + offset)
 }
 
 /// Writes a register of the distributor.
-pub fn set_gicd<T: Copy>(offset: u64, value: T) {
-    // SAFETY: 1. and 2. as in `gicd`; 3. nothing there reaches memory.
-    unsafe { ptr::write_volatile((GICD_BASE + offset) as *mut T, value) }
+pub fn set_gicd<T: Width>(offset: u64, value: T) {
+    write(GICD_BASE + offset, value);
 }
 
 /// Where a vCPU's redistributor has a register.
@@ -53,15 +102,13 @@ fn at_gicr(vcpu: usize, offset: u64) -> u64 {
 }
 
 /// Reads a register of a vCPU's redistributor.
-pub fn gicr<T: Copy>(vcpu: usize, offset: u64) -> T {
-    // SAFETY: 1. the redistributors are mapped as Device by the identity map; 2. as in `gicd`.
-    unsafe { ptr::read_volatile(at_gicr(vcpu, offset) as *const T) }
+pub fn gicr<T: Width>(vcpu: usize, offset: u64) -> T {
+    read(at_gicr(vcpu, offset))
 }
 
 /// Writes a register of a vCPU's redistributor.
-pub fn set_gicr<T: Copy>(vcpu: usize, offset: u64, value: T) {
-    // SAFETY: 1. and 2. as in `gicr`; 3. nothing there reaches memory.
-    unsafe { ptr::write_volatile(at_gicr(vcpu, offset) as *mut T, value) }
+pub fn set_gicr<T: Width>(vcpu: usize, offset: u64, value: T) {
+    write(at_gicr(vcpu, offset), value);
 }
 
 /// One interrupt.
@@ -89,18 +136,17 @@ impl Interrupt {
         if private { at_gicr(self.vcpu, SGI_FRAME + offset) } else { GICD_BASE + offset }
     }
 
-    fn word(self, offset: u64) -> *mut u32 {
-        self.address(offset + u64::from(self.intid / 32) * 4) as *mut u32
+    fn word(self, offset: u64) -> u64 {
+        self.address(offset + u64::from(self.intid / 32) * 4)
     }
 
     fn bit(self, offset: u64) -> bool {
-        // SAFETY: 1. a mapped, aligned register.
-        unsafe { self.word(offset).read_volatile() >> (self.intid % 32) & 1 == 1 }
+        read::<u32>(self.word(offset)) >> (self.intid % 32) & 1 == 1
     }
 
+    /// Zeros change nothing.
     fn set_bit(self, offset: u64) {
-        // SAFETY: 1. a mapped, aligned register, whose other bits are not changed by zeros.
-        unsafe { self.word(offset).write_volatile(1 << (self.intid % 32)) };
+        write::<u32>(self.word(offset), 1 << (self.intid % 32));
     }
 
     /// Whether it is forwarded to its vCPU.
@@ -135,34 +181,25 @@ impl Interrupt {
 
     /// Its priority, by a load of one byte.
     pub fn priority(self) -> u8 {
-        let byte = self.address(IPRIORITYR + u64::from(self.intid)) as *const u8;
-        // SAFETY: 1. a mapped register, which takes byte accesses.
-        unsafe { byte.read_volatile() }
+        read(self.address(IPRIORITYR + u64::from(self.intid)))
     }
 
     /// Sets its priority, by a store of one byte: lower numbers are served first.
     pub fn set_priority(self, priority: u8) {
-        let byte = self.address(IPRIORITYR + u64::from(self.intid)) as *mut u8;
-        // SAFETY: 1. as in `priority`.
-        unsafe { byte.write_volatile(priority) }
+        write(self.address(IPRIORITYR + u64::from(self.intid)), priority);
     }
 
-    fn modify(self, register: *mut u32, clear: u32, set: u32) {
-        // SAFETY: 1. a mapped, aligned register of settings.
-        unsafe { register.write_volatile(register.read_volatile() & !clear | set) };
-    }
-
-    /// Whether it is edge-triggered.
+    /// Edge-triggered, or level-sensitive.
     pub fn set_edge(self, on: bool) {
-        let register = self.address(ICFGR + u64::from(self.intid / 16) * 4) as *mut u32;
+        let register = self.address(ICFGR + u64::from(self.intid / 16) * 4);
         let bit = 2 << (self.intid % 16 * 2);
-        self.modify(register, bit, if on { bit } else { 0 });
+        modify(register, bit, if on { bit } else { 0 });
     }
 
     /// Its group: 0, which comes as FIQ, or 1.
     pub fn set_group(self, group: u32) {
         let bit = 1 << (self.intid % 32);
-        self.modify(self.word(IGROUPR), bit, group << (self.intid % 32));
+        modify(self.word(IGROUPR), bit, group << (self.intid % 32));
     }
 
     /// Has an SPI go to the vCPU with this affinity.
@@ -174,6 +211,11 @@ impl Interrupt {
     pub fn target(self) -> u64 {
         gicd(IROUTER + u64::from(self.intid) * 8)
     }
+}
+
+/// Changes bits of a register of settings.
+fn modify(register: u64, clear: u32, set: u32) {
+    write::<u32>(register, read::<u32>(register) & !clear | set);
 }
 
 /// Sets up the distributor, if this is vCPU 0, and this vCPU's redistributor and interface, by the driver. Everything is disabled, in

@@ -1,12 +1,22 @@
 //! The guest's devices: the models are in crate `hyp-core`, the console behind the UART is the machine's.
+//!
+//! Input comes by the machine's UART interrupt, which stays active from its acknowledgement (`platform/gic.rs`) until the model has
+//! room again: so input that the guest does not read stays in the machine's UART, and takes no CPU out of its guest. A guest
+//! that polls takes input by looking, as ever.
+//!
+//! ```text
+//!  a character ──▶ interrupt, acknowledged: active ──▶ input(): into the model ──▶ its line to the interrupt controller
+//!                              ▲                              │ full: stays active
+//!                              └──────── deactivated ◀────────┴── room, at once or when the guest has read
+//! ```
 
 use hyp_abi::interrupt::UART;
-use hyp_core::mmio::{Access, Window};
+use hyp_core::mmio::{Access, Devices, Window};
 use hyp_core::pl011::Console;
 use hyp_core::syndrome::LoadStore;
 use hyp_core::vgic::{self, Answer};
 
-use crate::platform::console;
+use crate::platform::{console, gic};
 use crate::vm::interrupts;
 use crate::vm::run::Env;
 use crate::vm::vcpu::Vcpu;
@@ -49,6 +59,7 @@ pub(crate) fn access(
             if let Some(level) = devices.changed_irq() {
                 interrupts::set_line(env, vcpu, UART, level);
             }
+            listen(&devices);
             Answer::Value(value)
         }
     };
@@ -56,4 +67,24 @@ pub(crate) fn access(
         Answer::Value(value) => Answer::Value(decoded.extend(value)),
         Answer::Again => Answer::Again,
     })
+}
+
+/// Takes the input that the machine's UART has told of, if it has. Any CPU of the VM's, at a safe point, with or without a vCPU.
+pub(crate) fn input(env: Env<'_>) {
+    if !gic::console_is_active() {
+        return;
+    }
+    let mut devices = env.vm.devices.lock();
+    devices.receive(&mut Line);
+    if let Some(level) = devices.changed_irq() {
+        interrupts::set_spi(env, UART, level);
+    }
+    listen(&devices);
+}
+
+/// Input may interrupt again, if there is room for it.
+fn listen(devices: &Devices) {
+    if devices.has_room() && gic::console_is_active() {
+        gic::listen_to_console();
+    }
 }

@@ -5,7 +5,8 @@
 //! lines, so that lines of several CPUs do not mix; a crash does not wait for it (`Uart` is `Copy`, and
 //! a byte on a half-written line is better than no dump).
 //!
-//! It is polled: no interrupt is enabled. The baud rate is left as firmware set it.
+//! Output waits for room. Input raises the UART's interrupt, which says no more than that somebody should look. The baud rate is
+//! left as firmware set it.
 
 use core::fmt::{self, Write};
 
@@ -39,6 +40,12 @@ register_bitfields! {u32,
         TXE OFFSET(8) NUMBITS(1) [],
         /// The UART as a whole.
         UARTEN OFFSET(0) NUMBITS(1) []
+    ],
+    Interrupts [
+        /// Characters have waited for a while.
+        RTIM OFFSET(6) NUMBITS(1) [],
+        /// So many characters wait.
+        RXIM OFFSET(4) NUMBITS(1) []
     ]
 }
 
@@ -53,7 +60,7 @@ register_structs! {
         (0x2c => LCR_H: ReadWrite<u32, LineControl::Register>),
         (0x30 => CR: ReadWrite<u32, Control::Register>),
         (0x34 => _reserved3),
-        (0x38 => IMSC: ReadWrite<u32>),
+        (0x38 => IMSC: ReadWrite<u32, Interrupts::Register>),
         (0x3c => @END),
     }
 }
@@ -71,9 +78,9 @@ unsafe impl Send for Uart {}
 unsafe impl Sync for Uart {}
 
 impl Uart {
-    /// Eight bits, FIFOs, no interrupts, both directions. Nobody may have used it before us.
+    /// Eight bits, FIFOs, interrupts for input, both directions. Nobody may have used it before us.
     fn switch_on(self) {
-        self.0.IMSC.set(0);
+        self.0.IMSC.write(Interrupts::RXIM::SET + Interrupts::RTIM::SET);
         self.0.LCR_H.write(LineControl::WLEN::Eight + LineControl::FEN::SET);
         self.0.CR.write(Control::UARTEN::SET + Control::TXE::SET + Control::RXE::SET);
     }

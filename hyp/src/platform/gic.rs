@@ -6,6 +6,7 @@
 //! | 25 | maintenance: the vCPU's list registers want service | | at once |
 //! | 26 | EL2's own timer (`platform/timer.rs`) | its alarms | at once |
 //! | 27 | the vCPU's virtual timer | for the vCPU | by the guest, through a list register that is linked to it, or by [`release`] |
+//! | 33, the machine's UART | input for the guest (`device`) | on the boot CPU | when there is room for more input |
 //!
 //! Everything else stays disabled, at the distributor and at the redistributors. With `HCR_EL2.IMO` a pending interrupt
 //! takes a CPU out of its guest whatever the guest masks; at EL2 interrupts stay masked and a pending one only ends a
@@ -17,6 +18,7 @@
 
 use core::cell::Cell;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
@@ -24,7 +26,7 @@ use arm_gic::gicv3::{
     GicCpuInterface, GicDistributor, GicRedistributorIterator, Group, HIGHEST_NS_PRIORITY,
     SgiTarget, SgiTargetGroup,
 };
-use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
+use arm_gic::{IntId, InterruptGroup, Trigger, UniqueMmioPointer};
 use hyp_core::fdt::Gic;
 
 use super::timer;
@@ -41,6 +43,8 @@ const MAINTENANCE: IntId = IntId::ppi(9);
 const TIMER: IntId = IntId::ppi(10);
 /// EL1's virtual timer.
 const VIRTUAL_TIMER: IntId = IntId::ppi(11);
+/// The machine's UART: SPI 1 on QEMU's `virt`. If it were another, input would be seen when the guest looks.
+const CONSOLE: IntId = IntId::spi(1);
 /// `ICC_CTLR_EL1.EOImode`: the end of an interrupt drops its priority, and no more.
 const EOI_MODE: u64 = 1 << 1;
 
@@ -55,6 +59,9 @@ impl Forwarded {
         Self(Cell::new(false))
     }
 }
+
+/// Whether the interrupt of the machine's UART was taken, and not deactivated since.
+static CONSOLE_ACTIVE: AtomicBool = AtomicBool::new(false);
 
 /// What cannot be used.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +95,7 @@ impl From<arm_gic::gicv3::GicError> for GicError {
 /// Redistributors are shared by address range: one CPU at a time.
 static REDISTRIBUTORS: Lock<()> = Lock::new("the redistributors", ());
 
-/// Turns on affinity routing and non-secure group 1. The boot CPU, once.
+/// Turns on affinity routing and non-secure group 1, and has the console's interrupt come to this, the boot CPU. Once.
 ///
 /// # Safety
 /// 1. `gic` names a GICv3, mapped as device memory.
@@ -103,6 +110,12 @@ pub(crate) unsafe fn init(gic: &Gic) -> Result<(), GicError> {
     // Whatever firmware left enabled would take the guest out again and again.
     distributor.enable_all_interrupts(false);
     distributor.enable_group1_non_secure(true);
+    distributor.set_group(CONSOLE, Group::Group1NS)?;
+    distributor.set_trigger(CONSOLE, Trigger::Level)?;
+    distributor.set_interrupt_priority(CONSOLE, HIGHEST_NS_PRIORITY)?;
+    distributor.set_routing(CONSOLE, Some(cpu::affinity()))?;
+    distributor.enable_interrupt(CONSOLE, true)?;
+    distributor.wait_for_pending_write();
     Ok(())
 }
 
@@ -169,10 +182,10 @@ pub(crate) fn acknowledge() -> bool {
         barrier::isb(barrier::SY);
     }
     GicCpuInterface::end_interrupt(number, InterruptGroup::Group1);
-    if number == VIRTUAL_TIMER {
-        cpu::current().forwarded.0.set(true);
-    } else {
-        deactivate(number.into());
+    match number {
+        VIRTUAL_TIMER => cpu::current().forwarded.0.set(true),
+        CONSOLE => CONSOLE_ACTIVE.store(true, Ordering::Release),
+        _ => deactivate(number.into()),
     }
     barrier::isb(barrier::SY);
     true
@@ -181,6 +194,19 @@ pub(crate) fn acknowledge() -> bool {
 /// Whether the virtual timer's interrupt was taken on the executing CPU, whose block `cpu` is, since this was last asked.
 pub(crate) fn was_forwarded(cpu: &PerCpu) -> bool {
     cpu.forwarded.0.replace(false)
+}
+
+/// Whether the interrupt of the machine's UART is active: input has come, and it does not tell of more.
+pub(crate) fn console_is_active() -> bool {
+    CONSOLE_ACTIVE.load(Ordering::Acquire)
+}
+
+/// Deactivates it: it comes again for input that is there, or that comes. Callers exclude each other.
+pub(crate) fn listen_to_console() {
+    // Before, so that the mark of the next one is not lost.
+    CONSOLE_ACTIVE.store(false, Ordering::Release);
+    barrier::dsb(barrier::ISHST);
+    release(CONSOLE.into());
 }
 
 /// Deactivates a PPI of the executing CPU that was taken for a guest: the guest is not going to. Of one that is not active

@@ -24,6 +24,7 @@ use super::run::{Env, Step};
 use super::stop::Reason;
 use super::vcpu::{Mailbox, Vcpu};
 use super::{NUMBER, churning, interrupts, life, scan};
+use crate::device;
 use crate::event::counters::Own;
 use crate::event::violations;
 use crate::platform::timer;
@@ -49,6 +50,7 @@ pub(crate) fn wait_for_interrupt(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
 pub(super) fn once(env: Env<'_>) -> Result<(), Reason> {
     // What was recorded is told before a wait, however long that is.
     violations::drain(env.cpu);
+    device::input(env);
     churning::when_due(env)?;
     if !env.vm.plan.scan {
         match churning::next_part(env) {

@@ -48,7 +48,7 @@ use super::run::Env;
 use super::vcpu::Vcpu;
 use crate::platform::gic;
 use crate::platform::timer::{self, Why};
-use crate::{cpu, sysreg};
+use crate::{cpu, device, sysreg};
 
 const SGI1R: Encoding = (3, 0, 12, 11, 5);
 const ASGI1R: Encoding = (3, 0, 12, 11, 6);
@@ -140,6 +140,7 @@ pub(crate) fn reset(vcpu: &mut Vcpu) {
 /// A physical interrupt has taken the CPU out of its guest, or has ended its wait: takes it, and gives the vCPU what it means for it.
 pub(crate) fn taken(env: Env<'_>, vcpu: &mut Vcpu) {
     gic::acknowledge();
+    device::input(env);
     refresh(env, vcpu);
 }
 
@@ -252,6 +253,13 @@ pub(crate) fn wake(env: Env<'_>, vcpus: VcpuSet) {
 pub(crate) fn set_line(env: Env<'_>, vcpu: &mut Vcpu, intid: u32, level: bool) {
     let number = vcpu.number;
     with(env, vcpu, |vgic| ((), vgic.set_level(number, intid, level)));
+}
+
+/// Changes the line of an SPI, whatever is in this CPU's hardware: the CPU of the vCPU that it concerns is made to look, be it this one.
+pub(crate) fn set_spi(env: Env<'_>, intid: u32, level: bool) {
+    // Of an SPI the vCPU does not matter.
+    let wake = env.vm.vgic.lock().set_level(0, intid, level);
+    self::wake(env, wake);
 }
 
 /// An access of the vCPU to the controller's registers at `offset` in a window of its. What it yields, or that the guest

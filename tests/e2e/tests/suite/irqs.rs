@@ -1,0 +1,33 @@
+//! The guest's interrupt controller, judged by the guest `irqs`, which passes on plain QEMU's GICv3 as well; and input by interrupt.
+
+use e2e::{Scenario, on_every_cpu};
+
+/// Parts that the guest has.
+const PARTS: &str = "irqs: 20 parts";
+
+fn irqs(vcpus: u32) -> Scenario {
+    Scenario::of("irqs").vcpus(vcpus).append("rounds=50").timeout(180)
+}
+
+on_every_cpu!(irqs, |cpu| {
+    irqs(2).cpu(cpu).passes().shows(PARTS);
+});
+
+#[test]
+fn alone_there_is_nobody_to_interrupt_but_itself() {
+    irqs(1).passes().shows(PARTS);
+}
+
+#[test]
+fn four_interrupt_each_other() {
+    irqs(4).passes().shows(PARTS);
+}
+
+/// More at once than the UART's FIFO holds, while the guest sleeps: each is an interrupt, or was there when one came.
+#[test]
+fn what_is_typed_wakes_a_guest_that_sleeps_and_none_is_lost() {
+    let script = "expect type something\nsend-raw a\nexpect a key: 'a'\n\
+                  send-raw 0123456789012345678901234567890123456789q\nexpect 42 keys\n";
+    let run = Scenario::of("irqs").vcpus(2).append("part=keys").script(script).passes();
+    run.shows("irqs: keys: as it should be");
+}
