@@ -5,7 +5,7 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::{
     clear, copy, dirty, disjoint, epoch, fill, install, look, policy, prot, ranges, resize, retire,
-    violations,
+    scratch, violations, window,
 };
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
@@ -72,6 +72,31 @@ models! {
     a_harvest_by_a_break_against_a_write_of_el2: 1000,
         ["copied", "told by the next", "again"],
         dirty::a_harvest_by_a_break_against_a_write_of_el2;
+    four_in_one_hole: 2000,
+        ["won", "found it there"],
+        scratch::four_in_one_hole;
+    scratch_against_unmap: 2000,
+        ["after", "before", "before, then met Dead or Drain", "before and after",
+         "met Dead or Drain, then after", "met Dead or Drain"],
+        scratch::scratch_against_unmap;
+    a_replacement_against_a_guest: 1000,
+        ["guest read scratch", "guest read the page", "guest faulted"],
+        scratch::a_replacement_against_a_guest;
+    a_replacement_against_an_access_of_el2: 1000,
+        ["EL2 wrote scratch", "EL2 wrote the page", "EL2 found nothing"],
+        scratch::a_replacement_against_an_access_of_el2;
+    a_hole_is_taken_back: 1000,
+        ["shown, then swept", "refused"],
+        scratch::a_hole_is_taken_back;
+    a_fault_of_el2_against_a_copy: 1000,
+        ["wrote", "met Drain in its fault", "again"],
+        window::a_fault_of_el2_against_a_copy;
+    a_nested_fault_of_el2_against_unmap: 1000,
+        ["read under the lock", "nothing was there", "met Drain"],
+        window::a_nested_fault_of_el2_against_unmap;
+    a_page_changes_behind_el2s_window: 1000,
+        ["read the old", "read the new", "ended"],
+        window::a_page_changes_behind_el2s_window;
     ranges_come_and_go: 1000,
         ["mapped", "Occupied", "met another's Busy slot", "unmapped", "noted", "notes removed", "Conflict", "installed",
          "was present", "met Busy, Drain or Dead", "met a note", "guest read", "EL2 read"],
