@@ -14,7 +14,7 @@ const REFAULT: u64 = 250;
 /// Of an access without memory that is recovered by the scratch page, and recorded, in the window that the vCPU has last met.
 const RECOVER: u64 = 300;
 /// In another.
-const TURNS: u64 = 600;
+const TURNS: u64 = 450;
 
 /// Instructions a page of 4 KiB, of 512 pages and more, flush included, at the most: write-protected or harvested in place.
 const IN_PLACE: u64 = 12;
