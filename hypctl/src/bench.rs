@@ -25,6 +25,7 @@ use crate::session::{self, End, Input};
 use crate::workspace::{Variant, Workspace};
 
 pub mod fault;
+pub mod linux;
 pub mod prot;
 pub mod resize;
 

@@ -278,6 +278,33 @@ pub enum Bench {
     /// For ranges of 1 to 65536 pages, 1, 2 and 4 CPUs, RAM in pages and in blocks: the guest `bench-prot` is run twice under
     /// deterministic icount, where both have to agree, and then at full speed, with the other vCPUs writing into the range.
     Prot(ProtArgs),
+    /// What it costs Debian's Linux to come up under the hypervisor instead of on QEMU alone
+    ///
+    /// Wall time to the first program in pairs of runs, one of each kind, and the instructions that it takes by deterministic
+    /// icount on one CPU, each counted twice. The same kernel, initramfs, command line, device tree and RAM on both sides.
+    Linux(LinuxBenchArgs),
+}
+
+/// `hypctl bench linux`.
+#[derive(Args, Debug)]
+pub struct LinuxBenchArgs {
+    #[command(flatten)]
+    pub bench: BenchArgs,
+    /// Pairs of runs
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub pairs: u32,
+    /// Debian's kernel 6.12 or 6.1, or a path to a raw arm64 Image
+    #[arg(long, value_name = "6.12|6.1|PATH", default_value = "6.12")]
+    pub kernel: String,
+    /// CPUs where time is taken
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
+    pub vcpus: u32,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = crate::linux::APPEND, allow_hyphen_values = true)]
+    pub append: String,
+    /// Under the hypervisor, populate RAM by blocks of 2 MiB where that is possible
+    #[arg(long)]
+    pub blocks: bool,
 }
 
 /// `hypctl bench prot`.

@@ -73,6 +73,7 @@ pub fn main() -> ExitCode {
         cli::Command::Bench(Bench::Fault(arguments)) => bench::fault::fault(&arguments),
         cli::Command::Bench(Bench::Resize(arguments)) => bench::resize::resize(&arguments),
         cli::Command::Bench(Bench::Prot(arguments)) => bench::prot::prot(&arguments),
+        cli::Command::Bench(Bench::Linux(arguments)) => bench::linux::linux(&arguments),
         cli::Command::Recover(arguments) => recover::recover(&arguments),
         cli::Command::Churn(arguments) => churn::churn(&arguments),
         cli::Command::CheckTrace(arguments) => check_trace::check(&arguments),

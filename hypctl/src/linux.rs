@@ -6,6 +6,7 @@
 //! | `linux/initramfs.rs`, `linux/init.sh` | the initramfs: busybox and the guest's first program |
 //! | `linux/marks.rs` | what that program tells us, between the lines of the console |
 //! | `linux/plain.rs` | the same kernel on QEMU alone |
+//! | `linux/boots.rs` | boots to be measured, of either kind |
 //!
 //! The kernels and busybox are Debian's packages, which the bootstrap unpacks into the cache. Under the hypervisor it is a
 //! `hypctl run` like any other: of this kernel, with this initramfs ([`named`] does it for `hypctl run linux`). With a script the
@@ -31,6 +32,7 @@ use crate::run::{conclude, nonce, unattended};
 use crate::summary::Summary;
 use crate::workspace::Workspace;
 
+pub(crate) mod boots;
 pub mod cli;
 pub mod initramfs;
 pub mod marks;
@@ -46,7 +48,7 @@ const DEFAULT_MEM: u64 = 512 << 20;
 /// 64 MiB and dies with 60, 6.1 comes up with 60.
 const WORK: u64 = 20 << 20;
 /// The console is the PL011, and a panic ends the run instead of hanging.
-const APPEND: &str = "console=ttyAMA0 panic=-1";
+pub const APPEND: &str = "console=ttyAMA0 panic=-1";
 /// With a script: of the kernel only what is wrong.
 const QUIET: &str = "console=ttyAMA0 panic=-1 quiet";
 

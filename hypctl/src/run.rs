@@ -43,7 +43,7 @@ pub fn run(arguments: &RunArgs) -> Exit {
         Ok(mut plan) => {
             let script = plan.script.take();
             let input = input(script, plan.control_c, arguments.quiet);
-            plan.play(arguments, input, &mut io::stdout(), &mut summary)
+            plan.play(arguments, &nonce(), input, &mut io::stdout(), &mut summary)
         }
         Err(error) => {
             if matches!(error, Error::NoFolder { option: "json", .. }) {
@@ -75,11 +75,16 @@ pub(crate) fn conclude(summary: Summary, json: Option<&Path>) -> Exit {
 
 /// Runs it by itself: no keyboard is read, and the console goes to `sink`.
 pub(crate) fn unattended(arguments: &RunArgs, sink: &mut dyn Write) -> Summary {
+    unattended_as(arguments, &nonce(), sink)
+}
+
+/// Likewise, with a mark of the report that is known before: for runs that are to be the same, of guests that do not forge any.
+pub(crate) fn unattended_as(arguments: &RunArgs, nonce: &str, sink: &mut dyn Write) -> Summary {
     let mut summary = Summary::of(arguments);
     let exit = match prepare(arguments, &mut summary) {
         Ok(mut plan) => {
             let script = Input::Script(plan.script.take().unwrap_or_default());
-            plan.play(arguments, script, sink, &mut summary)
+            plan.play(arguments, nonce, script, sink, &mut summary)
         }
         Err(error) => {
             summary.message = Some(error.to_string());
@@ -244,11 +249,11 @@ impl Plan {
     fn play(
         mut self,
         arguments: &RunArgs,
+        nonce: &str,
         input: Input,
         sink: &mut dyn Write,
         summary: &mut Summary,
     ) -> Exit {
-        let nonce = nonce();
         let separator = if self.machine.append.is_empty() { "" } else { " " };
         self.machine.append.push_str(&format!("{separator}report={nonce}"));
         if arguments.trace.is_some() {
@@ -273,14 +278,14 @@ impl Plan {
         if let Some(ram) = &ram {
             ram.lend(&mut command);
         }
-        let outcome = session::run(&mut command, &nonce, input, arguments.timeout, sink);
+        let outcome = session::run(&mut command, nonce, input, arguments.timeout, sink);
         let exit = match &outcome {
             Ok(outcome) => judge(outcome, summary),
             Err(error) => return failed(summary, self.qemu.program(), error),
         };
         let Some((ram, path)) = ram.zip(arguments.trace.as_ref()) else { return exit };
         let about = format!("{}, cpu {}, QEMU {}", summary.guest, summary.cpu, self.qemu.version());
-        match ram.contents(&nonce).and_then(|contents| trace::write(path, &contents, about)) {
+        match ram.contents(nonce).and_then(|contents| trace::write(path, &contents, about)) {
             Ok(written) => {
                 if !arguments.quiet || written.dropped != 0 {
                     say(&written.to_string());
