@@ -1,6 +1,6 @@
 //! The hardware's virtual CPU interface: what EL2 reaches of it (Arm IHI 0069, chapter 12, "System register descriptions").
 //!
-//! How many list registers and active priority registers there are says `ICH_VTR_EL2`, and no other is touched. A write takes effect
+//! How many list registers and active priority registers there are is what `ICH_VTR_EL2` says, and no other is touched. A write takes effect
 //! for the guest at the next return to it, which is a context synchronization.
 
 use aarch64_cpu::asm::barrier;
@@ -40,7 +40,7 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// `ICH_LR<n>_EL2`: of [`lists`].
+    /// `ICH_LR<n>_EL2`: `ICH_VTR_EL2.ListRegs` + 1 of them.
     list, set_list:
     0 => "S3_4_C12_C12_0" 1 => "S3_4_C12_C12_1" 2 => "S3_4_C12_C12_2" 3 => "S3_4_C12_C12_3"
     4 => "S3_4_C12_C12_4" 5 => "S3_4_C12_C12_5" 6 => "S3_4_C12_C12_6" 7 => "S3_4_C12_C12_7"
