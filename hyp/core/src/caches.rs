@@ -134,7 +134,7 @@ pub const SPAN: u64 = 16 << 20;
 /// EL2 sees interrupts and a VM that is to stop. For the guest it is one long instruction.
 ///
 /// If another instruction traps meanwhile, the walk starts anew: what was cleaned may have been written
-/// since. (A guest without interrupts of its own, as here, has nothing in between.)
+/// since. An interrupt of the guest's may come in between; whoever wants everything in memory masks them, as on hardware.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Walk {
     pc: u64,
