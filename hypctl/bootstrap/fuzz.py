@@ -23,9 +23,9 @@ from . import cache, report
 from .__main__ import ensure, refuse
 from .fuzzer import PROGRAM, Compiler, Fuzzer
 
-TARGETS = ("programs", "descriptors", "device_trees", "syndromes")
+TARGETS = ("programs", "descriptors", "device_trees", "syndromes", "interrupts")
 """Longest input in bytes: a device tree is larger than anything else."""
-LONGEST = {"programs": 600, "descriptors": 1024, "device_trees": 12288, "syndromes": 2048}
+LONGEST = {"programs": 600, "descriptors": 1024, "device_trees": 12288, "syndromes": 2048, "interrupts": 2048}
 HOME = cache.CHECKOUT / "tests/programs"
 PULSE = re.compile(r"#(\d+)\s+\S+\s+cov: (\d+) ft: (\d+) corp: (\d+)")
 

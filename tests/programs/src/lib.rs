@@ -29,4 +29,5 @@ pub const TARGETS: &[Target] = &[
     ("descriptors", descriptors::check),
     ("device_trees", device_trees::check),
     ("syndromes", syndromes::check),
+    ("interrupts", interrupts::check),
 ];

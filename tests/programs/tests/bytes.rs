@@ -1,6 +1,6 @@
 //! Random bytes for every fuzz target: what the saved corpus, chosen by coverage, does not vary.
 
-use programs::{descriptors, device_trees, programs as operations, syndromes};
+use programs::{descriptors, device_trees, interrupts, programs as operations, syndromes};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -40,6 +40,15 @@ proptest! {
         bytes[0] = seed;
         bytes.extend(edits);
         device_trees::check(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(config(100))]
+
+    #[test]
+    fn any_interrupts(bytes in vec(any::<u8>(), 20..600)) {
+        interrupts::check(&bytes);
     }
 }
 

@@ -46,6 +46,11 @@ fn syndromes() {
     replay("syndromes");
 }
 
+#[test]
+fn interrupts() {
+    replay("interrupts");
+}
+
 /// Each target is replayed above, and has its wrapper.
 #[test]
 fn every_target_has_a_corpus_and_a_wrapper() {

@@ -67,7 +67,7 @@ fn an_edge_stays_until_it_is_acknowledged() {
     let _ = vgic.set_level(0, 33, false);
     for _ in 0..3 {
         let _ = turn(&mut vgic, 0, &mut lists);
-        assert_eq!(intids(&lists), [33]);
+        assert_eq!(intids(&lists), [33], "an edge is lost");
         assert_eq!(listed(&lists)[0].link, Link::None);
     }
     acknowledge(&mut lists, 33);
@@ -121,7 +121,7 @@ fn an_active_one_keeps_its_priority_and_group() {
     value(vgic.gicd(gicd::IGROUPR + 4, write(4, 0), 0));
     let _ = vgic.fill(0, &mut lists, OPEN);
     let register = listed(&lists)[0];
-    assert_eq!((register.priority, register.group1), (0xa0, true));
+    assert_eq!((register.priority, register.group1), (0xa0, true), "its end would not find it");
     deactivate(&mut lists, 33);
     value(vgic.gicd(gicd::IGROUPR + 4, write(4, 2), 0));
     let _ = turn(&mut vgic, 0, &mut lists);
@@ -156,7 +156,7 @@ fn a_held_interrupt_that_nobody_will_deactivate_is_given_back_once() {
     let (_, filled) = turn(&mut vgic, 0, &mut lists);
     assert_eq!((intids(&lists), filled.deactivate), (Vec::new(), 1 << 27));
     let (_, filled) = turn(&mut vgic, 0, &mut lists);
-    assert_eq!(filled.deactivate, 0);
+    assert_eq!(filled.deactivate, 0, "given back twice");
     // It deactivates it by a register.
     let _ = vgic.forward(0, 27);
     let _ = turn(&mut vgic, 0, &mut lists);
@@ -218,11 +218,15 @@ fn the_most_urgent_pending_one_is_listed_beside_any_number_of_active_ones() {
     value(vgic.gicd(gicd::IPRIORITYR + 37, write(1, 0xf0), 0));
     value(vgic.gicd(gicd::ISPENDR + 4, write(4, 1 << 5), 0));
     let (_, filled) = turn(&mut vgic, 0, &mut lists);
-    assert_eq!(intids(&lists), [37, 34]);
+    assert_eq!(
+        intids(&lists),
+        [37, 34],
+        "the most urgent pending one, then the most urgent active one"
+    );
     assert_eq!(filled.maintenance, Maintenance::LRENPIE | Maintenance::UIE);
     // Two ends that found no list register: those of the most urgent ones that have none.
     let _ = vgic.sync(0, &mut lists, 1 << 27, OPEN);
-    assert_eq!(value(vgic.gicd(gicd::ISACTIVER + 4, read(4), 0)), 0b10100);
+    assert_eq!(value(vgic.gicd(gicd::ISACTIVER + 4, read(4), 0)), 0b10100, "the wrong one is over");
     let _ = vgic.sync(0, &mut lists, 1 << 27, Vmcr(OPEN.0 | 1 << 9));
     assert_eq!(
         value(vgic.gicd(gicd::ISACTIVER + 4, read(4), 0)),
@@ -237,7 +241,11 @@ fn one_list_register_does_not_ask_for_an_underflow() {
     let mut lists = ListRegisters::new(1);
     value(vgic.gicd(gicd::ISPENDR + 4, write(4, 0b11), 0));
     let (_, filled) = turn(&mut vgic, 0, &mut lists);
-    assert_eq!((intids(&lists), filled.maintenance), ([32].into(), Maintenance::NPIE));
+    assert_eq!(
+        (intids(&lists), filled.maintenance),
+        ([32].into(), Maintenance::NPIE),
+        "it would call for ever"
+    );
 }
 
 #[test]
@@ -307,7 +315,7 @@ fn sgis_go_to_whom_they_name_in_their_group() {
     value(vgic.gicr(gicr(1, SGI + gicd::IGROUPR), write(4, 0), 1));
     assert_eq!(vgic.sgi(0, Sgi::Zero, 7 << 24 | 0xf), VcpuSet::one(1));
     assert_eq!(vgic.sgi(0, Sgi::Alternate, 8 << 24 | 0xf), VcpuSet::one(1));
-    assert_eq!(vgic.sgi(0, Sgi::One, 9 << 24 | 0xf).bits(), 0b1101);
+    assert_eq!(vgic.sgi(0, Sgi::One, 9 << 24 | 0xf).bits(), 0b1101, "in group 0 it is another's");
     let mut lists = ListRegisters::new(4);
     let _ = turn(&mut vgic, 2, &mut lists);
     assert_eq!(intids(&lists), [5, 9]);
@@ -374,7 +382,11 @@ fn what_is_pending_again_does_not_take_the_place_of_what_is_more_urgent() {
         value(vgic.gicd(gicd::ISPENDR + 4, write(4, 1 << bit), 0));
     }
     // One of the two finds no place.
-    assert_eq!(relisted(&mut vgic, &mut lists), (false, Link::Maintenance));
+    assert_eq!(
+        relisted(&mut vgic, &mut lists),
+        (false, Link::Maintenance),
+        "it comes before its betters"
+    );
     deactivate(&mut lists, 33);
     let _ = turn(&mut vgic, 0, &mut lists);
     assert_eq!(intids(&lists), [36, 37]);
@@ -388,7 +400,11 @@ fn what_is_pending_again_and_disabled_does_not_come_at_its_end() {
         pending_again(&mut vgic, &mut lists);
         let off = if register == gicd::CTLR { 0 } else { 2 };
         value(vgic.gicd(register, write(4, off), 0));
-        assert_eq!(relisted(&mut vgic, &mut lists), (false, Link::None));
+        assert_eq!(
+            relisted(&mut vgic, &mut lists),
+            (false, Link::None),
+            "it comes though it is off"
+        );
         deactivate(&mut lists, 33);
         let _ = turn(&mut vgic, 0, &mut lists);
         assert_eq!(intids(&lists), NONE);
@@ -403,7 +419,11 @@ fn what_is_pending_again_comes_with_its_new_priority_and_where_it_is_routed_now(
         let mut lists = ListRegisters::new(4);
         pending_again(&mut vgic, &mut lists);
         value(vgic.gicd(register, write(1, new), 0));
-        assert_eq!(relisted(&mut vgic, &mut lists), (false, Link::Maintenance));
+        assert_eq!(
+            relisted(&mut vgic, &mut lists),
+            (false, Link::Maintenance),
+            "it comes as it was"
+        );
         deactivate(&mut lists, 33);
         let (wake, _) = turn(&mut vgic, 0, &mut lists);
         if new == 1 {
