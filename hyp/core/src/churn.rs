@@ -136,7 +136,8 @@ impl Kind {
     #[must_use]
     pub const fn unit(self) -> &'static str {
         match self {
-            Self::WriteProtect | Self::Harvest | Self::Age | Self::Move | Self::Compare => "page",
+            Self::WriteProtect => "mapping",
+            Self::Harvest | Self::Age | Self::Move | Self::Compare => "page",
             Self::Split | Self::Collapse | Self::Copy => "block",
             Self::Run | Self::Dissolve => "run",
         }

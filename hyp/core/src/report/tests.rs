@@ -86,7 +86,7 @@ fn what_was_churned_is_told_by_kind() {
     report.stats.churn.insert(Kind::WriteProtect, effect(12, 6144, 0));
     report.stats.churn.insert(Kind::Compare, effect(1, 1, 2));
     let rows = "
-churn: write-protect 6144 pages in 12 steps
+churn: write-protect 6144 mappings in 12 steps
 churn: compare       1 page in 1 step, 2 refused
 TLBI IPAS2E1IS";
     assert!(report.to_string().contains(rows), "{report}");

@@ -5,6 +5,7 @@
 //! | `guests` | our guests pass, on every CPU model and with 1, 2 and 4 vCPUs |
 //! | `scan` | RAM that lies in pages anywhere becomes blocks, when the guest asks and on idle CPUs |
 //! | `irqs` | the interrupt controller as guests see it, and input by interrupt |
+//! | `churn` | guests keep every word under a manager that changes how their memory is kept all the time |
 //! | `calls` | calls that change memory: who may make them, and what they promise |
 //! | `wild` | what a guest does wrong ends in a diagnosis, or is emulated; nothing else |
 //! | `violations` | the log of violations says what hardware says, and none is missing in it |
@@ -23,6 +24,7 @@
 
 mod caches;
 mod calls;
+mod churn;
 mod code;
 mod cost;
 mod crashes;
