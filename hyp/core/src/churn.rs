@@ -242,7 +242,12 @@ pub enum Step {
     /// [`Kind::Move`] of pages of one block.
     Move(IpaRange),
     /// [`Kind::Run`] in whole blocks, which are split for it.
-    Run(IpaRange),
+    Run {
+        /// Those.
+        range: IpaRange,
+        /// Whether the runs are [dissolved](Kind::Dissolve) at once, if nobody else was faster.
+        and_dissolve: bool,
+    },
     /// [`Kind::Dissolve`] in whole blocks.
     Dissolve(IpaRange),
 }
@@ -259,7 +264,7 @@ impl Step {
             Self::Collapse(_) => Kind::Collapse,
             Self::Copy { .. } => Kind::Copy,
             Self::Move(_) => Kind::Move,
-            Self::Run(_) => Kind::Run,
+            Self::Run { .. } => Kind::Run,
             Self::Dissolve(_) => Kind::Dissolve,
         }
     }
@@ -341,7 +346,7 @@ impl Dice {
             Kind::Collapse => Step::Collapse(range),
             Kind::Copy => Step::Copy { range, holes: self.holes() },
             Kind::Move => Step::Move(self.pages(range.start)),
-            Kind::Run => Step::Run(range),
+            Kind::Run => Step::Run { range, and_dissolve: self.below(2) == 0 },
             Kind::Dissolve => Step::Dissolve(range),
         }
     }
@@ -508,12 +513,13 @@ mod tests {
                 let (range, unit) = match step {
                     Step::Harvest => continue,
                     Step::Move(range) => (range, PAGE_SIZE),
+                    Step::Run { range, .. } => (range, BLOCK),
                     Step::Copy { range, holes } => {
                         prop_assert!(holes < PAGES);
                         (range, BLOCK)
                     }
                     Step::WriteProtect(range) | Step::Age(range) | Step::Split(range)
-                    | Step::Collapse(range) | Step::Run(range) | Step::Dissolve(range) => (range, BLOCK),
+                    | Step::Collapse(range) | Step::Dissolve(range) => (range, BLOCK),
                 };
                 prop_assert!(ram.contains_range(&range) && !range.is_empty(), "{step:?}");
                 prop_assert!(dice.place().contains_range(&range));

@@ -56,9 +56,9 @@ const SHARED_RATE: u64 = 100;
 /// Blocks of a step, at the most; on a CPU that has a vCPU one.
 const MOST: u64 = 4;
 /// Seconds of a session, before it is compared: from the first on, less than the second.
-const SESSION: (u64, u64) = (2, 6);
+const SESSION: (u64, u64) = (1, 5);
 /// Seconds between two sessions, likewise.
-const BETWEEN: (u64, u64) = (1, 4);
+const BETWEEN: (u64, u64) = (1, 3);
 /// Leaves that are write-protected under one flush.
 const BATCH: usize = 4096;
 /// Memory that a second copy leaves to everything else, tables of the guest's apart.
@@ -344,10 +344,14 @@ impl Manager {
                 let (start, bytes) = parts(range);
                 moving::move_memory(env, start, bytes)
             }
-            Step::Run(range) => {
+            Step::Run { range, and_dissolve } => {
                 let (start, bytes) = parts(range);
                 noted(Kind::Split, counted(blocks::split(env, start, bytes)))?;
-                counted(runs::make(env, start, bytes))
+                let made = counted(runs::make(env, start, bytes));
+                if and_dissolve && made.as_ref().is_ok_and(|made| *made != 0) {
+                    noted(Kind::Dissolve, counted(runs::dissolve(env, start, bytes)))?;
+                }
+                made
             }
             Step::Dissolve(range) => {
                 let (start, bytes) = parts(range);

@@ -32,9 +32,10 @@ fn effect(report: &Report, kind: Kind) -> Effect {
     report.stats.churn.get(&kind).copied().unwrap_or_default()
 }
 
-/// Sessions that were compared as a whole.
+/// Sessions that were compared as a whole; none if nothing was ever reported as written.
 fn compared(report: &Report) -> u64 {
-    effect(report, Kind::Compare).steps
+    let copied = effect(report, Kind::Harvest).changed;
+    if copied == 0 { 0 } else { effect(report, Kind::Compare).steps }
 }
 
 #[test]
@@ -48,8 +49,7 @@ fn linux_keeps_its_checksums_for_a_minute() {
 }
 
 on_every_cpu!(our_guest_keeps_every_word, |cpu| {
-    let seconds = if cpu == "cortex-a53" { 10 } else { 8 };
-    churn("churn", seconds, &["--cpu", cpu, "--blocks", "--seed", "1"])
+    churn("churn", 12, &["--cpu", cpu, "--blocks", "--seed", "1"])
         .exits(0)
         .shows("pages verified and rewritten meanwhile");
 });
@@ -66,12 +66,13 @@ fn cpus_that_have_vcpus_do_the_managers_work() {
 /// A guest that ends long before the manager's time.
 fn short() -> Scenario {
     let words = "by=manager seconds=2";
-    Scenario::of("churn").vcpus(2).with("--smp", 3).with("--churn", 600).append(words)
+    let guest = Scenario::of("churn").vcpus(2).with("--smp", 3).append(words);
+    guest.with("--guest-mem", "128M").with("--churn", 600)
 }
 
 #[test]
 fn a_vm_that_ends_in_a_session_is_compared_then() {
-    short().passes().checks("compared once more than its sessions ended", |it| compared(it) >= 1);
+    short().passes().checks("it was compared", |it| compared(it) >= 1);
 }
 
 #[test]
@@ -85,12 +86,12 @@ fn the_manager_begins_anew_with_each_life_of_the_vm() {
 /// The guest's calls and the manager's steps take the same turn.
 #[test]
 fn a_guest_that_changes_its_memory_itself_and_the_manager_do_not_meet() {
-    let words = "moves=100 seconds=40 min-drained=10 min-freed=4 min-lost=0 min-split=4 min-collapsed=1 \
+    let words = "moves=200 seconds=40 min-drained=10 min-freed=4 min-lost=0 min-split=4 min-collapsed=1 \
                  min-copied=4 min-runs=0 min-dissolved=0";
     let run = short().append(words).with("--churn", "60,seed=3").timeout(120).passes();
     run.checks("both were at it", |it| {
         let moved = effect(it, Kind::Move).changed;
-        0 < moved && moved < it.stats.moved
+        it.stats.churn.values().any(|effect| effect.steps != 0) && moved < it.stats.moved
     });
 }
 
