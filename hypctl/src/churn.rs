@@ -29,8 +29,8 @@ const OURS: &str = "churn";
 /// The time that [`LEAST`] is for, in seconds.
 const MINUTE: u64 = 60;
 
-/// What a minute has to change at the least, by kind: a tenth of what it does on a machine with nothing else to do. Of
-/// [`Kind::Compare`] it is sessions that are compared as a whole.
+/// What a minute has to change at the least, by kind: less than a tenth of what it does on a busy host with two cores (`docs/src/churn.md`), and
+/// of [`Kind::Compare`] a third, which is in sessions that are compared as a whole.
 const LEAST: [(Kind, u64); Kind::ALL.len()] = [
     (Kind::WriteProtect, 2000),
     (Kind::Harvest, 2000),
