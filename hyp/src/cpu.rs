@@ -1,14 +1,13 @@
 //! What belongs to one CPU: its number, its stock of frames, its counters.
 //!
-//! CPU *n* is the *n*-th of the device tree's, the boot CPU is 0, and virtual CPU *n* runs on it and
-//! nowhere else. `TPIDR_EL2` points at the block. Fields that other CPUs read are atomics; the rest are
+//! CPU *n* is the *n*-th of the device tree's, the boot CPU is 0. Which virtual CPUs run on it is `vm/schedule.rs`. `TPIDR_EL2` points at the block. Fields that other CPUs read are atomics; the rest are
 //! cells, which only the owner reaches: [`current`] is the only way to a block's cells.
 
 use core::arch::asm;
 #[cfg(feature = "selftest")]
 use core::cell::Cell;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{CurrentEL, MPIDR_EL1, Readable, TPIDR_EL2, Writeable};
 use hyp_abi::MAX_VCPUS;
@@ -53,7 +52,9 @@ pub(crate) struct PerCpu {
     pub(crate) counters: Counters,
     /// Frames for the fault path.
     pub(crate) stock: Stock,
-    /// What its guest reached for in vain.
+    /// The virtual CPU that is loaded, or was last.
+    pub(crate) vcpu: AtomicU32,
+    /// What that one reached for in vain.
     pub(crate) violations: violations::Ring,
     /// When EL2's timer takes this CPU out of its guest: see `platform/timer.rs`.
     pub(crate) alarms: Times,
@@ -67,6 +68,12 @@ pub(crate) struct PerCpu {
     /// Fault paths that this CPU is on: see `lock`.
     #[cfg(feature = "selftest")]
     pub(crate) faulting: Cell<u32>,
+    /// Locks that this CPU holds: see `lock`.
+    #[cfg(feature = "selftest")]
+    pub(crate) held: Cell<u32>,
+    /// Slots that this CPU has made Busy or Drain, and nothing else since.
+    #[cfg(feature = "selftest")]
+    pub(crate) in_transition: Cell<i64>,
 }
 
 // SAFETY: (1) atomics are shared; (2) the cells, and those in `stock`, `alarms`, `forwarded` and `timing`, are reached through `current` only,
@@ -104,6 +111,7 @@ impl PerCpu {
             crashes: AtomicU64::new(0),
             counters: Counters::new(),
             stock: Stock::new(),
+            vcpu: AtomicU32::new(0),
             violations: violations::Ring::new(),
             alarms: Times::none(),
             forwarded: Forwarded::no(),
@@ -112,6 +120,10 @@ impl PerCpu {
             timing: Timing::new(),
             #[cfg(feature = "selftest")]
             faulting: Cell::new(0),
+            #[cfg(feature = "selftest")]
+            held: Cell::new(0),
+            #[cfg(feature = "selftest")]
+            in_transition: Cell::new(0),
         }
     }
 }

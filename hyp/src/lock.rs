@@ -1,7 +1,8 @@
 //! Locks and waiting, and the path on which there are none.
 //!
 //! Locks are ticket locks (crate `spin`): first come, first served, so that no CPU waits for ever while
-//! others pass it. EL2 runs with interrupts masked, so a holder is never descheduled.
+//! others pass it. EL2 runs with interrupts masked, and a vCPU's turn ends at the safe point only (`vm/schedule.rs`), so a holder is never
+//! descheduled: in builds with the feature `selftest` each CPU counts the locks that it holds, and the safe point asserts that it is none.
 //!
 //! Whoever waits says YIELD: on hardware a hint to the other thread of a core; under QEMU's `-icount`,
 //! where one host thread plays all CPUs in turn, the end of this CPU's turn.
@@ -32,7 +33,11 @@ pub(crate) struct Lock<T> {
 }
 
 /// A [`Lock`] that is held.
+#[cfg(not(feature = "selftest"))]
 pub(crate) type Held<'l, T> = TicketMutexGuard<'l, T, Yield>;
+/// A [`Lock`] that is held, and counted.
+#[cfg(feature = "selftest")]
+pub(crate) use counted::Held;
 
 /// A ticket lock for what is no part of a build for users, and that a fault path may meet there: that of a trace.
 pub(crate) type Unwatched<T> = TicketMutex<T, Yield>;
@@ -51,14 +56,14 @@ impl<T> Lock<T> {
     #[inline]
     pub(crate) fn lock(&self) -> Held<'_, T> {
         self.watch();
-        self.inner.lock()
+        held(self.inner.lock())
     }
 
     /// Takes the lock if it is free.
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Held<'_, T>> {
         self.watch();
-        self.inner.try_lock()
+        self.inner.try_lock().map(held)
     }
 
     /// Whether somebody has it at this moment.
@@ -76,6 +81,68 @@ impl<T> Lock<T> {
     fn watch(&self) {
         #[cfg(feature = "selftest")]
         ask(format_args!("the lock of {}", self.name));
+    }
+}
+
+#[cfg(not(feature = "selftest"))]
+#[inline(always)]
+fn held<T>(guard: TicketMutexGuard<'_, T, Yield>) -> Held<'_, T> {
+    guard
+}
+
+#[cfg(feature = "selftest")]
+fn held<T>(guard: TicketMutexGuard<'_, T, Yield>) -> Held<'_, T> {
+    Held::new(guard)
+}
+
+/// Locks that know who holds them.
+#[cfg(feature = "selftest")]
+mod counted {
+    use core::ops::{Deref, DerefMut};
+
+    use spin::mutex::TicketMutexGuard;
+
+    use super::Yield;
+    use crate::cpu::{self, PerCpu};
+
+    /// A [`Lock`](super::Lock) that is held, by the CPU in whose block it is counted.
+    #[derive(Debug)]
+    pub(crate) struct Held<'l, T> {
+        guard: TicketMutexGuard<'l, T, Yield>,
+        /// Nobody before it has its block.
+        by: Option<&'static PerCpu>,
+    }
+
+    impl<'l, T> Held<'l, T> {
+        pub(super) fn new(guard: TicketMutexGuard<'l, T, Yield>) -> Self {
+            let by = cpu::try_current();
+            if let Some(cpu) = by {
+                cpu.held.set(cpu.held.get().wrapping_add(1));
+            }
+            Self { guard, by }
+        }
+    }
+
+    impl<T> Drop for Held<'_, T> {
+        fn drop(&mut self) {
+            if let Some(cpu) = self.by {
+                cpu.held.set(cpu.held.get().wrapping_sub(1));
+            }
+        }
+    }
+
+    impl<T> Deref for Held<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            &self.guard
+        }
+    }
+
+    impl<T> DerefMut for Held<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            &mut self.guard
+        }
     }
 }
 

@@ -14,6 +14,8 @@
 //! | `selftest=read-unmapped` | loads from an address that nothing has | a translation fault |
 //! | `selftest=panic` | panics | the message and its place |
 //! | `selftest=guard` | forgets to close a guard | it is noticed before the guest runs |
+//! | `selftest=held-lock` | forgets to give a lock back | likewise |
+//! | `selftest=held-slot` | leaves a slot Busy | likewise |
 //! | `selftest=wild-window` | loads from its window on the guest's memory, by an instruction that may not | a translation fault |
 //! | `selftest=wild-routine` | has the routine that may copy from its window copy from elsewhere | a translation fault |
 //! | `selftest=wild-before` | has that routine copy from its window, where nobody has said for which VM | a translation fault |
@@ -32,19 +34,22 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use hyp_abi::call::Stat;
 use hyp_abi::map::RAM_BASE;
 use spin::Once;
-use stage2::epoch::Cpu;
+use stage2::Descriptor;
+use stage2::arch::Arch;
+use stage2::slot::Slot;
 
 use crate::boot::Refusal;
 use crate::event::counters;
 use crate::lock::relax;
 use crate::mem::{el2_map, image};
+use crate::vm::run::Env;
 use crate::vm::vcpu::PATIENCE;
 use crate::window;
 
 /// What starts the word.
 const WORD: &str = "selftest=";
 /// The words, without what starts them.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 17] = [
     "stack",
     "stack-1",
     "write-code",
@@ -53,6 +58,8 @@ const NAMES: [&str; 15] = [
     "read-unmapped",
     "panic",
     "guard",
+    "held-lock",
+    "held-slot",
     "wild-window",
     "wild-routine",
     "wild-before",
@@ -83,10 +90,20 @@ pub(crate) fn is_wanted(name: &str) -> bool {
     WANTED.get().is_some_and(|number| NAMES.get(*number) == Some(&name))
 }
 
-/// Opens a guard for good, if that is what was asked for.
-pub(crate) fn leave_open(guards: &Cpu<'_>, cpu: usize) {
-    if cpu == 0 && is_wanted("guard") {
-        core::mem::forget(guards.enter());
+/// Keeps something for good that no CPU may hold at the safe point, if that is what was asked for.
+pub(crate) fn leave_held(env: Env<'_>) {
+    let wanted = WANTED.get().and_then(|number| NAMES.get(*number)).filter(|_| env.cpu.number == 0);
+    match wanted {
+        Some(&"guard") => core::mem::forget(env.guards.enter()),
+        Some(&"held-lock") => core::mem::forget(env.vm.devices.lock()),
+        Some(&"held-slot") => {
+            // MANAGED, and no valid bit: what was a page at address 0.
+            let busy = Descriptor::from_bits(1 << 56 | 0b10);
+            let slot = Slot::new(Descriptor::EMPTY);
+            // SAFETY: (1) the slot is in no table; nobody else has it.
+            unsafe { env.vm.space.arch().store(&slot, busy.bits()) };
+        }
+        _ => {}
     }
 }
 

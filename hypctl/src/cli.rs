@@ -138,7 +138,7 @@ pub struct RunArgs {
     /// CPUs of the machine [default: as many as --vcpus, else 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub smp: Option<u32>,
-    /// Virtual CPUs of the guest [default: as many as --smp]
+    /// Virtual CPUs of the guest; if they are more than CPUs they take turns [default: as many as --smp]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
     pub vcpus: Option<u32>,
     /// Times that the guest may reset its machine and start over; the next reset ends the run [default: any number]

@@ -34,8 +34,6 @@ pub enum Error {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Script(#[from] ScriptError),
-    #[error("--vcpus {vcpus} is more than the machine's CPUs, --smp {smp}")]
-    TooManyVcpus { vcpus: u32, smp: u32 },
     #[error("--guest-mem {} is too small: a guest needs at least {}", Bytes(*.0), Bytes(MIN_MEM))]
     TooLittleGuestMem(u64),
     #[error("--{option}: there is no folder {}", folder.display())]

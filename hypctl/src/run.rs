@@ -114,12 +114,6 @@ fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
     let arguments = linux.as_ref().unwrap_or(arguments);
     let wanted = Wanted::find(&workspace, arguments)?;
     let script = script_of(arguments)?;
-    if arguments.vcpus.is_some_and(|vcpus| vcpus > smp(arguments)) {
-        return Err(Error::TooManyVcpus {
-            vcpus: arguments.vcpus.unwrap_or_default(),
-            smp: smp(arguments),
-        });
-    }
     if let Some(mem) = arguments.guest_mem.filter(|mem| *mem < MIN_MEM) {
         return Err(Error::TooLittleGuestMem(mem));
     }

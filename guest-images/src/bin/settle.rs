@@ -15,15 +15,18 @@
 //! | --- | --- |
 //! | `call` (the default) | calls `SCAN`, and knows after how many scans what must have happened: needs a vCPU alone |
 //! | `idle` | works on its memory while CPUs scan that have nothing to run, for `seconds` (60) at most |
-//! | `wfi` | waits in WFI, so that its own CPU scans |
+//! | `wfi` | waits in WFI for a timer, so that its own CPU scans |
 
 #![no_std]
 #![no_main]
 
+use aarch64_cpu::asm::{barrier, wfi};
+use aarch64_cpu::registers::{CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTPCT_EL0};
 use guest_rt::rng::{Permutation, mix};
 use guest_rt::{MIB2, Machine, PAGE, call, check, check_eq, cpu, fail, say, smp};
 use hyp_abi::call::{self as vendor, Stat};
 use smccc::Hvc;
+use tock_registers::interfaces::{Readable, Writeable};
 
 guest_rt::guest!("settle", settle);
 
@@ -130,11 +133,23 @@ fn settle(machine: &Machine) {
     match by {
         "call" => by_call(spans),
         "idle" => by_others(spans, limit, || {}),
-        "wfi" => by_others(spans, limit, aarch64_cpu::asm::wfi),
+        "wfi" => by_others(spans, limit, doze),
         other => fail!("by={other}: call, idle or wfi"),
     }
     // What was zero when nobody had touched it still is.
     spans.pages().for_each(|page| spans.verify(page, 1));
+}
+
+/// Waits in WFI for 1/50 s.
+fn doze() {
+    barrier::isb(barrier::SY);
+    CNTP_CVAL_EL0.set(CNTPCT_EL0.get() + cpu::tick_rate() / 50);
+    CNTP_CTL_EL0.write(CNTP_CTL_EL0::ENABLE::SET);
+    barrier::isb(barrier::SY);
+    while !CNTP_CTL_EL0.is_set(CNTP_CTL_EL0::ISTATUS) {
+        wfi();
+    }
+    CNTP_CTL_EL0.set(0);
 }
 
 /// What SCAN answered.

@@ -4,7 +4,7 @@
 //!
 //! | word | meaning | default |
 //! | --- | --- | --- |
-//! | `vcpus=N` | virtual CPUs, 1 to 8 and no more than there are CPUs | one for each CPU, at most 8 |
+//! | `vcpus=N` | virtual CPUs, 1 to 8; where they are more than CPUs they take turns | one for each CPU, at most 8 |
 //! | `mem=SIZE` | guest RAM with suffix `K`, `M` or `G`; whole pages, 8 MiB or more | half of what is free, at most 1 GiB |
 //! | `restarts=N` | times that the guest may reset its machine and go on; the next reset ends the run | any number |
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
@@ -74,14 +74,9 @@ pub enum ConfigError {
         /// What would do.
         wanted: &'static str,
     },
-    /// More virtual CPUs than there are places for.
-    #[error("vcpus={asked} is too many: this machine has {cpus} CPUs, a VM at most {MAX_VCPUS}")]
-    TooManyVcpus {
-        /// Asked for.
-        asked: usize,
-        /// CPUs there are.
-        cpus: usize,
-    },
+    /// Nothing to run virtual CPUs on.
+    #[error("this machine has no CPU")]
+    NoCpu,
     /// Guest RAM below the least.
     #[error("mem={} is too little: a guest needs at least {}", Bytes(*.0), Bytes(MIN_MEM))]
     TooLittleMem(u64),
@@ -312,13 +307,12 @@ impl Request {
     /// What the request comes to on this machine.
     ///
     /// # Errors
-    /// [`ConfigError`]: more virtual CPUs or memory than there is, or less memory than a guest needs.
+    /// [`ConfigError`]: more memory than there is, or less than a guest needs; no CPU.
     pub fn resolve(self, machine: &Bounds) -> Result<Config, ConfigError> {
-        let most = machine.cpus.min(MAX_VCPUS);
-        let vcpus = self.vcpus.unwrap_or(most);
-        if vcpus == 0 || vcpus > most {
-            return Err(ConfigError::TooManyVcpus { asked: vcpus, cpus: machine.cpus });
+        if machine.cpus == 0 {
+            return Err(ConfigError::NoCpu);
         }
+        let vcpus = self.vcpus.unwrap_or(machine.cpus).min(MAX_VCPUS);
         if self.measure && !machine.can_measure {
             return Err(ConfigError::CannotMeasure);
         }

@@ -8,10 +8,12 @@
 //! ```
 //!
 //! A CPU empties its ring when EL2's timer takes it out of its guest, 10 ms after the first record; before it waits for
-//! work; and when it leaves the VM. Whoever writes the report empties the rings of the others: they have left, or they will never
+//! work or loads another vCPU; and when it leaves the VM. Whoever writes the report empties the rings of the others: they have left, or they will never
 //! come to a safe point again. The log's lock makes it one at a time.
 //!
 //! How many lines there can be, and what is kept, is said in [`hyp_core::violation`].
+
+use core::sync::atomic::Ordering;
 
 use hyp_abi::call::Stat;
 use hyp_core::violation::{Log, Pushed, Sighting, Summary, Violation, WORDS};
@@ -84,10 +86,12 @@ fn tell(cpus: &[&PerCpu], is_end: bool) {
 
 /// The records of a ring, of no more than it holds: its CPU may go on adding.
 fn taken(cpu: &PerCpu, frequency: u64) -> impl Iterator<Item = Violation> {
+    // Before it is another one the ring is emptied.
+    let vcpu = cpu.vcpu.load(Ordering::Relaxed);
     let records = core::iter::from_fn(|| cpu.violations.take()).take(RECORDS);
     records.map(move |(words, count)| {
         let sighting = Sighting::from_words(words);
-        Violation::decode(&sighting, count, NUMBER, cpu.number as u32, frequency)
+        Violation::decode(&sighting, count, NUMBER, vcpu, frequency)
     })
 }
 

@@ -14,8 +14,8 @@
 //! `guest_enter` is a function: it pushes what the calling convention lets a caller keep (x19-x30)
 //! and the context's address, loads the guest's registers and leaves by `ERET`. An exit lands on the
 //! same stack, so the context is found without any per-CPU lookup. Only the general registers,
-//! `ELR_EL2` and `SPSR_EL2` move: a vCPU owns its CPU, so EL1 registers stay live in the hardware,
-//! and EL2 is compiled without FP, so that file is the guest's, too.
+//! `ELR_EL2` and `SPSR_EL2` move: EL1 registers stay live in the hardware until another vCPU gets the CPU
+//! (`vm/schedule.rs`), and EL2 is compiled without FP, so that file is the guest's, too.
 //!
 //! No speculation runs past the `ERET`: a DSB and an ISB follow it.
 //!

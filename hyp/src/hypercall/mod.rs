@@ -8,19 +8,16 @@
 mod memory;
 
 use alloc::boxed::Box;
-use core::sync::atomic::Ordering;
 
 use hyp_abi::call::{self, Stat};
 use hyp_core::diagnosis::Diagnosis;
 use hyp_core::psci::Action;
 
-use crate::cpu;
 use crate::event::counters;
-use crate::platform::gic;
 use crate::vm::run::{Env, Step};
 use crate::vm::stop::Reason;
 use crate::vm::vcpu::{Entry, Vcpu};
-use crate::vm::{NUMBER, Vm, idle};
+use crate::vm::{NUMBER, Vm, schedule};
 
 /// Answers a call; `immediate` is that of the instruction, `esr` its syndrome.
 pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> Step {
@@ -74,10 +71,9 @@ fn psci(env: Env<'_>, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: 
     match vm.psci.call(vcpu.number, function, arguments) {
         Action::Return(value) => answer(vcpu, value),
         Action::Start { vcpu: target, entry, context } => {
-            if let (Some(mailbox), Some(other)) = (vm.mailboxes.get(target), cpu::all().get(target))
-            {
+            if let Some(mailbox) = vm.mailboxes.get(target) {
                 mailbox.post(Entry { pc: entry, argument: context });
-                gic::kick(other.mpidr.load(Ordering::Relaxed));
+                schedule::kick(vm, target);
             }
             answer(vcpu, 0)
         }
@@ -91,7 +87,7 @@ fn psci(env: Env<'_>, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: 
         }
         Action::Suspend => {
             vcpu.context.set_x(0, 0);
-            idle::wait_for_interrupt(env, vcpu)
+            Step::Wait
         }
         Action::SystemOff => Step::Stop(Reason::PoweredOff),
         Action::SystemReset => Step::Stop(Reason::Reset),

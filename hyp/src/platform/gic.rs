@@ -167,6 +167,12 @@ pub(crate) fn kick(mpidr: u64) {
     barrier::isb(barrier::SY);
 }
 
+/// Whether an interrupt is pending on this CPU.
+pub(crate) fn is_pending() -> bool {
+    // ISR_EL1.I: at EL2 that of physical interrupts.
+    sysreg::read!("isr_el1") >> 7 & 1 != 0
+}
+
 /// Takes what is pending on this CPU, one interrupt; returns whether anything was. What a guest's vCPU has to know of it, it finds
 /// out when its interrupts are looked at the next time (`vm/interrupts.rs`).
 pub(crate) fn acknowledge() -> bool {

@@ -6,6 +6,8 @@
 //! | [`Why::Violations`] | when violations that were recorded are to be told |
 //! | [`Why::GuestTimer`] | when the physical timer of the guest, which is emulated, is due |
 //! | [`Why::Churn`] | when the manager in the background has something to do, where there is no CPU without a vCPU |
+//! | [`Why::Slice`] | when the vCPU that runs has had its time, and another one of this CPU could run |
+//! | [`Why::Sleeper`] | when a timer is due of a vCPU that this CPU does not run at the moment |
 //! | [`wait`] | at a time that is its argument: no interrupt is taken for it |
 //!
 //! When a time has come the CPU leaves its guest, or its WFI; the interrupt is taken, the times that are over are gone
@@ -29,10 +31,14 @@ pub(crate) enum Why {
     GuestTimer,
     /// The guest's memory is changed.
     Churn,
+    /// The time slice is over of the vCPU that runs (`vm/schedule.rs`).
+    Slice,
+    /// A timer is due of a vCPU that waits, while another one runs.
+    Sleeper,
 }
 
 /// How many there are.
-const REASONS: usize = 3;
+const REASONS: usize = 5;
 
 /// When a CPU wants to be taken out of its guest, in ticks of the counter. Reached by its CPU alone.
 pub(crate) type Times = Alarms<REASONS>;

@@ -1,6 +1,6 @@
 //! Set/way operations and cache toggles of a guest, done: `hyp_core::caches` has what they mean and decides.
 //!
-//! The registers are those of the executing CPU, whose only vCPU traps here, so HCR_EL2.TVM *is* the vCPU's
+//! The registers are those of the executing CPU, which has the vCPU loaded that traps here (`el1`), so HCR_EL2.TVM *is* the vCPU's
 //! state and a trapped write goes to the live EL1 register. Only the [`Walk`] is kept beside.
 //!
 //! One part of a walk runs under one guard: what it finds mapped stays the VM's until the guard is
@@ -26,9 +26,10 @@ fn forced(vm: &Vm) -> bool {
     Coherency::of(&vm.plan.features, vm.space.encoding()).forced(MemType::Normal)
 }
 
-/// A vCPU starts with its caches off: from the first instruction on, it is seen when it switches them on.
-pub(super) fn switched_on(vm: &Vm) {
-    control::trap_vm_registers(!forced(vm));
+/// Whether a vCPU begins with its writes of the virtual memory registers trapped: its caches are off, and from the first
+/// instruction on it is seen when it switches them on.
+pub(super) fn begins_trapped(vm: &Vm) -> bool {
+    !forced(vm)
 }
 
 /// A trapped access: `None` if it is none of ours, else whether it is done. If not, the guest has to come back with

@@ -1,5 +1,5 @@
-//! EL2's controls over the guest, and EL1's registers after reset. Every one is written: none keeps what
-//! firmware left in it.
+//! EL2's controls over the guest. Every one is written: none keeps what firmware left in it. They are the same for all vCPUs, but
+//! VMPIDR_EL2, VTTBR_EL2 and HCR_EL2.TVM (`el1`).
 //!
 //! | register | why |
 //! | --- | --- |
@@ -12,10 +12,9 @@
 //! | ICH_HCR_EL2 | the virtual CPU interface is off until there is a vCPU (`interrupts`) |
 //! | VTCR_EL2, VTTBR_EL2 | the VM's tables, VMID not 0 |
 //! | VPIDR_EL2, VMPIDR_EL2 | the real part, the vCPU's number |
+//! | ACTLR_EL1, MDSCR_EL1 | 0: the guest's own accesses trap |
 //!
 //! A trapped register that the ID registers do not promise is undefined for the guest (`trap`).
-
-use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
@@ -33,8 +32,6 @@ use crate::sysreg;
 const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
 /// `MDCR_EL2`: TDCC, TTRF, TPMS, TDRA, TDOSA, TDA, TPM, TPMCR; E2PB and E2TB 0.
 const MDCR: u64 = 1 << 27 | 1 << 19 | 1 << 14 | 0b111 << 9 | 0b11 << 5;
-/// `SCTLR_EL1` after reset: its RES1 bits, MMU and caches off.
-const SCTLR_EL1: u64 = 0x30d0_0800;
 
 /// Writes HCR_EL2. The barriers keep the write from meeting translations under way: on AmpereOne it may corrupt
 /// those of loads and stores (erratum AC04_CPU_23). Not in line, so that the order can be read in the machine code.
@@ -52,16 +49,8 @@ pub(super) fn trap_vm_registers(on: bool) {
     write_hcr(if on { others | tvm } else { others });
 }
 
-/// Sets EL2's controls on this CPU for its vCPU, which runs here until the returned token is dropped.
-///
-/// # Errors
-/// Of [`Space::enter`](stage2::Space::enter): none where each CPU has a place, and there are more VMIDs than
-/// CPUs.
-pub(super) fn load<'r>(
-    vm: &'r Vm,
-    place: &'r mut vmid::Cpu<'_>,
-    vcpu: usize,
-) -> Result<Running<'r, Pe>, EntryError> {
+/// Sets EL2's controls on this CPU for all vCPUs of the VM.
+pub(super) fn load(vm: &Vm) {
     VTCR_EL2.set(vm.space.geometry().vtcr());
     let hcr = HCR_EL2::VM::SET
         + HCR_EL2::SWIO::SET
@@ -91,13 +80,27 @@ pub(super) fn load<'r>(
     CNTVOFF_EL2.set(vm.epoch);
     interrupts::switch_off();
     sysreg::write!("vpidr_el2", MIDR_EL1.get());
-    // Bit 31 is RES1; Aff0 is the number.
-    sysreg::write!("vmpidr_el2", 1 << 31 | vcpu as u64);
+    sysreg::write!("actlr_el1", 0);
+    sysreg::write!("mdscr_el1", 0);
     optional();
     barrier::isb(barrier::SY);
     trace::synchronized();
-    // SAFETY: (1) `place` is this CPU's, and until the VM ends only `vcpu` of this VM runs here, under the
-    // registers above; (2) nobody else writes VTTBR_EL2.
+}
+
+/// Enters the VM on this CPU for a vCPU, which may run here until the returned token is dropped. After [`load`].
+///
+/// # Errors
+/// Of [`Space::enter`](stage2::Space::enter): none where each CPU has a place, and there are more VMIDs than
+/// CPUs.
+pub(super) fn enter<'r>(
+    vm: &'r Vm,
+    place: &'r mut vmid::Cpu<'_>,
+    vcpu: usize,
+) -> Result<Running<'r, Pe>, EntryError> {
+    // Bit 31 is RES1; Aff0 is the number.
+    sysreg::write!("vmpidr_el2", 1 << 31 | vcpu as u64);
+    // SAFETY: (1) `place` is this CPU's, and until the token is dropped only `vcpu` of this VM runs here, under the
+    // registers that `load` has set; (2) nobody else writes VTTBR_EL2.
     unsafe { vm.space.enter(place, vcpu as u16) }
 }
 
@@ -164,41 +167,4 @@ fn optional() {
         sysreg::write!("S3_4_C3_C1_3", 0); // HFGWTR2_EL2
         sysreg::write!("S3_4_C3_C1_7", 0); // HFGITR2_EL2
     }
-}
-
-/// The registers of a vCPU that is switched on, but x0-x30, and its translations from an earlier life. After
-/// [`load`].
-pub(super) fn reset_el1() {
-    macro_rules! zero {
-        ($($name:literal)*) => { $(sysreg::write!($name, 0);)* };
-    }
-    sysreg::write!("sctlr_el1", SCTLR_EL1);
-    zero! {
-        "actlr_el1" "afsr0_el1" "afsr1_el1" "amair_el1" "contextidr_el1" "cpacr_el1" "csselr_el1"
-        "elr_el1" "esr_el1" "far_el1" "mair_el1" "mdscr_el1" "par_el1" "spsr_el1" "tcr_el1"
-        "tpidr_el0" "tpidr_el1" "tpidrro_el0" "ttbr0_el1" "ttbr1_el1" "vbar_el1"
-        "sp_el0" "sp_el1" "cntkctl_el1"
-        "S3_3_C4_C4_0" "S3_3_C4_C4_1" // FPCR, FPSR
-    }
-    // Firmware's last computation is nobody's business.
-    // SAFETY: (1) EL2 is compiled without FP and SIMD, and CPTR_EL2 lets it use them.
-    unsafe {
-        asm!(
-            ".arch_extension simd",
-            ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-            "movi v\\n\\().2d, #0",
-            ".endr",
-            ".irp n, 16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
-            "movi v\\n\\().2d, #0",
-            ".endr",
-            options(nomem, nostack, preserves_flags)
-        );
-    }
-    barrier::isb(barrier::SY);
-    // SAFETY: (1) local invalidations of EL1's regime under the VM's VMID, which `load` has set: what
-    // is valid in the tables comes back by walking them.
-    unsafe {
-        asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags));
-    }
-    trace::reset_el1();
 }

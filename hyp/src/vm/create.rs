@@ -87,7 +87,7 @@ pub(crate) struct Plan {
     pub(crate) scan: bool,
     /// What is done to its memory in the background, if anything is.
     pub(super) churn: Option<Wanted>,
-    /// CPUs that serve the VM: those of its vCPUs, and the others too if there is work for idle ones.
+    /// CPUs that serve the VM: as many as it has vCPUs and the machine has, and the others too if there is work for idle ones.
     pub(super) cpus: usize,
     /// Whether populate faults are timed.
     #[cfg(feature = "measure")]
@@ -170,7 +170,7 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         manage: config.manage || guest.manage,
         quota: asked.quota(),
         recovery: asked,
-        cpus: if config.scan || config.churn.is_some() { cpus } else { config.vcpus },
+        cpus: if config.scan || config.churn.is_some() { cpus } else { config.vcpus.min(cpus) },
         #[cfg(feature = "measure")]
         measure: config.measure,
         features,

@@ -9,9 +9,9 @@
 //! | devices; the model of the interrupt controller | one lock each, never taken on the populate path |
 //! | a vCPU's registers | its CPU's alone |
 //!
-//! There is one VM, and a vCPU owns its CPU for good: vCPU *n* runs on CPU *n*. So EL1's registers stay live
-//! in the hardware and nothing is switched. A CPU without a vCPU may work on the VM's tables while it is idle
-//! (`idle`).
+//! There is one VM, and each of its vCPUs has a home, the CPU that it always runs on. Where there are no more vCPUs than CPUs, EL1's
+//! registers stay live in the hardware and nothing is switched; else a CPU runs its vCPUs in turns ([`schedule`]).
+//! A CPU without a vCPU may work on the VM's tables while it is idle (`idle`).
 //!
 //! # Guest memory
 //!
@@ -42,10 +42,11 @@ mod control;
 pub(crate) mod copying;
 mod create;
 mod edges;
+mod el1;
 mod fault;
 pub(crate) mod filling;
 pub(crate) mod guest_memory;
-pub(crate) mod idle;
+mod idle;
 pub(crate) mod idregs;
 mod inject;
 pub(crate) mod interrupts;
@@ -68,6 +69,7 @@ mod relaxing;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod scan;
+pub(crate) mod schedule;
 pub(crate) mod shadow;
 pub(crate) mod stop;
 mod takedown;

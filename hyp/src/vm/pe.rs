@@ -3,11 +3,14 @@
 //!
 //! A space keeps an account of its own flushes; what is counted here is the machine's, over all lives of the VM:
 //! `ALLE1IS`, which is no space's, and the barriers of installs, too.
+//!
+//! Builds with the feature `selftest` also count what the executing CPU has in its hands: slots that it has made Busy or Drain and nothing
+//! else since, and locks of tables. The safe point asserts that it is nothing (`run`).
 
-#[cfg(feature = "selftest")]
-use stage2::arch::Locked;
 use stage2::arch::aarch64::Aarch64;
 use stage2::arch::{Alteration, Altered, Arch, Dsb, HeldWalks};
+#[cfg(feature = "selftest")]
+use stage2::arch::{Locked, Observation};
 use stage2::slot::Slot;
 use stage2::tlbi::Tlbi;
 use stage2::{Errata, Features};
@@ -55,12 +58,16 @@ unsafe impl Arch for Counted {
 
     #[inline]
     unsafe fn store(&self, slot: &Slot, bits: u64) {
+        #[cfg(feature = "selftest")]
+        in_hand::slot(self.0.load(slot), bits);
         // SAFETY: the caller's clauses.
         unsafe { self.0.store(slot, bits) };
     }
 
     #[inline]
     unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
+        #[cfg(feature = "selftest")]
+        in_hand::slot(self.0.load(slot), bits);
         // SAFETY: the caller's clauses.
         unsafe { self.0.store_detached(slot, bits) };
     }
@@ -68,13 +75,21 @@ unsafe impl Arch for Counted {
     #[inline]
     unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
         // SAFETY: the caller's clauses.
-        unsafe { self.0.swap(slot, bits) }
+        let old = unsafe { self.0.swap(slot, bits) };
+        #[cfg(feature = "selftest")]
+        in_hand::slot(old, bits);
+        old
     }
 
     #[inline]
     unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
         // SAFETY: the caller's clause.
-        unsafe { self.0.compare_exchange(slot, old, new) }
+        let result = unsafe { self.0.compare_exchange(slot, old, new) };
+        #[cfg(feature = "selftest")]
+        if matches!(result, Some(Ok(_))) {
+            in_hand::slot(old, new);
+        }
+        result
     }
 
     #[inline]
@@ -139,5 +154,44 @@ unsafe impl Arch for Counted {
     #[cfg(feature = "selftest")]
     fn about_to_lock(&self, which: Locked) {
         crate::lock::ask(format_args!("{which}"));
+    }
+
+    #[cfg(feature = "selftest")]
+    fn observe(&self, what: Observation) {
+        in_hand::table(&what);
+    }
+}
+
+/// What the executing CPU has in its hands.
+#[cfg(feature = "selftest")]
+mod in_hand {
+    use stage2::arch::Observation;
+    use stage2::{Descriptor, Level, View};
+
+    use crate::cpu;
+
+    /// A slot was changed.
+    pub(super) fn slot(old: u64, new: u64) {
+        let change = i64::from(is_transient(new)) - i64::from(is_transient(old));
+        if change != 0 {
+            let count = &cpu::current().in_transition;
+            count.set(count.get() + change);
+        }
+    }
+
+    /// The lock of a table was taken, or given back.
+    pub(super) fn table(what: &Observation) {
+        let held = &cpu::current().held;
+        match what {
+            Observation::Locked { .. } => held.set(held.get().wrapping_add(1)),
+            Observation::Unlocked { .. } => held.set(held.get().wrapping_sub(1)),
+            _ => {}
+        }
+    }
+
+    fn is_transient(bits: u64) -> bool {
+        // Blocks are foreign at level 3.
+        let views = [Level::L2, Level::L3].map(|level| Descriptor::from_bits(bits).view(level));
+        views.iter().any(|view| matches!(view, View::Busy(_) | View::Drain(_)))
     }
 }

@@ -1,8 +1,17 @@
-//! The run loop of a vCPU: enter the guest, handle the exit, again.
+//! The run loop: enter the guest, handle the exit, again; and what a CPU does between the turns of its vCPUs
+//! (`schedule`).
 //!
-//! The top of the loop is the safe point: no lock, no guard, nothing of ours in transition. There the stock
+//! ```text
+//!  run        a life of the VM on this CPU: load a vCPU, save it when another one is to be loaded     a switch
+//!  loaded     wait until a vCPU is ready; if it is the one that is loaded, its turn                   a turn
+//!  turn       its instructions, until it waits, is off, or has had its time                           an interrupt
+//!  resume     enter the guest, handle the exit, again                                                 an exit
+//! ```
+//!
+//! The top of the innermost loop is the safe point: no lock, no guard, nothing of ours in transition. There the stock
 //! of frames is refilled, and the CPU stops or stands still if it is asked to. If it is asked later, it is in the
-//! guest, and the SGI takes it out: interrupts go to EL2 whatever the guest masks.
+//! guest, and the SGI takes it out: interrupts go to EL2 whatever the guest masks. An interrupt leaves the innermost loop, so
+//! what comes with interrupts costs other exits nothing.
 
 use alloc::boxed::Box;
 
@@ -14,14 +23,15 @@ use stage2::fault::{Fault, is_translation};
 use stage2::vmid::{self, EntryError};
 
 use super::payload::Payload;
+use super::schedule::Queue;
 use super::stop::Reason;
-use super::vcpu::{Entry, Vcpu};
-use super::{NUMBER, Vm, caches, churning, control, fault, idle, interrupts, life, relaxing, trap};
+use super::vcpu::{Entry, State, Vcpu};
+use super::{NUMBER, Vm, churning, control, fault, idle, interrupts, life, relaxing, trap};
 use crate::cpu::PerCpu;
 use crate::event::{trace, violations};
 use crate::exception::vectors::{Exit, guest_enter};
-use crate::hypercall;
 use crate::platform::gic;
+use crate::{device, hypercall};
 
 /// Where exits are handled: the VM, this CPU, and its right to open guards.
 #[derive(Clone, Copy, Debug)]
@@ -41,55 +51,58 @@ pub(crate) enum Step {
     Resume,
     /// Back to the guest, with a block in the stock again.
     Restock,
+    /// The vCPU waits for an interrupt, and goes on behind the instruction when there is one.
+    Wait,
     /// The vCPU is off now.
     Off,
     /// The VM ends.
     Stop(Reason),
 }
 
-/// Runs this CPU's vCPU, through any number of CPU_OFF and CPU_ON, until the VM ends: with this
+/// The VM ends: with the reason, if it is this CPU's.
+#[derive(Debug)]
+struct Over(Option<Reason>);
+
+/// Runs this CPU's vCPUs, through any number of CPU_OFF and CPU_ON, until the VM ends: with this
 /// CPU's reason for it, or `None` if another had one. Then the CPU has left the VM.
 pub(super) fn run(env: Env<'_>, place: &mut vmid::Cpu<'_>) -> Option<Reason> {
     let Env { vm, cpu, .. } = env;
-    let number = cpu.number;
-    let mut vcpu = Vcpu::new(number);
-    let _running = match control::load(vm, place, number) {
-        Ok(running) => running,
-        Err(error) => return Some(cannot_enter(number, error)),
+    let mut queue = match Queue::new(env) {
+        Ok(queue) => queue,
+        Err(reason) => return Some(reason),
     };
+    control::load(vm);
     #[cfg(feature = "measure")]
     if vm.plan.measure {
         cpu.timing.start();
     }
     #[cfg(feature = "selftest")]
-    crate::selftest::leave_open(env.guards, number);
-    let Payload { entry, tree, .. } = vm.plan.payload;
-    if vm.plan.blocks && number < vm.plan.vcpus {
+    crate::selftest::leave_held(env);
+    if vm.plan.blocks && queue.current().is_some() {
         cpu.stock.refill_block();
     }
     churning::begin(env);
-    let mut next = (number == 0).then_some(Entry { pc: entry, argument: tree });
+    if cpu.number == 0 {
+        let Payload { entry, tree, .. } = vm.plan.payload;
+        vm.mailboxes[0].post(Entry { pc: entry, argument: tree });
+    }
+    let mut is_its_turn = false;
     loop {
-        outside_guards(env);
-        let entry = match next.take() {
-            Some(entry) => entry,
-            None => match wait_for_start(env) {
-                Wake::Start(entry) => entry,
-                Wake::End(reason) => return reason,
-            },
+        // A CPU without a vCPU enters the VM, too: it works on its tables.
+        let number = queue.current().map_or(cpu.number, |vcpu| vcpu.number);
+        let running = match control::enter(vm, place, number) {
+            Ok(running) => running,
+            Err(error) => return Some(cannot_enter(number, error)),
         };
-        vcpu.switch_on(entry);
-        control::reset_el1();
-        interrupts::reset(&mut vcpu);
-        interrupts::load(env, &mut vcpu);
-        caches::switched_on(vm);
-        vm.psci.started(number);
-        let end = until_off(env, &mut vcpu);
-        interrupts::save(env, &mut vcpu);
-        match end {
-            End::Off => {}
-            End::Vm(reason) => return reason,
+        queue.load(env);
+        let next = loaded(env, &mut queue, is_its_turn);
+        queue.save(env);
+        drop(running);
+        match next {
+            Ok(next) => queue.begin(next),
+            Err(Over(reason)) => return reason,
         }
+        is_its_turn = true;
     }
 }
 
@@ -104,56 +117,119 @@ fn cannot_enter(number: usize, error: EntryError) -> Reason {
     Reason::Diagnosis(Box::new(diagnosis))
 }
 
-/// What ends the wait of a CPU whose vCPU is off.
-enum Wake {
-    /// The vCPU starts.
-    Start(Entry),
-    /// The VM ends: with the reason, if it is this CPU's.
-    End(Option<Reason>),
-}
-
-/// Waits in WFI for a start request, or for the VM's end, and does what idle CPUs do. The mailbox is looked at after the
-/// interrupt has been taken: one that comes in between stays pending and ends the WFI.
-fn wait_for_start(env: Env<'_>) -> Wake {
+/// The turns of the vCPU that is loaded, until it is another one's: of which, as a number in the queue.
+fn loaded(env: Env<'_>, queue: &mut Queue, is_its_turn: bool) -> Result<usize, Over> {
+    if is_its_turn {
+        turn(env, queue)?;
+    }
     loop {
-        outside_guards(env);
-        gic::acknowledge();
-        violations::drain(env.cpu);
-        if life::is_asked() && life::obey() {
-            return Wake::End(None);
+        let next = wait_for_turn(env, queue)?;
+        if !queue.is_current(next) {
+            return Ok(next);
         }
-        let mailbox = env.vm.mailboxes.get(env.cpu.number);
-        if let Some(entry) = mailbox.and_then(|mailbox| mailbox.take()) {
-            return Wake::Start(entry);
-        }
-        if let Err(reason) = idle::once(env) {
-            return Wake::End(Some(reason));
-        }
+        queue.begin(next);
+        turn(env, queue)?;
     }
 }
 
-/// A guard that is open here would keep every grace period from ending: debug images look, at the safe point and
-/// before a CPU waits for work.
-#[inline]
-fn outside_guards(_env: Env<'_>) {
-    #[cfg(feature = "selftest")]
-    assert!(_env.guards.is_quiescent(), "CPU {} is inside a guard for good", _env.cpu.number);
+/// Waits until a vCPU of this CPU is ready: whose turn it is then. Meanwhile the CPU does what idle CPUs do. What may make one ready
+/// is looked at after the interrupt has been taken: one that comes in between stays pending and ends the WFI.
+fn wait_for_turn(env: Env<'_>, queue: &mut Queue) -> Result<usize, Over> {
+    loop {
+        nothing_held(env);
+        interrupted(env, queue.current());
+        if life::is_asked() {
+            if life::obey() {
+                return Err(Over(None));
+            }
+            stood_still(env, queue.current());
+        }
+        if let Some(next) = queue.next(env) {
+            return Ok(next);
+        }
+        idle::once(env, queue.wake_at(env)).map_err(|reason| Over(Some(reason)))?;
+    }
 }
 
-/// Why a vCPU does not run on.
+/// The turn of the current vCPU, which is loaded, and ready unless somebody else was faster.
+fn turn(env: Env<'_>, queue: &mut Queue) -> Result<(), Over> {
+    if !queue.start(env) {
+        return Ok(());
+    }
+    while !queue.is_over(env) {
+        let Some(vcpu) = queue.current() else { break };
+        match resume(env, vcpu) {
+            End::Interrupted => {
+                interrupted(env, Some(vcpu));
+                // Or it is the time to change the guest's memory.
+                churning::when_due(env).map_err(|reason| Over(Some(reason)))?;
+            }
+            End::Not(state) => {
+                vcpu.state = state;
+                break;
+            }
+            End::Vm(over) => return Err(over),
+        }
+    }
+    queue.ended(env);
+    Ok(())
+}
+
+/// Takes an interrupt, for the vCPU that is loaded or for EL2, which may be the time to tell of violations. Nothing is held: this is
+/// the safe point.
+#[inline(never)]
+fn interrupted(env: Env<'_>, loaded: Option<&mut Vcpu>) {
+    match loaded {
+        Some(vcpu) => interrupts::taken(env, vcpu),
+        None => _ = gic::acknowledge(),
+    }
+    violations::drain(env.cpu);
+}
+
+/// While this CPU stood still it took interrupts, of the vCPU that is loaded and of the machine's UART.
+#[cold]
+fn stood_still(env: Env<'_>, loaded: Option<&mut Vcpu>) {
+    device::input(env);
+    if let Some(vcpu) = loaded {
+        interrupts::refresh(env, vcpu);
+    }
+}
+
+/// The safe point: what is held here would be held while another vCPU runs. An open guard would keep every grace period from ending,
+/// a lock or a slot in transition might keep others waiting. Builds with the feature `selftest` look each time.
+#[inline]
+fn nothing_held(_env: Env<'_>) {
+    #[cfg(feature = "selftest")]
+    {
+        let cpu = _env.cpu;
+        assert!(_env.guards.is_quiescent(), "CPU {} is inside a guard for good", cpu.number);
+        let held = cpu.held.get();
+        assert!(held == 0, "CPU {} holds {held} locks at the safe point", cpu.number);
+        let moving = cpu.in_transition.get();
+        assert!(
+            moving == 0,
+            "CPU {} has {moving} slots in transition at the safe point",
+            cpu.number
+        );
+    }
+}
+
+/// Why a vCPU does not go on by itself.
 enum End {
-    /// It switched itself off.
-    Off,
-    /// The VM ends: with the reason, if it is this vCPU's.
-    Vm(Option<Reason>),
+    /// An interrupt took it out of the guest.
+    Interrupted,
+    /// It is not ready any more.
+    Not(State),
+    /// The VM ends.
+    Vm(Over),
 }
 
 // A function of its own: what its callers keep in registers would be loaded anew at each exit.
 #[inline(never)]
-fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
+fn resume(env: Env<'_>, vcpu: &mut Vcpu) -> End {
     let cpu = env.cpu;
     loop {
-        outside_guards(env);
+        nothing_held(env);
         if cpu.stock.is_low() {
             // If RAM is used up the fault comes back, and is counted.
             cpu.stock.refill();
@@ -162,16 +238,15 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
         }
         if life::is_asked() {
             if life::obey() {
-                return End::Vm(None);
+                return End::Vm(Over(None));
             }
-            // Interrupts were taken meanwhile.
-            interrupts::refresh(env, vcpu);
+            stood_still(env, Some(vcpu));
         }
         #[cfg(feature = "measure")]
         cpu.timing.leaving(&vcpu.context);
         // The return to the guest, and its next exit, are context synchronizations.
         trace::synchronized();
-        // SAFETY: (1) `control` has set this CPU up for this vCPU and nobody else runs here. (2) `pstate`
+        // SAFETY: (1) `control` and `Queue::load` have set this CPU up for this vCPU and nobody else runs here. (2) `pstate`
         // starts as EL1 and then comes from SPSR_EL2 or `inject`.
         let exit = Exit::from_raw(unsafe { guest_enter(&raw mut vcpu.context) });
         trace::synchronized();
@@ -179,25 +254,18 @@ fn until_off(env: Env<'_>, vcpu: &mut Vcpu) -> End {
         cpu.timing.entered_again(&mut vcpu.context);
         let step = match exit {
             Exit::Sync => synchronous(env, vcpu),
-            Exit::Irq => interrupted(env, vcpu),
+            Exit::Irq => return End::Interrupted,
             Exit::Fiq | Exit::SError | Exit::AArch32 => unexpected(vcpu, exit),
         };
         match step {
             Step::Resume => {}
             // Nothing is held: this is the safe point.
             Step::Restock => cpu.stock.refill_block(),
-            Step::Off => return End::Off,
-            Step::Stop(reason) => return End::Vm(Some(reason)),
+            Step::Wait => return End::Not(State::Waits),
+            Step::Off => return End::Not(State::Off),
+            Step::Stop(reason) => return End::Vm(Over(Some(reason))),
         }
     }
-}
-
-/// An interrupt, of the guest's or of ours, which may be the time to tell of violations, or to change the guest's memory. Nothing is held: this is the safe point.
-#[inline(never)]
-fn interrupted(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
-    interrupts::taken(env, vcpu);
-    violations::drain(env.cpu);
-    churning::when_due(env).map_or_else(Step::Stop, |()| Step::Resume)
 }
 
 #[inline]
@@ -230,7 +298,7 @@ pub(super) fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step
         },
         Class::WaitForEvent => {
             vcpu.context.advance();
-            idle::wait_for_interrupt(env, vcpu)
+            Step::Wait
         }
         Class::FpSimd
         | Class::Sve

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hyp_core::caches::Walk;
 
 use super::context::Context;
+use super::el1::El1;
 use super::interrupts::VcpuInterrupts;
 use super::policy::LastHole;
 
@@ -69,13 +70,28 @@ struct Repeat {
 /// While memory is moved or resized they do not count.
 pub(crate) const PATIENCE: u32 = 100_000;
 
-/// A virtual CPU, on the stack of its CPU.
+/// What a vCPU is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It does not run before it is started.
+    Off,
+    /// It runs, or would if it were its turn.
+    Ready,
+    /// It waits for an interrupt (WFI, CPU_SUSPEND).
+    Waits,
+}
+
+/// A virtual CPU: its home CPU's alone.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
-    /// Its number, and that of its CPU.
+    /// Its number.
     pub(crate) number: usize,
+    /// Whether it could run.
+    pub(super) state: State,
     /// Its registers.
     pub(crate) context: Context,
+    /// Those of EL1, while they are not in the hardware.
+    pub(super) el1: El1,
     /// Its interrupts and timers.
     pub(crate) interrupts: VcpuInterrupts,
     /// A cleaning of the VM's memory that its instruction has begun.
@@ -88,11 +104,13 @@ pub(crate) struct Vcpu {
 }
 
 impl Vcpu {
-    /// One that is off.
-    pub(crate) fn new(number: usize) -> Self {
+    /// One that is off. EL2 sees its first writes of the virtual memory registers if it `traps` them.
+    pub(super) fn new(number: usize, traps: bool) -> Self {
         Self {
             number,
+            state: State::Off,
             context: Context::new(),
+            el1: El1::reset(traps),
             interrupts: VcpuInterrupts::new(),
             cleaning: Walk::default(),
             hole: LastHole::NONE,
@@ -101,8 +119,10 @@ impl Vcpu {
         }
     }
 
-    /// The registers of a CPU that was just switched on.
-    pub(crate) fn switch_on(&mut self, entry: Entry) {
+    /// The registers of a CPU that was just switched on, those of its interrupts apart; `traps` as of [`new`](Self::new).
+    pub(super) fn switch_on(&mut self, entry: Entry, traps: bool) {
+        self.state = State::Ready;
+        self.el1 = El1::reset(traps);
         self.context = Context::new();
         self.cleaning = Walk::default();
         self.repeat = Repeat::default();

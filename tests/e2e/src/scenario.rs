@@ -28,6 +28,7 @@ pub struct Scenario {
     timeout: u64,
     needs_images: bool,
     needs_debug: bool,
+    needs_selftest: bool,
     alone: bool,
 }
 
@@ -43,6 +44,7 @@ impl Scenario {
             timeout: TIMEOUT,
             needs_images: true,
             needs_debug: false,
+            needs_selftest: false,
             alone: false,
         }
     }
@@ -92,6 +94,12 @@ impl Scenario {
         self.with("--trace", path.display())
     }
 
+    /// The hypervisor's build with selftests runs: it asserts that nothing is held at its safe points.
+    pub fn selftest(mut self) -> Self {
+        self.needs_selftest = true;
+        self.flag("--selftest")
+    }
+
     /// What is typed, in the language of `hypctl run --script`.
     pub fn script(mut self, script: &str) -> Self {
         self.script = Some(script.to_owned());
@@ -131,6 +139,9 @@ impl Scenario {
         }
         if self.needs_debug {
             debug_images();
+        }
+        if self.needs_selftest {
+            selftest_images();
         }
         let folder = tempfile::tempdir().unwrap();
         let summary = folder.path().join("summary.json");

@@ -236,7 +236,7 @@ fn guest(platform: &Platform, layout: &Layout, choices: &Choices) -> Reached {
     };
     let Config { vcpus, mem, restarts, ref report, blocks, scan, manage, bbm, .. } = config;
     let Config { measure, trace, .. } = config;
-    assert!((1..=MAX_VCPUS.min(bounds.cpus)).contains(&vcpus));
+    assert!(bounds.cpus > 0 && (1..=MAX_VCPUS).contains(&vcpus));
     assert!(
         mem >= MIN_MEM && mem % PAGE == 0 && mem <= bounds.free.saturating_sub(bounds.overhead)
     );

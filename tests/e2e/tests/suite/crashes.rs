@@ -81,6 +81,14 @@ fn a_guard_that_is_left_open_is_noticed_before_the_guest_runs() {
 }
 
 #[test]
+fn a_lock_or_a_slot_that_is_still_held_is_noticed_at_the_safe_point() {
+    let (run, _) = crash("held-lock");
+    run.shows_in_order(&["CPU 0 holds 1 locks at the safe point"]);
+    let (run, _) = crash("held-slot");
+    run.shows_in_order(&["CPU 0 has 1 slots in transition at the safe point"]);
+}
+
+#[test]
 fn the_dump_has_the_registers_of_the_moment() {
     let (run, trace) = crash("read-unmapped");
     let run = run.shows_in_order(&["data abort in EL2: read", "translation fault"]);

@@ -3,6 +3,7 @@
 //! | module | what it shows |
 //! | --- | --- |
 //! | `guests` | our guests pass, on every CPU model and with 1, 2 and 4 vCPUs |
+//! | `schedule` | more vCPUs than CPUs take turns, and nothing of EL2's is held when one ends |
 //! | `scan` | RAM that lies in pages anywhere becomes blocks, when the guest asks and on idle CPUs |
 //! | `irqs` | the interrupt controller as guests see it, and input by interrupt |
 //! | `churn` | guests keep every word under a manager that changes how their memory is kept all the time |
@@ -36,6 +37,7 @@ mod leftovers;
 mod recover;
 mod refusals;
 mod scan;
+mod schedule;
 mod terminal;
 mod traces;
 mod uboot;

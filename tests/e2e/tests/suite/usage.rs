@@ -118,13 +118,6 @@ fn a_cpu_that_qemu_lacks_is_named() {
 }
 
 #[test]
-fn more_vcpus_than_cpus_are_refused() {
-    refused(Scenario::of("hello").before_the_build().vcpus(4).with("--smp", 2))
-        .says("--vcpus 4")
-        .says("--smp 2");
-}
-
-#[test]
 fn numbers_without_sense_are_refused() {
     for (option, value) in [("--vcpus", "0"), ("--vcpus", "9"), ("--mem", "12"), ("--smp", "x")] {
         let run = Scenario::of("hello").before_the_build().with(option, value).run();
