@@ -37,6 +37,8 @@ enum State {
     Taken = 1,
     /// The pool's own: holds metadata.
     Own = 2,
+    /// Given back, and not in the allocator yet: see [`set_aside`].
+    Aside = 3,
 }
 
 /// What is known of one frame.
@@ -160,6 +162,43 @@ pub(crate) unsafe fn give_back(first: u64, frames: usize) {
     if let Some(pointer) = NonNull::new(core::ptr::with_exposed_provenance_mut(first as usize)) {
         // SAFETY: (1) the caller's clauses.
         unsafe { pool.heap.lock().dealloc(pointer, layout) };
+    }
+}
+
+/// Gives back many frames, of any order, as [`give_back`] does. They are to be had again after the next [`collect`].
+///
+/// # Safety
+/// 1. As for [`give_back`].
+pub(crate) unsafe fn set_aside(first: u64, frames: usize) {
+    for frame in 0..frames as u64 {
+        // A frame that was not handed out is a mistake of ours, and stays where it is.
+        if let Some(meta) = meta(first + frame * PAGE) {
+            let (taken, aside) = (State::Taken as u32, State::Aside as u32);
+            let _ = meta.state.compare_exchange(taken, aside, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Puts what was [set aside](set_aside) into the allocator, in the order of addresses. For each frame that allocator looks for the neighbour,
+/// among all free ones, from the one that came last: in this order that is where it is, in another one there are thousands
+/// to look at, each time.
+pub(crate) fn collect() {
+    let Some((pool, layout)) = POOL.get().zip(layout(1)) else { return };
+    let mut heap = pool.heap.lock();
+    for area in pool.areas.iter().flatten() {
+        let frames = (area.range.start..area.range.end).step_by(PAGE as usize).zip(area.meta);
+        for (frame, meta) in frames {
+            if meta.state.load(Ordering::Relaxed) != State::Aside as u32 {
+                continue;
+            }
+            meta.state.store(State::Free as u32, Ordering::Relaxed);
+            let pointer = core::ptr::with_exposed_provenance_mut(frame as usize);
+            if let Some(pointer) = NonNull::new(pointer) {
+                // SAFETY: (1) it was taken, and set aside once: its state said so; (2) nobody reaches it, by the contract of
+                // `set_aside`.
+                unsafe { heap.dealloc(pointer, layout) };
+            }
+        }
     }
 }
 

@@ -219,7 +219,6 @@ pub(crate) fn has_pending(env: Env<'_>, vcpu: &mut Vcpu) -> bool {
 
 /// When a timer of a vCPU may end its WFI, in ticks of the physical counter; `None` for none. Of one that is in the hardware the virtual timer's
 /// interrupt ends EL2's WFI by itself, and is not meant.
-#[allow(dead_code, reason = "for CPUs with more than one vCPU")]
 pub(crate) fn wake_at(vm: &Vm, vcpu: &Vcpu) -> Option<u64> {
     let mine = &vcpu.interrupts;
     let of_virtual = mine.virtual_timer.due().filter(|_| !mine.is_loaded);

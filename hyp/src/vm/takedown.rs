@@ -55,7 +55,7 @@ pub(super) fn tally() -> (Tally, u64) {
     (memory, sum(Stat::Scratched))
 }
 
-/// Where the frames of a VM that ends go.
+/// Where the frames of a VM that ends go: to be [collected](frames::collect).
 struct ToThePool(u64);
 
 impl Release for ToThePool {
@@ -64,7 +64,7 @@ impl Release for ToThePool {
         trace::frame_given_back(frame, bytes);
         let count = bytes / PAGE;
         // SAFETY: (1) RAM is mapped by pages and blocks from the pool; (2) it was flushed, and nobody maps it.
-        unsafe { frames::give_back(frame, count as usize) };
+        unsafe { frames::set_aside(frame, count as usize) };
         self.0 += count;
     }
 }
@@ -100,6 +100,7 @@ pub(super) unsafe fn take_down(
     unsafe { window::unhook(&space) };
     // SAFETY: (1) the caller's clause; (2) nobody but `window::hook` hooks it.
     let end = unsafe { space.destroy(guards, relax, &mut pool) };
+    frames::collect();
     let mut down = Takedown { frames: pool.0, ..Takedown::default() };
     match end {
         Ok(account) => {
