@@ -181,7 +181,10 @@ fn turn(env: Env<'_>, queue: &mut Queue) -> Result<(), Over> {
 fn interrupted(env: Env<'_>, loaded: Option<&mut Vcpu>) {
     match loaded {
         Some(vcpu) => interrupts::taken(env, vcpu),
-        None => _ = gic::acknowledge(),
+        None => {
+            gic::acknowledge();
+            device::input(env);
+        }
     }
     violations::drain(env.cpu);
 }

@@ -6,12 +6,23 @@ use e2e::{Scenario, on_every_cpu};
 const PARTS: &str = "irqs: 20 parts";
 
 fn irqs(vcpus: u32) -> Scenario {
-    Scenario::of("irqs").vcpus(vcpus).append("rounds=50").timeout(180)
+    Scenario::of("irqs").vcpus(vcpus).append("rounds=20").timeout(180)
 }
 
 on_every_cpu!(irqs, |cpu| {
     irqs(2).cpu(cpu).passes().shows(PARTS);
 });
+
+/// Two vCPUs take turns on each CPU: their interrupts are taken while they are not in the hardware, too.
+#[test]
+fn four_on_two_cpus_interrupt_each_other() {
+    irqs(4).with("--smp", 2).passes().shows(PARTS);
+}
+
+#[test]
+fn three_on_one_cpu_interrupt_each_other() {
+    irqs(3).with("--smp", 1).cpu("cortex-a53").passes().shows(PARTS);
+}
 
 #[test]
 fn alone_there_is_nobody_to_interrupt_but_itself() {
