@@ -6,7 +6,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use e2e::{Run, Scenario, bounded, host, hypctl, on_every_cpu, selftest_images};
+use e2e::{Run, Scenario, Trace, bounded, host, hypctl, on_every_cpu, selftest_images};
 use hyp_core::churn::{Effect, Kind};
 use hyp_core::report::{Outcome, Report};
 
@@ -95,6 +95,14 @@ fn a_guest_that_changes_its_memory_itself_and_the_manager_do_not_meet() {
         let moved = effect(it, Kind::Move).changed;
         it.stats.churn.values().any(|effect| effect.steps != 0) && moved < it.stats.moved
     });
+}
+
+#[test]
+fn what_the_manager_does_is_sound() {
+    let trace = Trace::none();
+    let guest = short().with("--guest-mem", "64M").append("by=manager seconds=2 pages=16");
+    guest.trace(&trace.path()).timeout(120).passes();
+    trace.check().exits(0).shows("of 3 PEs").shows("verdicts             none");
 }
 
 /// What proves that the comparison sees what a lost write would be.
