@@ -110,6 +110,13 @@ impl Run {
         }
     }
 
+    /// A part of the summary: `a/b` is `b` in `a`.
+    #[track_caller]
+    pub fn summary(&self, path: &str) -> &serde_json::Value {
+        let part = self.summary.as_ref().and_then(|summary| summary.pointer(&format!("/{path}")));
+        part.unwrap_or_else(|| panic!("the summary has no {path}\n{self}"))
+    }
+
     /// The summary's word for the end.
     #[track_caller]
     pub fn ended_by(&self) -> &str {

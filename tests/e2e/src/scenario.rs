@@ -16,11 +16,11 @@ const TIMEOUT: u64 = 60;
 /// How much longer the harness waits than `hypctl`'s own timeout.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// One call of `hypctl run`, and what is typed meanwhile.
+/// One call of `hypctl run` or `hypctl linux`, and what is typed meanwhile.
 #[derive(Debug)]
 #[must_use = "a scenario does nothing until it is run"]
 pub struct Scenario {
-    guest: OsString,
+    words: Vec<OsString>,
     options: Vec<(String, Option<OsString>)>,
     extra: Vec<OsString>,
     environment: Vec<(String, OsString)>,
@@ -35,8 +35,17 @@ pub struct Scenario {
 impl Scenario {
     /// A run of a guest: a name or a path.
     pub fn of(guest: impl Into<OsString>) -> Self {
+        Self::call(vec!["run".into(), guest.into()])
+    }
+
+    /// A run of Linux; what it is to do there is `--script`.
+    pub fn linux() -> Self {
+        Self::call(vec!["linux".into()])
+    }
+
+    fn call(words: Vec<OsString>) -> Self {
         Self {
-            guest: guest.into(),
+            words,
             options: Vec::new(),
             extra: Vec::new(),
             environment: Vec::new(),
@@ -146,7 +155,7 @@ impl Scenario {
         let folder = tempfile::tempdir().unwrap();
         let summary = folder.path().join("summary.json");
         let mut command = Command::new(hypctl());
-        command.arg("run").arg(&self.guest);
+        command.args(&self.words);
         for (option, value) in &self.options {
             command.arg(option).args(value);
         }

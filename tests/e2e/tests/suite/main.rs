@@ -11,6 +11,7 @@
 //! | `wild` | what a guest does wrong ends in a diagnosis, or is emulated; nothing else |
 //! | `violations` | the log of violations says what hardware says, and none is missing in it |
 //! | `uboot` | an unmodified program runs, and answers |
+//! | `linux` | Debian's kernels come up on every CPU model, run a script and power off; what cannot come up is refused |
 //! | `usage` | mistakes at the prompt are sentences, and QEMU is not started |
 //! | `recover` | the recovery suite, every scenario on every CPU model |
 //! | `refusals` | machines that the hypervisor must refuse, with both sides named |
@@ -34,6 +35,7 @@ mod guests;
 mod images;
 mod irqs;
 mod leftovers;
+mod linux;
 mod recover;
 mod refusals;
 mod scan;
