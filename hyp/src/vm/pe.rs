@@ -106,8 +106,13 @@ unsafe impl Arch for Counted {
 
     #[inline]
     unsafe fn alter_while(&self, slots: &[Slot], how: &Alteration) -> Option<Altered> {
+        #[cfg(feature = "selftest")]
+        let before = in_hand::among(slots.iter().map(|slot| self.0.load(slot)));
         // SAFETY: the caller's clauses.
-        unsafe { self.0.alter_while(slots, how) }
+        let altered = unsafe { self.0.alter_while(slots, how) };
+        #[cfg(feature = "selftest")]
+        in_hand::changed(in_hand::among(slots.iter().map(|slot| self.0.load(slot))) - before);
+        altered
     }
 
     #[inline]
@@ -172,10 +177,20 @@ mod in_hand {
 
     /// A slot was changed.
     pub(super) fn slot(old: u64, new: u64) {
-        let change = i64::from(is_transient(new)) - i64::from(is_transient(old));
-        if change != 0 {
+        changed(i64::from(is_transient(new)) - i64::from(is_transient(old)));
+    }
+
+    /// How many of these are Busy or Drain. Of slots side by side that are altered the lock is held: others change none of them to
+    /// that, or from it.
+    pub(super) fn among(slots: impl Iterator<Item = u64>) -> i64 {
+        slots.map(|bits| i64::from(is_transient(bits))).sum()
+    }
+
+    /// So many more slots are in transition.
+    pub(super) fn changed(by: i64) {
+        if by != 0 {
             let count = &cpu::current().in_transition;
-            count.set(count.get() + change);
+            count.set(count.get() + by);
         }
     }
 
