@@ -113,7 +113,7 @@ fn refused(vcpu: &mut Vcpu, esr: u64, function: u32, [start, ..]: [u64; 3], why:
             let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, esr)
                 .with_ipa(ipa)
                 .with_hint(why);
-            return Step::Stop(Reason::Diagnosis(Box::new(diagnosis)));
+            return vcpu.stop(Reason::Diagnosis(Box::new(diagnosis)));
         }
     };
     answer(vcpu, code as u64)

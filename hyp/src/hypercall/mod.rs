@@ -34,7 +34,7 @@ pub(crate) fn call(env: Env<'_>, vcpu: &mut Vcpu, immediate: u16, esr: u64) -> S
             }
             Step::Resume
         }
-        call::VERDICT => Step::Stop(Reason::Verdict(arguments[0])),
+        call::VERDICT => vcpu.stop(Reason::Verdict(arguments[0])),
         call::STAT => match Stat::from_u64(arguments[0]) {
             Some(stat) => {
                 vcpu.context.set_x(1, value(env.vm, stat));
@@ -83,13 +83,13 @@ fn psci(env: Env<'_>, vcpu: &mut Vcpu, function: u32, arguments: [u64; 3], esr: 
                 .with_hint(
                     "the last running vCPU switched itself off: nothing can start one again",
                 );
-            Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
+            vcpu.stop(Reason::Diagnosis(Box::new(diagnosis)))
         }
         Action::Suspend => {
             vcpu.context.set_x(0, 0);
             Step::Wait
         }
-        Action::SystemOff => Step::Stop(Reason::PoweredOff),
-        Action::SystemReset => Step::Stop(Reason::Reset),
+        Action::SystemOff => vcpu.stop(Reason::PoweredOff),
+        Action::SystemReset => vcpu.stop(Reason::Reset),
     }
 }

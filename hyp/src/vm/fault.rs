@@ -333,7 +333,12 @@ fn emulate(env: Env<'_>, vcpu: &mut Vcpu, access: LoadStore, ipa: Option<u64>) -
 
 /// Stops the VM for an abort.
 #[cold]
-pub(super) fn diagnose(env: Env<'_>, vcpu: &Vcpu, ipa: Option<u64>, hint: Option<String>) -> Step {
+pub(super) fn diagnose(
+    env: Env<'_>,
+    vcpu: &mut Vcpu,
+    ipa: Option<u64>,
+    hint: Option<String>,
+) -> Step {
     let mut diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, ESR_EL2.get())
         .with_va(FAR_EL2.get());
     if let Some(ipa) = ipa {
@@ -342,7 +347,7 @@ pub(super) fn diagnose(env: Env<'_>, vcpu: &Vcpu, ipa: Option<u64>, hint: Option
     if let Some(hint) = hint {
         diagnosis = diagnosis.with_hint(hint);
     }
-    Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
+    vcpu.stop(Reason::Diagnosis(Box::new(diagnosis)))
 }
 
 /// What lies at an address, in words.

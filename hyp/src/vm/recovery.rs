@@ -228,7 +228,7 @@ fn not_shown(
 
 /// More has been recovered than may be: the VM ends. The fault path, too.
 #[cold]
-fn too_many(env: Env<'_>, vcpu: &Vcpu, path: FaultPath<'_>, page: Ipa, past: Past) -> Step {
+fn too_many(env: Env<'_>, vcpu: &mut Vcpu, path: FaultPath<'_>, page: Ipa, past: Past) -> Step {
     drop(path);
     stop(env, vcpu, page, Some(format!("{past}")))
 }
@@ -246,7 +246,7 @@ pub(super) fn refuse(env: Env<'_>, vcpu: &mut Vcpu, page: Ipa) -> Step {
 
 /// A guest has reached for `page`, where it has no memory: the VM ends.
 #[cold]
-pub(super) fn stop(env: Env<'_>, vcpu: &Vcpu, page: Ipa, hint: Option<String>) -> Step {
+pub(super) fn stop(env: Env<'_>, vcpu: &mut Vcpu, page: Ipa, hint: Option<String>) -> Step {
     let esr = ESR_EL2.get();
     record(env.cpu, vcpu, esr, page, (timer::ticks(), Outcome::Stopped));
     diagnose(env, vcpu, Some(address(esr, page, FAR_EL2.get())), hint)

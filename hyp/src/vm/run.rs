@@ -44,8 +44,8 @@ pub(crate) struct Env<'a> {
     pub(crate) guards: &'a Guards<'a>,
 }
 
-/// What an exit leads to.
-#[derive(Debug)]
+/// What an exit leads to. A plain number, so that the most frequent is told with one instruction.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Step {
     /// Back to the guest.
     Resume,
@@ -55,8 +55,8 @@ pub(crate) enum Step {
     Wait,
     /// The vCPU is off now.
     Off,
-    /// The VM ends.
-    Stop(Reason),
+    /// The VM ends: [`Vcpu::stop`] has made this.
+    Stop,
 }
 
 /// The VM ends: with the reason, if it is this CPU's.
@@ -266,7 +266,7 @@ fn resume(env: Env<'_>, vcpu: &mut Vcpu) -> End {
             Step::Restock => cpu.stock.refill_block(),
             Step::Wait => return End::Not(State::Waits),
             Step::Off => return End::Not(State::Off),
-            Step::Stop(reason) => return End::Vm(Over(Some(reason))),
+            Step::Stop => return End::Vm(Over(vcpu.reason.take())),
         }
     }
 }
@@ -315,7 +315,7 @@ pub(super) fn decoded(env: Env<'_>, vcpu: &mut Vcpu, syndrome: Syndrome) -> Step
 
 /// An exit that nothing is done about: the VM stops.
 #[cold]
-fn unexpected(vcpu: &Vcpu, exit: Exit) -> Step {
+fn unexpected(vcpu: &mut Vcpu, exit: Exit) -> Step {
     let diagnosis = Diagnosis::new(NUMBER, vcpu.number as u32, vcpu.context.pc, ESR_EL2.get());
     let diagnosis = match exit {
         Exit::Fiq => {
@@ -325,5 +325,5 @@ fn unexpected(vcpu: &Vcpu, exit: Exit) -> Step {
             .with_hint("the guest ran AArch32 code at EL0, which its ID registers do not offer"),
         Exit::Sync | Exit::Irq | Exit::SError => diagnosis,
     };
-    Step::Stop(Reason::Diagnosis(Box::new(diagnosis)))
+    vcpu.stop(Reason::Diagnosis(Box::new(diagnosis)))
 }

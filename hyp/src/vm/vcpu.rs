@@ -8,6 +8,8 @@ use super::context::Context;
 use super::el1::El1;
 use super::interrupts::VcpuInterrupts;
 use super::policy::LastHole;
+use super::run::Step;
+use super::stop::Reason;
 
 /// `SPSR_EL2` of a vCPU that starts: EL1 with SP_EL1, everything masked.
 const START_STATE: u64 = 0x3c5;
@@ -98,6 +100,8 @@ pub(crate) struct Vcpu {
     pub(crate) cleaning: Walk,
     /// Where it has last reached for nothing.
     pub(super) hole: LastHole,
+    /// Why it ends the VM, once it does.
+    pub(super) reason: Option<Reason>,
     repeat: Repeat,
     /// Instruction, page and number of the last fault that found nothing to do, of those that are noted.
     spurious: Option<(u64, u64, u64)>,
@@ -114,9 +118,16 @@ impl Vcpu {
             interrupts: VcpuInterrupts::new(),
             cleaning: Walk::default(),
             hole: LastHole::NONE,
+            reason: None,
             repeat: Repeat::default(),
             spurious: None,
         }
+    }
+
+    /// It ends the VM, for this reason.
+    pub(crate) fn stop(&mut self, reason: Reason) -> Step {
+        self.reason = Some(reason);
+        Step::Stop
     }
 
     /// The registers of a CPU that was just switched on, those of its interrupts apart; `traps` as of [`new`](Self::new).
