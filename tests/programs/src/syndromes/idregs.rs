@@ -3,10 +3,9 @@
 use hyp_core::idreg::{is_id_register, needs_raw, sanitise};
 
 /// Fields that no guest is ever shown, whatever the hardware has: (CRm, op2, lowest bit, what it would promise).
-const HIDDEN: [(u8, u8, u32, &str); 25] = [
+const HIDDEN: [(u8, u8, u32, &str); 24] = [
     (4, 0, 8, "EL2"),
     (4, 0, 12, "EL3"),
-    (4, 0, 24, "GIC registers"),
     (4, 0, 28, "RAS"),
     (4, 0, 32, "SVE"),
     (4, 0, 36, "Secure EL2"),
@@ -68,6 +67,9 @@ pub(super) fn check(encoding: u16, in_id_space: bool, raw: u64, ipa_bits: u32) {
         {
             assert_eq!(show, 0, "{what} must not be promised");
         }
+    }
+    if (crm, op2) == (4, 0) {
+        assert!(shown >> 24 & 0xf <= 1, "the GIC's system registers are those of GICv3");
     }
     // The size of physical addresses, never above the VM's or LPA2's.
     if (crm, op2) == (7, 0) {
