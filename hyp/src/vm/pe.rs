@@ -95,13 +95,23 @@ unsafe impl Arch for Counted {
     #[inline]
     unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
         // SAFETY: the caller's clause.
-        unsafe { self.0.clear_bits(slot, bits) }
+        let old = unsafe { self.0.clear_bits(slot, bits) };
+        #[cfg(feature = "selftest")]
+        if let Some(old) = old {
+            in_hand::slot(old, old & !bits);
+        }
+        old
     }
 
     #[inline]
     unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
         // SAFETY: the caller's clause.
-        unsafe { self.0.set_bits(slot, bits) }
+        let old = unsafe { self.0.set_bits(slot, bits) };
+        #[cfg(feature = "selftest")]
+        if let Some(old) = old {
+            in_hand::slot(old, old | bits);
+        }
+        old
     }
 
     #[inline]

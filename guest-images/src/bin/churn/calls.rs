@@ -63,6 +63,16 @@ pub(crate) fn resize_all(call: u32, start: usize, bytes: usize) {
     }
 }
 
+/// A call's first result, made again while others have the turn: who has it may be answered before what was asked for is looked at.
+fn settled(call: u32, args: [u64; 3]) -> i64 {
+    loop {
+        let [status, ..] = call::raw::<Hvc>(call, args);
+        if status as i64 != BUSY {
+            return status as i64;
+        }
+    }
+}
+
 /// What is no RAM, too large or unaligned is refused, and changes nothing.
 pub(crate) fn refusals(machine: &Machine, resizes: bool) {
     let (start, end) = (machine.ram.start as u64, machine.ram.end as u64);
@@ -78,11 +88,10 @@ pub(crate) fn refusals(machine: &Machine, resizes: bool) {
         (u64::MAX - page + 1, page),
         (0, !(page - 1)),
     ] {
-        let [status, ..] = call::raw::<Hvc>(vendor::MOVE, [from, bytes, 0]);
+        let status = settled(vendor::MOVE, [from, bytes, 0]);
         check!(
-            status as i64 == INVALID_PARAMETER,
-            "MOVE of {bytes:#x} bytes from {from:#x} answered {}",
-            status as i64
+            status == INVALID_PARAMETER,
+            "MOVE of {bytes:#x} bytes from {from:#x} answered {status}"
         );
     }
     let block = vendor::BLOCK;
@@ -97,14 +106,13 @@ pub(crate) fn refusals(machine: &Machine, resizes: bool) {
         (0, !(block - 1)),
     ] {
         for call in RESIZES {
-            let answer = resize(call, from as usize, bytes as usize);
-            let wanted = if resizes { Resize::Invalid } else { Resize::Unsupported };
-            check!(answer == wanted, "{call:#x} of {bytes:#x} bytes from {from:#x}: {answer:?}");
+            let answer = settled(call, [from, bytes, HOLES]);
+            let wanted = if resizes { INVALID_PARAMETER } else { NOT_SUPPORTED };
+            check!(answer == wanted, "{call:#x} of {bytes:#x} bytes from {from:#x}: {answer}");
         }
     }
     for holes in [HOLES + 1, u64::MAX] {
-        let [status, ..] = call::raw::<Hvc>(COPY, [start, block, holes]);
         let wanted = if resizes { INVALID_PARAMETER } else { NOT_SUPPORTED };
-        check_eq!(status as i64, wanted, "COPY that may fill {holes} holes");
+        check_eq!(settled(COPY, [start, block, holes]), wanted, "COPY that may fill {holes} holes");
     }
 }
