@@ -147,8 +147,15 @@ impl Churning {
     }
 }
 
-/// When the executing CPU is to do a part, in ticks of the counter; never, if it is none that does.
-pub(super) fn next_part(env: Env<'_>) -> u64 {
+/// When the executing CPU is to look again whether it can do a part, in ticks of the counter. What is due and not done another CPU
+/// is doing.
+pub(super) fn next_look(env: Env<'_>) -> u64 {
+    let (next, now) = (next_part(env), timer::now());
+    if next < now { now.saturating_add(timer::frequency() / SHARED_RATE) } else { next }
+}
+
+/// When a part is due, in ticks of the counter; never, if the executing CPU is none that does any.
+fn next_part(env: Env<'_>) -> u64 {
     if works_here(env) { env.vm.churning.due.load(Ordering::Relaxed) } else { NEVER }
 }
 
@@ -171,10 +178,7 @@ pub(super) fn when_due(env: Env<'_>) -> Result<(), Reason> {
     }
     let done = if timer::now() < next { Ok(()) } else { try_part(env, due, manager) };
     if has_vcpu(env) {
-        let next = due.load(Ordering::Relaxed);
-        // While another CPU does the part it is looked again in a while.
-        let soon = timer::now().saturating_add(timer::frequency() / SHARED_RATE);
-        timer::arm(env.cpu, Why::Churn, if next < timer::now() { soon } else { next });
+        timer::arm(env.cpu, Why::Churn, next_look(env));
     }
     done
 }

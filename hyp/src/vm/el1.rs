@@ -7,6 +7,7 @@
 //! | EL1's control, translation, exception and thread registers, CNTKCTL_EL1 | here |
 //! | V0-V31, FPCR, FPSR | here: EL2 is compiled without them |
 //! | the keys of pointer authentication, where there are any | here |
+//! | VDISR_EL2, which is what EL1 finds in DISR_EL1, where there is RAS | here |
 //! | HCR_EL2.TVM, which is what a vCPU's caches are taken for (`caches`) | here |
 //! | interrupts and timers | `interrupts` |
 //! | debug, PMU, SVE, SME, MTE and what else traps or is hidden | nowhere: no vCPU can change them |
@@ -108,6 +109,8 @@ pub(super) struct El1 {
     tcr: u64,
     /// Where the CPU has FEAT_PAuth.
     keys: Option<Keys>,
+    /// VDISR_EL2, where the CPU has FEAT_RAS: HCR_EL2.AMO makes it EL1's DISR_EL1, and nothing traps that.
+    deferred: Option<u64>,
     simd: Simd,
     /// Whether writes of the virtual memory registers trap.
     traps_vm_registers: bool,
@@ -120,6 +123,7 @@ impl El1 {
             general: General { sctlr: SCTLR_EL1, ..General::default() },
             tcr: 0,
             keys: has_keys().then(Keys::default),
+            deferred: has_ras().then_some(0),
             simd: Simd([0; 32]),
             traps_vm_registers,
         }
@@ -132,6 +136,9 @@ impl El1 {
         if let Some(keys) = &mut self.keys {
             *keys = Keys::read();
         }
+        if let Some(deferred) = &mut self.deferred {
+            *deferred = sysreg::read!("S3_4_C12_C1_1");
+        }
         self.simd.save();
         self.traps_vm_registers = HCR_EL2.is_set(HCR_EL2::TVM);
     }
@@ -141,6 +148,9 @@ impl El1 {
         self.general.write();
         if let Some(keys) = &self.keys {
             keys.write();
+        }
+        if let Some(deferred) = self.deferred {
+            sysreg::write!("S3_4_C12_C1_1", deferred);
         }
         self.simd.load();
         // With barriers of its own, so what is above is in effect when EL1's walks are enabled.
@@ -156,6 +166,11 @@ fn has_keys() -> bool {
     let isar2 = sysreg::read!("S3_0_C0_C6_2");
     // GPI, GPA, API, APA; APA3, GPA3.
     isar1 & 0xff00_0ff0 != 0 || isar2 & 0xff00 != 0
+}
+
+/// Whether this CPU has FEAT_RAS.
+fn has_ras() -> bool {
+    sysreg::read!("id_aa64pfr0_el1") >> 28 & 0xf != 0
 }
 
 impl Simd {

@@ -29,7 +29,7 @@ use crate::platform::{gic, timer};
 /// The VM cannot go on.
 pub(super) fn once(env: Env<'_>, until: u64) -> Result<(), Reason> {
     churning::when_due(env)?;
-    let until = until.min(churning::next_part(env));
+    let until = until.min(churning::next_look(env));
     if !env.vm.plan.scan {
         timer::wait(env.cpu, until);
         return Ok(());

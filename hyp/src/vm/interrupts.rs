@@ -45,11 +45,13 @@ use hyp_core::vgic::{self, Answer, Maintenance, Sgi, VcpuSet, Vgic};
 use self::cpu_interface::{CpuInterface, Lists};
 use super::Vm;
 use super::run::Env;
-use super::vcpu::Vcpu;
+use super::vcpu::{State, Vcpu};
 use crate::platform::gic;
 use crate::platform::timer::{self, Why};
 use crate::{cpu, device, sysreg};
 
+/// `ICC_SRE_EL1`: the CPU interface is reached by system registers, and by nothing else (SRE, DFB, DIB).
+const SYSTEM_REGISTERS: u64 = 0b111;
 const SGI1R: Encoding = (3, 0, 12, 11, 5);
 const ASGI1R: Encoding = (3, 0, 12, 11, 6);
 const SGI0R: Encoding = (3, 0, 12, 11, 7);
@@ -101,6 +103,8 @@ fn loaded_timer() -> Timer {
 /// Puts a vCPU's interrupts and its virtual timer into the hardware of this, its CPU.
 pub(crate) fn load(env: Env<'_>, vcpu: &mut Vcpu) {
     let mine = &mut vcpu.interrupts;
+    // Where a GIC has GICv2's way, too, EL1 may have chosen it: each vCPU begins with the registers.
+    sysreg::write!("S3_0_C12_C12_5", SYSTEM_REGISTERS);
     mine.interface.put();
     sysreg::write!("cntv_cval_el0", mine.virtual_timer.compare());
     sysreg::write!("cntv_ctl_el0", mine.virtual_timer.control());
@@ -152,6 +156,7 @@ pub(crate) fn refresh(env: Env<'_>, vcpu: &mut Vcpu) {
 /// Does `work` on the model for the vCPU in this CPU's hardware, between sync and fill. Who else has to look, as sync and `work`
 /// say, is made to.
 fn with<R>(env: Env<'_>, vcpu: &mut Vcpu, work: impl FnOnce(&mut Vgic) -> (R, VcpuSet)) -> R {
+    let is_off = vcpu.state == State::Off;
     let (number, mine) = (vcpu.number, &mut vcpu.interrupts);
     let (result, wake, filled) = {
         let mut vgic = env.vm.vgic.lock();
@@ -162,7 +167,12 @@ fn with<R>(env: Env<'_>, vcpu: &mut Vcpu, work: impl FnOnce(&mut Vgic) -> (R, Vc
     };
     mine.lists.put(filled.used);
     mine.maintenance = filled.maintenance;
-    cpu_interface::switch_on(filled.maintenance);
+    if is_off {
+        // It is told of nothing, and what is pending for it does not end its CPU's waits.
+        cpu_interface::switch_off();
+    } else {
+        cpu_interface::switch_on(filled.maintenance);
+    }
     release(filled.deactivate);
     watch(env, &mine.physical_timer);
     self::wake(env, wake.without(number));

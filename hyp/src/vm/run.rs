@@ -156,6 +156,8 @@ fn turn(env: Env<'_>, queue: &mut Queue) -> Result<(), Over> {
     if !queue.start(env) {
         return Ok(());
     }
+    // The interrupt that said when may have been taken while nobody was ready.
+    churning::when_due(env).map_err(|reason| Over(Some(reason)))?;
     while !queue.is_over(env) {
         let Some(vcpu) = queue.current() else { break };
         match resume(env, vcpu) {
@@ -243,7 +245,9 @@ fn resume(env: Env<'_>, vcpu: &mut Vcpu) -> End {
             if life::obey() {
                 return End::Vm(Over(None));
             }
-            stood_still(env, Some(vcpu));
+            // What came while the CPU stood still was taken, times that were set among it: who is next, and when this CPU has to
+            // look, is found out anew.
+            return End::Interrupted;
         }
         #[cfg(feature = "measure")]
         cpu.timing.leaving(&vcpu.context);
