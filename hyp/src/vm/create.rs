@@ -5,6 +5,7 @@
 //! it starts.
 
 use alloc::boxed::Box;
+use core::num::NonZeroU64;
 use core::sync::atomic::{AtomicPtr, AtomicU64};
 
 use hyp_abi::MAX_VCPUS;
@@ -83,6 +84,8 @@ pub(crate) struct Plan {
     recovery: Asked,
     /// How many violations are recovered in a life.
     pub(super) quota: Quota,
+    /// Ticks of the counter a second; firmware that names none is taken to say 1.
+    pub(super) frequency: NonZeroU64,
     /// Whether CPUs that are idle look for pages that are worth a block.
     pub(crate) scan: bool,
     /// What is done to its memory in the background, if anything is.
@@ -169,6 +172,7 @@ pub(super) fn plan(machine: Machine) -> Result<Plan, Refusal> {
         churn: config.churn,
         manage: config.manage || guest.manage,
         quota: asked.quota(),
+        frequency: NonZeroU64::new(timer::frequency()).unwrap_or(NonZeroU64::MIN),
         recovery: asked,
         cpus: if config.scan || config.churn.is_some() { cpus } else { config.vcpus.min(cpus) },
         #[cfg(feature = "measure")]

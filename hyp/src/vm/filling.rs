@@ -20,7 +20,6 @@ use super::fault::Populate;
 use super::recovery::{self, NotShown};
 use super::run::Env;
 use crate::event::violations;
-use crate::platform::timer;
 use crate::window::TouchError;
 
 /// Fills the slot of stage 2 at `page`, which was Empty under this guard. Runs in a fault handler, under any lock: takes none, and
@@ -72,7 +71,7 @@ fn scratch(
         }
         Err(NotShown::Full | NotShown::Error(_)) => return Err(TouchError::NotMapped),
     }
-    let seconds = sighting.ticks / timer::frequency().max(1);
+    let seconds = sighting.ticks / vm.plan.frequency;
     let (end, outcome) = match vm.meter.count(&vm.plan.quota, seconds) {
         Ok(()) => {
             cpu.counters.bump(Stat::Recovered);

@@ -109,7 +109,7 @@ pub(super) fn scratch(
     }
     drop(guard);
     let ticks = timer::ticks();
-    if let Err(past) = vm.meter.count(&vm.plan.quota, ticks / timer::frequency().max(1)) {
+    if let Err(past) = vm.meter.count(&vm.plan.quota, ticks / vm.plan.frequency) {
         return too_many(env, vcpu, path, page, past);
     }
     cpu.counters.bump(Stat::Recovered);
