@@ -10,7 +10,7 @@
 //! - would let a guest look or write past EL2: PMU, SPE, TRBE, trace, BRBE, AMU, MPAM;
 //! - EL2 would have to handle its faults or state: RAS, CSV2_2 (SCXTNUM), LORegions, NMI;
 //! - there is none for guests: EL2, EL3, nested virtualisation, stage-2 features;
-//! - emulation assumes the contrary: big-endian data, AArch32 at any level, WFxT (WFI may be trapped);
+//! - emulation assumes the contrary: big-endian data, AArch32 at any level, WFxT (WFI is trapped);
 //! - LPA2, because the guest's physical addresses end at 48 bits.
 //!
 //! Most fields are unsigned, a larger value being a superset; some are signed, 0xf meaning "absent" (Arm
