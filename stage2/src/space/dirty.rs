@@ -97,7 +97,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ///
     /// # Errors
     /// [`DirtyError`]: there is a session, a bitmap is not of the size that [`Bitmaps::words`] says, the claim is another VM's,
-    /// or this CPU is inside a guard. Nothing has changed.
+    /// or this CPU is inside a guard, or of other epochs. Nothing has changed.
     ///
     /// # Safety
     /// 1. The bitmaps stay where they are, and are written by atomic accesses only, until
@@ -112,14 +112,23 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ) -> Result<(), DirtyError> {
         let range = claim.range();
         self.claimed(claim, range.start()).map_err(DirtyError::Claim)?;
-        if !cpu.is_quiescent() {
-            return Err(DirtyError::NotQuiescent);
-        }
+        self.can_wait(cpu)?;
         // SAFETY: (1) the caller's clause.
         let session = unsafe { Session::new(range, bitmaps, blocks) }?;
         self.log.publish(&self.arch, session)?;
         // Whoever looked for a session under a guard, and found none, has done what he did about it.
         cpu.wait(relax).map_err(|_| DirtyError::NotQuiescent)
+    }
+
+    /// Whether a CPU could wait for whoever has found the session, or none, under a guard.
+    fn can_wait(&self, cpu: &Cpu<'_>) -> Result<(), DirtyError> {
+        if !cpu.is_quiescent() {
+            return Err(DirtyError::NotQuiescent);
+        }
+        if !self.domain.owns(&cpu.enter()) {
+            return Err(DirtyError::ForeignCpu);
+        }
+        Ok(())
     }
 
     /// The range of the dirty session, if there is one that is not being stopped.

@@ -197,6 +197,7 @@ mod relax;
 mod resize;
 mod scan;
 mod scratch;
+mod session;
 mod take;
 mod unmap;
 mod whole;

@@ -13,6 +13,8 @@ pub enum DirtyError {
     Claim(NotClaimed),
     /// The CPU is inside a guard or holds a lock: it could not wait for others.
     NotQuiescent,
+    /// The CPU belongs to other epochs than the tables: whoever marks pages would not be waited for.
+    ForeignCpu,
     /// There is a session already.
     Running {
         /// What it covers.
@@ -64,6 +66,7 @@ impl fmt::Display for DirtyError {
         match self {
             Self::Claim(error) => error.fmt(f),
             Self::NotQuiescent => f.write_str("the CPU is inside a guard or holds a table's lock"),
+            Self::ForeignCpu => f.write_str("the CPU belongs to other epochs than the tables"),
             Self::Running { range } => write!(f, "a dirty session covers {range} already"),
             Self::NoSession => f.write_str("there is no dirty session"),
             Self::Stopping { range } => {

@@ -35,9 +35,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         if session.range != range {
             return Err(DirtyError::NotAll { claimed: range, session: session.range });
         }
-        if !cpu.is_quiescent() {
-            return Err(DirtyError::NotQuiescent);
-        }
+        self.can_wait(cpu)?;
         let from = session.stopped.unwrap_or(range.start());
         let until = self.unmanage(cpu, claim, Batch { from, slots: slots.min(SLOTS) })?;
         self.log.stopped_until(&self.arch, until);

@@ -30,7 +30,7 @@ impl Maps {
         Self { range, pages, spans }
     }
 
-    fn bitmaps(&self) -> Bitmaps<'_> {
+    pub(super) fn bitmaps(&self) -> Bitmaps<'_> {
         Bitmaps { pages: &self.pages, spans: &self.spans }
     }
 
