@@ -7,7 +7,7 @@ use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
     alike, clear, copy, dirty, disjoint, epoch, fill, hardware, install, look, policy, prot, relax,
-    resize, retire, scratch, violations, vmid, window,
+    resize, retire, scratch, session, violations, vmid, window,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -229,6 +229,15 @@ models! {
     a_read_only_install_while_a_session_begins: Some(2), 250,
         ["in time", "later"],
         dirty::a_read_only_install_while_a_session_begins;
+    a_mark_while_a_session_comes_and_goes: None, 40_000,
+        ["in time", "before or after"],
+        session::a_mark_while_a_session_comes_and_goes;
+    a_mark_while_one_session_gives_way_to_another: Some(3), 1_000,
+        ["in time", "before or after"],
+        session::a_mark_while_one_session_gives_way_to_another;
+    a_mark_while_a_second_session_begins: Some(3), 1_000,
+        ["in time", "before it"],
+        session::a_mark_while_a_second_session_begins;
     four_in_one_hole: Some(2), 2_500,
         ["won", "found it there"],
         scratch::four_in_one_hole;

@@ -1,7 +1,6 @@
 //! The session of a VM: what it covers, its bitmaps, and who finds it.
 
 use core::ptr;
-use core::sync::atomic::AtomicPtr;
 
 use super::DirtyError;
 use crate::addr::{Ipa, IpaRange, Level, PAGE_SIZE};
@@ -68,8 +67,9 @@ pub(in crate::space) struct Log {
     /// hidden first, and the next one's start lies a grace period.
     start: AtomicU64,
     end: AtomicU64,
-    /// The session's bitmap of pages: of as many words as its range says. Ordered by `end`, so not the model checkers'.
-    pages: AtomicPtr<AtomicU64>,
+    /// Where the session's bitmap of pages is: of as many words as its range says. An exposed address, so that the model checkers
+    /// see it, too.
+    pages: AtomicU64,
     /// Everything before this was harvested once. Written by the one whose claim it lies in.
     harvested: AtomicU64,
     session: Lock<Option<Session>>,
@@ -209,8 +209,7 @@ fn set(words: &[AtomicU64], from: u64, end: u64) {
 
 impl Log {
     pub(in crate::space) fn new() -> Self {
-        let [start, end, harvested] = [(); 3].map(|()| AtomicU64::new(0));
-        let pages = AtomicPtr::new(ptr::null_mut());
+        let [start, end, pages, harvested] = [(); 4].map(|()| AtomicU64::new(0));
         Self { start, end, pages, harvested, session: Lock::new(None) }
     }
 
@@ -227,7 +226,8 @@ impl Log {
         let (start, end) = (session.range.start().get(), session.range.end().get());
         self.harvested.store(start, Ordering::Relaxed);
         self.start.store(start, Ordering::Relaxed);
-        self.pages.store(session.pages.as_ptr().cast_mut(), Ordering::Relaxed);
+        let pages = session.pages.as_ptr().expose_provenance();
+        self.pages.store(pages as u64, Ordering::Relaxed);
         self.end.store(end, Ordering::Release);
         Ok(())
     }
@@ -249,10 +249,11 @@ impl Log {
         let bytes = end.saturating_sub(start.get());
         let Ok(session) = IpaRange::new(start, bytes) else { return };
         let [words, _] = Bitmaps::words(session);
+        let first =
+            ptr::with_exposed_provenance::<AtomicU64>(self.pages.load(Ordering::Relaxed) as usize);
         // SAFETY: (1) `end` was published with the rest of its session, which nothing replaces before the guard ends; and the
         // bitmap, which has so many words, lasts until who stops it has waited for the guard.
-        let pages =
-            unsafe { core::slice::from_raw_parts(self.pages.load(Ordering::Relaxed), words) };
+        let pages = unsafe { core::slice::from_raw_parts(first, words) };
         mark(pages, session, range);
     }
 

@@ -18,6 +18,7 @@ pub mod relax;
 pub mod resize;
 pub mod retire;
 pub mod scratch;
+pub mod session;
 pub mod violations;
 pub mod vmid;
 pub mod window;
