@@ -15,7 +15,7 @@
 //! scratch page is shown. It does not mark those in blocks, on pages with limited permissions, or in memory that is on its way, by
 //! themselves: EL2's own faults there take the same functions under the mark. In builds with the feature `selftest` its mark is a count in the CPU's block, and whoever asks for a lock
 //! meanwhile, also by a try, is a panic that names the lock: a [`Lock`] by the name that it was made with, the heap's among them,
-//! and a stage-2 table's by its address (`vm/pe.rs`). In other builds it is nothing.
+//! and those of crate `stage2` by theirs, a table's with its address (`vm/pe.rs`). In other builds it is nothing.
 
 use core::arch::asm;
 

@@ -126,7 +126,7 @@ pub(super) fn scratch_apart(env: Env<'_>, guard: Guard<'_>, vcpu: &mut Vcpu, pag
 }
 
 /// Shows the scratch page at `page`, for a fault of the guest's or of EL2's, under the guard by which that was decided; or
-/// somebody else has. Outside of RAM it takes [`SCRATCH_TABLES`] at the most, and as many more as there are CPUs on their way.
+/// somebody else has. Outside of RAM it takes [`SCRATCH_TABLES`] at the most, and the two or three that each CPU on its way may link.
 #[inline(always)]
 pub(super) fn show(env: Env<'_>, guard: &Guard<'_>, page: Ipa) -> Result<(), NotShown> {
     let Env { vm, cpu, .. } = env;

@@ -20,7 +20,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// blocks again, of 2 MiB, where it still can. `relax` runs while others' guards are waited for.
     ///
     /// # Errors
-    /// [`DirtyError`]: nothing has changed in this call. A block or a run over the edge of the range is in the way
+    /// [`DirtyError`]: the session goes on being stopped from where it has come to, and another call may end it; of a batch that fails
+    /// leaves may be writable already, and what logging has split may stay split. A block or a run over the edge of the range is in the way
     /// (`Straddles`, `CutsRun`) until somebody splits or dissolves it: sessions are for ranges that cut none.
     pub fn dirty_stop(
         &self,
