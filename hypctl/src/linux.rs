@@ -128,12 +128,14 @@ pub fn linux(arguments: &LinuxArgs) -> Exit {
 /// Runs a script under the hypervisor, and judges; the console goes to `sink`.
 ///
 /// # Errors
-/// There is nothing to boot.
+/// There is nothing to boot, or too little RAM for it.
 pub(crate) fn play(arguments: &LinuxArgs, sink: &mut dyn Write) -> Result<Summary, Error> {
     let workspace = Workspace::find()?;
     let mark = nonce();
     let initrd = Initrd::of(&workspace, arguments, Some(&mark))?;
-    Ok(scripted(arguments, &run_arguments(arguments, initrd.path()), &mark, sink))
+    let run = run_arguments(arguments, initrd.path());
+    expect_linux(&workspace, &run)?;
+    Ok(scripted(arguments, &run, &mark, sink))
 }
 
 /// The run of a script that reports by this mark.
