@@ -293,8 +293,12 @@ impl Windows {
             return Err(WindowError::Device { window, device });
         }
         let new = Self { list: self.list.with(window, policy, most)? };
-        let outside = new.all().filter(|(window, _)| !map.ram.contains_range(window));
-        let bytes = outside.fold(0, |sum: u64, (window, _)| sum.saturating_add(window.len()));
+        // Windows that touch are one, also over an edge of RAM.
+        // A window that touches another of its policy is one with it, also over an edge of RAM.
+        let outside = |(window, _): (IpaRange, Recovery)| {
+            window.len().saturating_sub(window.intersection(&map.ram).map_or(0, |ram| ram.len()))
+        };
+        let bytes = new.all().map(outside).fold(0, u64::saturating_add);
         if bytes > RECOVER_MAX_BYTES { Err(WindowError::TooLarge { bytes }) } else { Ok(new) }
     }
 

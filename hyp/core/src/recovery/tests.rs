@@ -93,6 +93,21 @@ fn ram_may_be_a_window_as_a_whole_and_does_not_count() {
     assert_eq!(windows.around(RAM.end), (range(RAM.end, 0x8000_0000 - RAM.end), None));
 }
 
+/// Windows that touch are one: also where RAM ends.
+#[test]
+fn ram_does_not_count_in_a_window_that_goes_on_behind_it() {
+    let ram = range(0x4000_0000, 2 << 30);
+    let map = Map { ram, ..MAP };
+    let ask = |value: &str| Asked::parse(value).unwrap().windows(&map);
+    let windows = ask("scratch@0x3ffff000+4K,scratch@0xc0000000+4K,scratch@0x40000000+2G").unwrap();
+    let one = range(ram.start - K4, ram.len() + 2 * K4);
+    assert_eq!(windows.all().collect::<Vec<_>>(), [(one, Recovery::Scratch)]);
+    let wide = ask("scratch@0x40000000+2G,scratch@0xc0000000+1023M,scratch@0x3ff00000+1M").unwrap();
+    assert_eq!(wide.all().count(), 1, "1 GiB outside of RAM is what may be");
+    let more = wide.with(range(0x3fef_f000, K4), Some(Recovery::Stop), &map).unwrap_err();
+    assert_eq!(more, WindowError::TooLarge { bytes: (1 << 30) + K4 });
+}
+
 #[test]
 fn a_window_is_taken_back_in_parts() {
     let windows = asked("scratch@0x50000000+16M").unwrap();
