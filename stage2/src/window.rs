@@ -212,10 +212,10 @@ impl Window {
         self.hooks.fetch_add(1, AcqRel);
     }
 
-    /// One leads to it no more.
+    /// One that was [counted](Self::hook) leads to it no more. Of one that was not, it counts as hooked for good.
     pub(crate) fn unhook(&self) {
-        // By hand somebody may have hooked it who was not counted.
-        let _ = self.hooks.fetch_update(AcqRel, Acquire, |hooks| hooks.checked_sub(1));
+        let hooks = self.hooks.fetch_sub(1, AcqRel);
+        debug_assert!(hooks > 0, "a slot led to EL2's window that was hooked by nobody");
     }
 
     /// Whether any does.
@@ -249,6 +249,18 @@ mod tests {
         assert_eq!(window.root(), None);
         assert!(window.set_root(Pa::new(0x1000)) && !window.set_root(Pa::new(0x2000)));
         assert_eq!(window.root(), Some(Pa::new(0x1000)));
+    }
+
+    /// Its tables are not given back then: there may be another.
+    #[test]
+    fn a_slot_that_nobody_has_counted_is_noticed() {
+        let window = Window::default();
+        window.hook();
+        window.unhook();
+        assert!(!window.is_hooked());
+        let unhooked = std::panic::catch_unwind(|| window.unhook());
+        assert_eq!(unhooked.is_err(), cfg!(debug_assertions));
+        assert!(window.is_hooked());
     }
 
     #[test]

@@ -331,7 +331,8 @@ impl<M: Memory, A: Arch> Sweep<'_, '_, M, A> {
 
     /// The parent slot of a table that this batch has broken, and what that was.
     fn broken_slot(&self, ipa: Ipa) -> Option<(&Slot, Former)> {
-        let (level, slot) = self.space.claimed_slot(ipa, Level::L2);
+        // SAFETY: (1) of a span that lies in the claim as a whole; what is given back is below the slot.
+        let (level, slot) = unsafe { self.space.claimed_slot(ipa, Level::L2) };
         let former = slot.load(&self.space.arch).as_drain(level)?;
         (level == Level::L2).then_some((slot, former))
     }

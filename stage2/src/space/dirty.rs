@@ -117,7 +117,13 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
         let session = unsafe { Session::new(range, bitmaps, blocks) }?;
         self.log.publish(&self.arch, session)?;
         // Whoever looked for a session under a guard, and found none, has done what he did about it.
-        cpu.wait(relax).map_err(|_| DirtyError::NotQuiescent)
+        let waited = cpu.wait(relax);
+        debug_assert_eq!(
+            waited,
+            Ok(()),
+            "this CPU could wait above, and has entered nothing since"
+        );
+        Ok(())
     }
 
     /// Whether a CPU could wait for whoever has found the session, or none, under a guard.
@@ -138,11 +144,14 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     }
 
     /// Sets the bits of a range, as far as the dirty session covers it: its content has changed, and no leaf says so. After an
-    /// install of a page that cannot be written, for one. The guard is the one under which that was done. Takes no lock.
+    /// install of a page that cannot be written, for one. The guard is the one under which that was done. Takes no lock, unless
+    /// the guard is of other epochs than the tables: it keeps no session where it is, and the session's lock does instead.
     pub fn dirty_mark(&self, guard: &Guard<'_>, range: IpaRange) {
-        // Another's would not keep the session where it is.
         if self.domain.owns(guard) {
-            self.log.mark(guard, range);
+            // SAFETY: (1) of the tables' epochs, and no CPU of others stops a session.
+            unsafe { self.log.mark(guard, range) };
+        } else {
+            self.log.mark_locked(&self.arch, range);
         }
     }
 

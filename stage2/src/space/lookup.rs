@@ -403,10 +403,13 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
 
     /// The slot in which a walk to a claimed address ends, at level `wanted` at the latest, and its level. Needs no guard: the
     /// claim keeps the tables over its addresses where they are.
-    pub(super) fn claimed_slot(&self, ipa: Ipa, wanted: Level) -> (Level, &Slot) {
+    ///
+    /// # Safety
+    /// 1. `ipa` is in the caller's claim as long as the slot is used, and the caller gives back no table over it meanwhile.
+    pub(super) unsafe fn claimed_slot(&self, ipa: Ipa, wanted: Level) -> (Level, &Slot) {
         let (mut level, mut pa) = (self.geometry.start(), self.geometry.root_page(self.root, ipa));
         loop {
-            // SAFETY: (1) a table over a claimed address is given back by nobody else.
+            // SAFETY: (1) a table over a claimed address is given back by the claim's holder alone, and he does not.
             let slot = unsafe { self.memory.table(pa) }.slot(level.index(ipa));
             if level >= wanted {
                 return (level, slot);

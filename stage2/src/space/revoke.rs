@@ -75,7 +75,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     fn each_shut(&self, range: &IpaRange, mut show: impl FnMut(&Slot, Ipa)) {
         // Of a page, of a block, or of a table that was taken out.
         let is_shut = |ipa| {
-            let (level, slot) = self.claimed_slot(ipa, Level::L3);
+            // SAFETY: (1) in a range that the caller has claimed; used here and now.
+            let (level, slot) = unsafe { self.claimed_slot(ipa, Level::L3) };
             slot.load(&self.arch).as_drain(level).is_some()
         };
         self.each_window_slot(range.start(), range.end().get(), |slot, ipa| {

@@ -156,7 +156,7 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// walk. Nothing happens if the slot does not lead to it.
     ///
     /// # Safety
-    /// 1. `slot` is the one that was [hooked](Self::hook_window), and nobody accesses the window any more.
+    /// 1. `slot` is one that [`hook_window`](Self::hook_window) has hooked, and nobody accesses the window any more by it.
     pub unsafe fn unhook_window(&self, slot: &Slot) {
         let hooked = self.window.root().map(table);
         if hooked != Some(self.arch.load(slot)) {

@@ -229,7 +229,7 @@ models! {
     a_read_only_install_while_a_session_begins: Some(2), 250,
         ["in time", "later"],
         dirty::a_read_only_install_while_a_session_begins;
-    a_mark_while_a_session_comes_and_goes: None, 40_000,
+    a_mark_while_a_session_comes_and_goes: None, 30_000,
         ["in time", "before or after"],
         session::a_mark_while_a_session_comes_and_goes;
     a_mark_while_one_session_gives_way_to_another: Some(3), 1_000,

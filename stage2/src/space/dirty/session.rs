@@ -237,13 +237,21 @@ impl Log {
         self.session.lock()
     }
 
+    /// The session, running or being stopped, also one that is [hidden](Self::hide).
+    pub(super) fn held<A: Arch>(&self, arch: &A) -> Option<Session> {
+        *self.lock(arch)
+    }
+
     /// The session, running or being stopped.
     pub(super) fn any<A: Arch>(&self, arch: &A) -> Option<Session> {
-        if self.end.load(Ordering::Acquire) == 0 { None } else { *self.lock(arch) }
+        if self.end.load(Ordering::Acquire) == 0 { None } else { self.held(arch) }
     }
 
     /// Sets the bits of the pages of a range, as far as the session covers it, for who has no claim. Takes no lock.
-    pub(super) fn mark(&self, _guard: &Guard<'_>, range: IpaRange) {
+    ///
+    /// # Safety
+    /// 1. The guard is of the epochs for which whoever stops the session waits.
+    pub(super) unsafe fn mark(&self, _guard: &Guard<'_>, range: IpaRange) {
         let end = self.end.load(Ordering::Acquire);
         let start = Ipa::new(self.start.load(Ordering::Relaxed));
         let bytes = end.saturating_sub(start.get());
@@ -251,10 +259,17 @@ impl Log {
         let [words, _] = Bitmaps::words(session);
         let first =
             ptr::with_exposed_provenance::<AtomicU64>(self.pages.load(Ordering::Relaxed) as usize);
-        // SAFETY: (1) `end` was published with the rest of its session, which nothing replaces before the guard ends; and the
-        // bitmap, which has so many words, lasts until who stops it has waited for the guard.
+        // SAFETY: (1) `end` was published with the rest of its session, which nothing replaces before the guard ends, by the
+        // caller's clause; and the bitmap, which has so many words, lasts until who stops it has waited for the guard.
         let pages = unsafe { core::slice::from_raw_parts(first, words) };
         mark(pages, session, range);
+    }
+
+    /// Likewise, for who has neither a claim nor a guard that is waited for: under the lock, without which no session ends.
+    pub(super) fn mark_locked<A: Arch>(&self, arch: &A, range: IpaRange) {
+        if let Some(session) = *self.lock(arch) {
+            session.mark(range);
+        }
     }
 
     /// The session, if it is to be harvested.
@@ -301,11 +316,6 @@ impl Log {
     /// Nobody finds it any more, and no other begins.
     pub(super) fn hide(&self) {
         self.end.store(0, Ordering::Release);
-    }
-
-    /// It is found again.
-    pub(super) fn show(&self, session: &Session) {
-        self.end.store(session.range.end().get(), Ordering::Release);
     }
 
     /// There is none any more, a grace period after it was [hidden](Self::hide).

@@ -20,9 +20,10 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     /// blocks again, of 2 MiB, where it still can. `relax` runs while others' guards are waited for.
     ///
     /// # Errors
-    /// [`DirtyError`]: the session goes on being stopped from where it has come to, and another call may end it; of a batch that fails
-    /// leaves may be writable already, and what logging has split may stay split. A block or a run over the edge of the range is in the way
-    /// (`Straddles`, `CutsRun`) until somebody splits or dissolves it: sessions are for ranges that cut none.
+    /// [`DirtyError`]: the session goes on being stopped from where it has come to, and another call may end it, also after a
+    /// panic in `relax`. Of a batch that fails leaves may be writable already, and what logging has split may stay split. A
+    /// block or a run over the edge of the range is in the way (`Straddles`, `CutsRun`) until somebody splits or dissolves
+    /// it: sessions are for ranges that cut none.
     pub fn dirty_stop(
         &self,
         cpu: &Cpu<'_>,
@@ -32,7 +33,8 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
     ) -> Result<Stopped, DirtyError> {
         let range = claim.range();
         self.claimed(claim, range.start()).map_err(DirtyError::Claim)?;
-        let session = self.log.any(&self.arch).ok_or(DirtyError::NoSession)?;
+        // Also one that is hidden, by a call that did not come to its end.
+        let session = self.log.held(&self.arch).ok_or(DirtyError::NoSession)?;
         if session.range != range {
             return Err(DirtyError::NotAll { claimed: range, session: session.range });
         }
@@ -46,11 +48,9 @@ impl<M: Memory, A: Arch> Space<'_, M, A> {
             return Ok(Stopped { progress: Progress::Until(until), collapsed, stay });
         }
         self.log.hide();
-        // Whoever found the session under a guard has set his bits; only then another may begin.
-        if cpu.wait(relax).is_err() {
-            self.log.show(&session);
-            return Err(DirtyError::NotQuiescent);
-        }
+        // Whoever found the session under a guard has set his bits; only then another may begin. Fails if `relax` has left a
+        // guard open: then the session stays hidden, until another call ends it.
+        cpu.wait(relax).map_err(|_| DirtyError::NotQuiescent)?;
         self.log.end(&self.arch);
         Ok(Stopped { progress: Progress::Done, collapsed, stay })
     }
