@@ -246,6 +246,17 @@ impl SystemRegister {
         (op0, op1, self.field(10, 15), self.field(1, 15), self.field(17, 7))
     }
 
+    /// Of a read in the [ID register space](crate::idreg::is_id_register): its number there, `CRm * 8 + op2`, 8 to 63.
+    ///
+    /// The same as [`encoding`](Self::encoding) says, by one comparison: no register is read more often.
+    #[must_use]
+    pub const fn id_register(self) -> Option<usize> {
+        // Op0, CRn, Op1 and the direction: those of `MRS <Xt>, S3_0_C0_C<m>_<op2>`.
+        let of_space = self.0 & (0b11 << 20 | 0b1111 << 10 | 0b111 << 14 | 1) == 0b11 << 20 | 1;
+        let number = (self.field(1, 0xf) << 3 | self.field(17, 7)) as usize;
+        if of_space && matches!(number, 8..64) { Some(number) } else { None }
+    }
+
     /// The general register that takes or gives the value; 31 is the zero register.
     #[must_use]
     pub const fn register(self) -> u8 {

@@ -7,20 +7,21 @@
 //! cannot share a VM, and the hypervisor refuses to start rather than hide what only some of them have.
 
 use alloc::format;
+use core::array;
 
-use hyp_core::idreg::{Encoding, sanitise};
+use hyp_core::idreg::sanitise;
 
 use crate::boot::Refusal;
 use crate::{cpu, sysreg};
 
-/// CRm of the first register.
-const FIRST: u8 = 1;
-const ROWS: usize = 7;
+/// Registers for each CRm.
 const COLUMNS: usize = 8;
+/// CRm 0, whose row is empty, to 7.
+const ROWS: usize = 8;
 
-/// The guest's values, by CRm and op2.
+/// The guest's values, by `CRm * 8 + op2`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct IdRegisters([[u64; COLUMNS]; ROWS]);
+pub(crate) struct IdRegisters([u64; ROWS * COLUMNS]);
 
 macro_rules! row {
     ($crm:literal) => {
@@ -40,7 +41,8 @@ macro_rules! row {
 impl IdRegisters {
     /// The executing CPU's, for a guest with the largest physical address space there is.
     pub(crate) fn read() -> Self {
-        Self([row!(1), row!(2), row!(3), row!(4), row!(5), row!(6), row!(7)]).narrowed(u32::MAX)
+        let rows = [[0; COLUMNS], row!(1), row!(2), row!(3), row!(4), row!(5), row!(6), row!(7)];
+        Self(array::from_fn(|number| rows[number / COLUMNS][number % COLUMNS])).narrowed(u32::MAX)
     }
 
     /// Those that all CPUs up to number `cpus` have, for a guest with `ipa_bits` bits of physical address.
@@ -58,20 +60,16 @@ impl IdRegisters {
     }
 
     fn narrowed(mut self, ipa_bits: u32) -> Self {
-        for (crm, row) in (FIRST..).zip(&mut self.0) {
-            for (op2, value) in (0..).zip(row) {
-                *value = sanitise((3, 0, 0, crm, op2), *value, ipa_bits).unwrap_or(0);
-            }
+        for (number, value) in (0..).zip(&mut self.0) {
+            let register = (3, 0, 0, number >> 3, number & 7);
+            *value = sanitise(register, *value, ipa_bits).unwrap_or(0);
         }
         self
     }
 
-    /// The guest's value; `None` for a register outside the space.
-    pub(crate) fn get(&self, register: Encoding) -> Option<u64> {
-        let (3, 0, 0, crm, op2) = register else {
-            return None;
-        };
-        let row = self.0.get(usize::from(crm.checked_sub(FIRST)?))?;
-        row.get(usize::from(op2)).copied()
+    /// The guest's value of the register with this [number](hyp_core::syndrome::SystemRegister::id_register).
+    #[inline]
+    pub(crate) fn get(&self, number: usize) -> Option<u64> {
+        self.0.get(number).copied()
     }
 }

@@ -110,6 +110,18 @@ fn a_trapped_register_is_named_in_numbers() {
 }
 
 #[test]
+fn reads_in_the_id_register_space_have_a_number_and_nothing_else_has() {
+    // Every register, read and written, into x0 and from xzr.
+    for iss in (0..1_u64 << 22).filter(|iss| matches!(iss >> 5 & 31, 0 | 31)) {
+        let register = Syndrome(0x18 << 26 | 1 << 25 | iss).system_register().unwrap();
+        let (.., crm, op2) = register.encoding();
+        let there = register.is_read() && crate::idreg::is_id_register(register.encoding());
+        let number = usize::from(crm) * 8 + usize::from(op2);
+        assert_eq!(register.id_register(), there.then_some(number), "{register}");
+    }
+}
+
+#[test]
 fn calls_show_their_immediate() {
     assert_eq!(Syndrome(0x5a00_0012).to_string(), "0x5a000012: HVC #0x12");
     assert_eq!(

@@ -79,6 +79,8 @@ pub(super) fn check(esr: u64, far: u64, ipa: u64, pc: u64) {
         }
         assert_eq!(u64::from(register.register()), bits(9, 5));
         assert_eq!(register.is_read(), bit(0));
+        let id = (op0, op1, crn) == (3, 0, 0) && matches!(crm, 1..=7) && bit(0);
+        assert_eq!(register.id_register().is_some(), id, "{register}");
     }
     if let (Some(abort), Some(fetch)) = (syndrome.abort(), fetch) {
         let status = STATUS[bits(5, 0) as usize];
