@@ -60,18 +60,23 @@ fn ask(workspace: &Workspace) -> Vec<String> {
     names
 }
 
+/// Where a file of the distribution lies once it is fetched.
+#[must_use]
+pub fn cached(workspace: &Workspace, name: &str) -> PathBuf {
+    workspace.cache("guests").join(match name {
+        UBOOT => "u-boot.bin",
+        BUSYBOX => "busybox-arm64",
+        kernel => kernel,
+    })
+}
+
 /// A file of the distribution, fetched by the bootstrap if it is not in the cache yet.
 ///
 /// # Errors
 /// [`FetchError`]: the set-up has said why.
 pub fn fetch(workspace: &Workspace, name: &'static str) -> Result<PathBuf, FetchError> {
     let failed = |why| FetchError { name, why };
-    let file = match name {
-        UBOOT => "u-boot.bin",
-        BUSYBOX => "busybox-arm64",
-        kernel => kernel,
-    };
-    let path = workspace.cache("guests").join(file);
+    let path = cached(workspace, name);
     if path.is_file() {
         return Ok(path);
     }

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use crate::catalogue::{self, BUSYBOX, KERNELS, UBOOT};
 use crate::exit::Exit;
 use crate::qemu::{Qemu, TESTED_CPUS};
 use crate::toolchain::Toolchain;
@@ -33,6 +34,13 @@ enum State {
     /// Nothing runs without it.
     Missing,
 }
+
+/// What Linux is booted with: its name here and in the catalogue, and what brings it.
+const LINUX: [(&str, &str, &str); 3] = [
+    ("Linux 6.12", KERNELS[0], "`hypctl linux` fetches it"),
+    ("Linux 6.1", KERNELS[1], "`hypctl linux --kernel 6.1` fetches it"),
+    ("busybox", BUSYBOX, "`hypctl linux` fetches it"),
+];
 
 #[derive(Debug, Serialize)]
 struct Findings {
@@ -99,9 +107,12 @@ fn look(workspace: &Workspace) -> Vec<Finding> {
         Some(version) => add("just", State::Ok, version),
         None => add("just", State::Later, "not on the PATH; `./just` brings its own".into()),
     }
-    let images = [("hypervisor", workspace.hyp_bin(Variant::Plain), "`hypctl build` makes it")];
-    let uboot = workspace.cache("guests/u-boot.bin");
-    let files = images.into_iter().chain([("U-Boot", uboot, "`hypctl run u-boot` fetches it")]);
+    let hypervisor = workspace.hyp_bin(Variant::Plain);
+    let mut files = vec![("hypervisor", hypervisor, "`hypctl build` makes it")];
+    files.push(("U-Boot", catalogue::cached(workspace, UBOOT), "`hypctl run u-boot` fetches it"));
+    for (what, name, how) in LINUX {
+        files.push((what, catalogue::cached(workspace, name), how));
+    }
     for (what, path, how) in files {
         match size_of(&path) {
             Some(size) => add(what, State::Ok, format!("{} ({size} bytes)", path.display())),
@@ -147,4 +158,28 @@ fn version_of(program: &str) -> Option<String> {
 
 fn size_of(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().filter(|meta| meta.is_file()).map(|meta| meta.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kernel_is_called_by_its_own_release() {
+        for (what, name, _) in LINUX {
+            assert_eq!(what.to_lowercase().replace(' ', "-"), name);
+        }
+        assert!(KERNELS.iter().all(|kernel| LINUX.iter().any(|(_, name, _)| name == kernel)));
+    }
+
+    #[test]
+    fn what_is_fetched_when_it_is_wanted_is_named_and_nothing_is_missing_for_it() {
+        let found = look(&Workspace::find().unwrap());
+        for what in ["hypervisor", "U-Boot", "Linux 6.12", "Linux 6.1", "busybox"] {
+            let finding = found.iter().find(|finding| finding.what == what).unwrap();
+            let there = finding.detail.ends_with("bytes)");
+            assert_eq!(finding.state, if there { State::Ok } else { State::Later }, "{what}");
+            assert!(there || finding.detail.contains("`hypctl "), "{}", finding.detail);
+        }
+    }
 }

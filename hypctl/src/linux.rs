@@ -37,6 +37,8 @@ pub mod cli;
 pub mod initramfs;
 pub mod marks;
 mod plain;
+#[cfg(test)]
+mod tests;
 
 use cli::LinuxArgs;
 use initramfs::Told;
@@ -68,11 +70,13 @@ pub enum LinuxError {
     },
     /// A kernel that would die before it can say why.
     #[error(
-        "--mem {} is too little for Linux: {} are needed (kernel and initramfs up to {}, the initramfs unpacked at least {}, to \
+        "{option} {} is too little for Linux: {} are needed (kernel and initramfs up to {}, the initramfs unpacked at least {}, to \
          work with {})",
         Bytes(*.given), Bytes(*.needed), Bytes(*.loaded), Bytes(*.unpacked), Bytes(WORK)
     )]
     TooLittle {
+        /// The option that says how much RAM there is.
+        option: &'static str,
         /// RAM of the guest, bytes.
         given: u64,
         /// What would do, bytes.
@@ -113,7 +117,7 @@ pub fn linux(arguments: &LinuxArgs) -> Exit {
         }
     };
     let run = run_arguments(arguments, initrd.path());
-    if let Err(error) = expect_linux(&workspace, &run) {
+    if let Err(error) = expect_linux_of(&workspace, &run) {
         crate::run::say(&error.to_string());
         return Exit::USAGE;
     }
@@ -134,7 +138,7 @@ pub(crate) fn play(arguments: &LinuxArgs, sink: &mut dyn Write) -> Result<Summar
     let mark = nonce();
     let initrd = Initrd::of(&workspace, arguments, Some(&mark))?;
     let run = run_arguments(arguments, initrd.path());
-    expect_linux(&workspace, &run)?;
+    expect_linux_of(&workspace, &run)?;
     Ok(scripted(arguments, &run, &mark, sink))
 }
 
@@ -210,8 +214,15 @@ fn run_arguments(linux: &LinuxArgs, initrd: &Path) -> RunArgs {
 /// For `hypctl run linux`: the run with kernel, initramfs and command line filled in where nobody has wishes.
 ///
 /// # Errors
-/// [`LinuxError`]; none for another guest.
-pub fn named(workspace: &Workspace, arguments: &RunArgs) -> Result<Option<RunArgs>, LinuxError> {
+/// What [`expect_linux`] refuses; nothing is wrong with another guest.
+pub(crate) fn named(workspace: &Workspace, arguments: &RunArgs) -> Result<Option<RunArgs>, Error> {
+    let run = filled_in(workspace, arguments)?;
+    run.iter().try_for_each(|run| expect_linux(run, "--guest-mem"))?;
+    Ok(run)
+}
+
+/// Likewise, not judged. None if the guest has not the name of a kernel.
+fn filled_in(workspace: &Workspace, arguments: &RunArgs) -> Result<Option<RunArgs>, LinuxError> {
     let Some(kernel) = catalogue::kernel(&arguments.guest) else { return Ok(None) };
     let mut run = arguments.clone();
     run.guest = catalogue::fetch(workspace, kernel)?.to_string_lossy().into_owned();
@@ -223,12 +234,18 @@ pub fn named(workspace: &Workspace, arguments: &RunArgs) -> Result<Option<RunArg
     Ok(Some(run))
 }
 
-/// Fails if what is to be booted cannot come up: a file that is no kernel, too little RAM. The kernel itself would only hang.
-fn expect_linux(workspace: &Workspace, arguments: &RunArgs) -> Result<(), Error> {
-    let named = named(workspace, arguments)?;
-    let run = RunArgs { guest_mem: None, ..named.unwrap_or_else(|| arguments.clone()) };
+/// For `hypctl linux`, whose kernel may have no name: fails as [`expect_linux`].
+fn expect_linux_of(workspace: &Workspace, arguments: &RunArgs) -> Result<(), Error> {
+    let run = filled_in(workspace, arguments)?;
+    expect_linux(run.as_ref().unwrap_or(arguments), "--mem")
+}
+
+/// Fails if what is to be booted cannot come up: a file that is no kernel, less RAM than that in which Debian's kernels do; `option`
+/// says how much there is. The kernel itself would only hang.
+fn expect_linux(run: &RunArgs, option: &'static str) -> Result<(), Error> {
     let path = Path::new(&run.guest);
-    let (modules, loaded) = guest::modules(path, &run)?;
+    let unlimited = RunArgs { guest_mem: None, ..run.clone() };
+    let (modules, loaded) = guest::modules(path, &unlimited)?;
     let format = Format::of(&guest::open("kernel", path)?.0);
     if !matches!(format, Format::Arm64(_)) {
         return Err(LinuxError::NoKernel { path: path.to_owned(), format }.into());
@@ -236,9 +253,9 @@ fn expect_linux(workspace: &Workspace, arguments: &RunArgs) -> Result<(), Error>
     let unpacked =
         modules.iter().filter(|module| module.role == Role::Initrd).map(|it| it.size).sum::<u64>();
     let needed: u64 = (loaded + unpacked + WORK).next_multiple_of(1 << 20);
-    match arguments.guest_mem {
+    match run.guest_mem {
         Some(given) if given < needed => {
-            Err(LinuxError::TooLittle { given, needed, loaded, unpacked }.into())
+            Err(LinuxError::TooLittle { option, given, needed, loaded, unpacked }.into())
         }
         _ => Ok(()),
     }
@@ -302,84 +319,4 @@ fn keep(workspace: &Workspace, name: &str, content: &[u8]) -> Result<PathBuf, Li
     let written = written.and_then(|()| crate::atomic::write(&path, content));
     written.map_err(|source| LinuxError::File { path: path.clone(), source })?;
     Ok(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::marks::{End, Up};
-    use super::*;
-
-    fn parsed(words: &[&str]) -> LinuxArgs {
-        let line = ["hypctl", "linux"].iter().chain(words);
-        match Cli::try_parse_from(line).unwrap().command {
-            Command::Linux(linux) => *linux,
-            _ => unreachable!(),
-        }
-    }
-
-    fn judged(exit: Exit, up: u32, end: Option<(u8, u64)>) -> (u8, String) {
-        let boot = Boot {
-            up: Some(Up { release: "6.12".to_owned(), cpus: up }),
-            end: end.map(|(status, complaints)| End { status, complaints }),
-            ..Boot::default()
-        };
-        let mut summary = Summary::default();
-        judge(exit, Ok(boot), 2, &mut summary);
-        (summary.exit_code, summary.message.unwrap_or_default())
-    }
-
-    #[test]
-    fn the_verdict_is_the_scripts_the_cpus_and_the_kernels() {
-        assert_eq!(judged(Exit::OK, 2, Some((0, 0))), (0, String::new()));
-        for (up, end, why) in [
-            (2, None, "before its script did"),
-            (2, Some((7, 0)), "status is 7"),
-            (1, Some((0, 0)), "1 of 2 CPUs"),
-            (2, Some((0, 3)), "complained: 3 lines"),
-        ] {
-            let (code, message) = judged(Exit::OK, up, end);
-            assert!(code == 1 && message.contains(why), "{code} {message}");
-        }
-        assert_eq!(judged(Exit::STOPPED, 2, Some((1, 0))).0, 3, "the run's own end comes first");
-        assert_eq!(judged(Exit::TIMEOUT, 2, None), (124, String::new()));
-    }
-
-    #[test]
-    fn it_is_a_run_with_what_linux_needs_filled_in() {
-        let run = run_arguments(&parsed(&[]), Path::new("i"));
-        assert_eq!(
-            (run.guest.as_str(), run.vcpus, run.guest_mem),
-            ("linux-6.12", Some(2), Some(512 << 20))
-        );
-        assert_eq!(run.append.as_deref(), Some(APPEND));
-        assert!(!run.no_reboot);
-        let words =
-            ["--kernel", "6.1", "--script", "-x", "--vcpus", "4", "--smp", "2", "--mem", "1G"];
-        let run = run_arguments(&parsed(&words), Path::new("i"));
-        assert_eq!((run.guest.as_str(), run.vcpus, run.smp), ("linux-6.1", Some(4), Some(2)));
-        assert_eq!((run.append.as_deref(), run.guest_mem), (Some(QUIET), Some(1 << 30)));
-        assert!(run.no_reboot, "a panic must not start over");
-    }
-
-    #[test]
-    fn a_kernel_of_ones_own_is_a_path_and_no_name() {
-        for (typed, path) in [("Image", "./Image"), ("/a/Image", "/a/Image"), ("hello", "./hello")]
-        {
-            let run = run_arguments(&parsed(&["--kernel", typed]), Path::new("i"));
-            assert_eq!(run.guest, path);
-        }
-    }
-
-    #[test]
-    fn what_cannot_go_together_is_refused() {
-        for words in [
-            &["--script", "true", "--initrd", "i"][..],
-            &["--plain", "--blocks"],
-            &["--plain", "--smp", "2"],
-            &["--plain", "--selftest"],
-        ] {
-            let line = ["hypctl", "linux"].iter().chain(words);
-            assert!(Cli::try_parse_from(line).is_err(), "{words:?}");
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::cli::LinuxArgs;
 use super::marks::Marks;
-use super::{Initrd, expect_linux, judge, plain, run_arguments};
+use super::{Initrd, expect_linux_of, judge, plain, run_arguments};
 use crate::cli::RunArgs;
 use crate::error::Error;
 use crate::exit::Exit;
@@ -45,7 +45,7 @@ impl Boots {
     /// As `hypctl linux`: what is wrong with the kernel or the sizes.
     pub(crate) fn of(workspace: Workspace, linux: LinuxArgs) -> Result<Self, Error> {
         let initrd = Initrd::of(&workspace, &linux, Some(MARK))?;
-        expect_linux(&workspace, &run_arguments(&linux, initrd.path()))?;
+        expect_linux_of(&workspace, &run_arguments(&linux, initrd.path()))?;
         Ok(Self { workspace, linux, initrd })
     }
 

@@ -51,7 +51,7 @@ pub(super) fn prepare(
     summary: &mut Summary,
 ) -> Result<(Qemu, Vec<OsString>), Error> {
     expect_folder("json", run.json.as_deref())?;
-    let named = super::named(workspace, run)?;
+    let named = super::filled_in(workspace, run)?;
     let run = named.as_ref().unwrap_or(run);
     // The same sentences about files that are no kernels, and about too little memory.
     modules(run.guest.as_ref(), run)?;
