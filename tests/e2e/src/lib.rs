@@ -11,6 +11,7 @@
 pub mod bounded;
 pub mod disassembly;
 pub mod host;
+pub mod keyboard;
 pub mod plain;
 pub mod run;
 pub mod scenario;
