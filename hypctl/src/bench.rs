@@ -200,13 +200,10 @@ impl Setting<'_> {
             (End::Exited(status), None) => {
                 (format!("QEMU ended without a report ({status})"), Exit::NO_REPORT)
             }
-            (End::TimedOut(after), _) => {
-                (format!("timeout after {:.0} s", after.as_secs_f64()), Exit::TIMEOUT)
+            (end, _) => {
+                let told = end.told();
+                (told.message.unwrap_or_else(|| told.word.to_owned()), told.exit)
             }
-            (End::Signal(signal), _) => {
-                (format!("ended by signal {signal}"), Exit::from_signal(*signal))
-            }
-            (End::Left | End::ConsoleGone, _) => ("the console closed".to_owned(), Exit::NO_REPORT),
         };
         Err(BenchError::Run { why, exit, console: outcome.console_tail })
     }

@@ -21,6 +21,7 @@ pub mod catalogue;
 pub mod check_trace;
 pub mod churn;
 pub mod cli;
+pub mod columns;
 pub mod console;
 pub mod doctor;
 pub mod error;

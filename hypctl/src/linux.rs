@@ -6,10 +6,11 @@
 //! | `linux/initramfs.rs`, `linux/init.sh` | the initramfs: busybox and the guest's first program |
 //! | `linux/marks.rs` | what that program tells us, between the lines of the console |
 //! | `linux/plain.rs` | the same kernel on QEMU alone |
+//! | `linux/all.rs` | both kernels on all tested CPU models, and a table |
 //! | `linux/boots.rs` | boots to be measured, of either kind |
 //!
 //! The kernels and busybox are Debian's packages, which the bootstrap unpacks into the cache. Under the hypervisor it is a
-//! `hypctl run` like any other: of this kernel, with this initramfs ([`named`] does it for `hypctl run linux`). With a script the
+//! `hypctl run` like any other: of this kernel, with this initramfs (`named` does it for `hypctl run linux`). With a script the
 //! guest's first program runs it and reports its status. The verdict is that status, and that all vCPUs came up and the kernel
 //! complained of nothing.
 
@@ -32,6 +33,7 @@ use crate::run::{conclude, nonce, unattended};
 use crate::summary::Summary;
 use crate::workspace::Workspace;
 
+mod all;
 pub(crate) mod boots;
 pub mod cli;
 pub mod initramfs;
@@ -104,6 +106,9 @@ pub enum LinuxError {
 
 /// Runs `hypctl linux`.
 pub fn linux(arguments: &LinuxArgs) -> Exit {
+    if arguments.all {
+        return all::all(arguments);
+    }
     let mark = arguments.script.as_ref().map(|_| nonce());
     let prepared = Workspace::find().map_err(Error::from).and_then(|workspace| {
         let initrd = Initrd::of(&workspace, arguments, mark.as_deref())?;
@@ -214,7 +219,7 @@ fn run_arguments(linux: &LinuxArgs, initrd: &Path) -> RunArgs {
 /// For `hypctl run linux`: the run with kernel, initramfs and command line filled in where nobody has wishes.
 ///
 /// # Errors
-/// What [`expect_linux`] refuses; nothing is wrong with another guest.
+/// What `expect_linux` refuses; nothing is wrong with another guest.
 pub(crate) fn named(workspace: &Workspace, arguments: &RunArgs) -> Result<Option<RunArgs>, Error> {
     let run = filled_in(workspace, arguments)?;
     run.iter().try_for_each(|run| expect_linux(run, "--guest-mem"))?;
@@ -234,7 +239,7 @@ fn filled_in(workspace: &Workspace, arguments: &RunArgs) -> Result<Option<RunArg
     Ok(Some(run))
 }
 
-/// For `hypctl linux`, whose kernel may have no name: fails as [`expect_linux`].
+/// For `hypctl linux`, whose kernel may have no name: fails as `expect_linux`.
 fn expect_linux_of(workspace: &Workspace, arguments: &RunArgs) -> Result<(), Error> {
     let run = filled_in(workspace, arguments)?;
     expect_linux(run.as_ref().unwrap_or(arguments), "--mem")

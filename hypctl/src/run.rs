@@ -21,7 +21,7 @@ use crate::guest::{Guest, Wanted};
 use crate::machine::{Machine, shell_line};
 use crate::qemu::Qemu;
 use crate::script::{self, Step};
-use crate::session::{self, End, Input, Outcome};
+use crate::session::{self, End, Input, Outcome, Told};
 use crate::summary::Summary;
 use crate::terminal::ControlC;
 use crate::trace::{self, Ram};
@@ -305,38 +305,34 @@ fn judge(outcome: &Outcome, summary: &mut Summary) -> Exit {
     }
     let script = outcome.waiting_for.as_ref().map(|step| format!("; the script was at {step}"));
     let script = script.unwrap_or_default();
-    let (ended, exit, message) = match (&outcome.end, report) {
-        (End::TimedOut(after), _) => {
-            let message = format!("timeout after {:.1} s{script}", after.as_secs_f64());
-            ("timeout", Exit::TIMEOUT, Some(message))
-        }
-        (End::Signal(signal), _) => {
-            let message = format!("ended by signal {signal}; QEMU is gone");
-            ("signal", Exit::from_signal(*signal), Some(message))
-        }
-        (End::Left, None) => ("left", Exit::INTERRUPTED, None),
-        (End::ConsoleGone, _) => ("console-gone", Exit::CONSOLE_GONE, None),
+    let reported = |exit, message| Told { word: "report", exit, message };
+    let unreported =
+        |message| Told { word: "no-report", exit: Exit::NO_REPORT, message: Some(message) };
+    let Told { word, exit, message } = match (&outcome.end, report) {
         (End::Exited(_) | End::Left, Some(Ok((report, _)))) => {
             let exit = Exit::from_report(report.exit_code.into());
             if exit == Exit::OK && outcome.waiting_for.is_some() {
                 let message = format!("the guest ended before its time{script}");
-                ("report", Exit::VERDICT, Some(message))
+                reported(Exit::VERDICT, Some(message))
             } else {
-                ("report", exit, None)
+                reported(exit, None)
             }
         }
         (End::Exited(_) | End::Left, Some(Err(error))) => {
-            let message = format!("the hypervisor's report cannot be read: {error}");
-            ("no-report", Exit::NO_REPORT, Some(message))
+            unreported(format!("the hypervisor's report cannot be read: {error}"))
         }
         (End::Exited(status), None) => {
             let said = outcome.qemu_tail.trim().lines().last().unwrap_or_default();
             let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-            let message = format!("QEMU ended without a report ({status}){said}{script}");
-            ("no-report", Exit::NO_REPORT, Some(message))
+            unreported(format!("QEMU ended without a report ({status}){said}{script}"))
         }
+        (end @ End::TimedOut(_), _) => {
+            let told = end.told();
+            Told { message: told.message.map(|message| message + &script), ..told }
+        }
+        (end, _) => end.told(),
     };
-    summary.ended = ended;
+    summary.ended = word;
     summary.message = message;
     if exit != Exit::OK {
         summary.console_tail = Some(outcome.console_tail.clone());

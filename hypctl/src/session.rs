@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::Console;
+use crate::exit::Exit;
 use crate::process::Leashed;
 use crate::script::{Player, Step, quote_mux};
 use crate::signals::Signals;
@@ -58,6 +59,41 @@ pub enum End {
     Left,
     /// Nobody reads our output.
     ConsoleGone,
+}
+
+/// An end in words.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The summary's word for it.
+    pub word: &'static str,
+    /// What `hypctl` exits with.
+    pub exit: Exit,
+    /// What went wrong, if anything did.
+    pub message: Option<String>,
+}
+
+impl End {
+    /// What an end comes to that nobody reported on.
+    #[must_use]
+    pub fn told(&self) -> Told {
+        let (word, exit, message) = match self {
+            Self::Exited(status) if status.success() => ("exited", Exit::OK, None),
+            Self::Exited(status) => {
+                ("exited", Exit::NO_REPORT, Some(format!("QEMU ended with {status}")))
+            }
+            Self::TimedOut(after) => {
+                let message = format!("timeout after {:.1} s", after.as_secs_f64());
+                ("timeout", Exit::TIMEOUT, Some(message))
+            }
+            Self::Signal(signal) => {
+                let message = format!("ended by signal {signal}; QEMU is gone");
+                ("signal", Exit::from_signal(*signal), Some(message))
+            }
+            Self::Left => ("left", Exit::INTERRUPTED, None),
+            Self::ConsoleGone => ("console-gone", Exit::CONSOLE_GONE, None),
+        };
+        Told { word, exit, message }
+    }
 }
 
 /// What is known after a run.

@@ -32,7 +32,7 @@ pub struct Summary {
     pub command: Option<String>,
     /// What `hypctl` exits with.
     pub exit_code: u8,
-    /// `report`, `no-report`, `timeout`, `signal`, `left`, `console-gone`, or `not-started`.
+    /// `report`, `no-report`, `timeout`, `signal`, `left`, `console-gone`, `not-started`; `exited` where there is no hypervisor to report.
     pub ended: &'static str,
     /// What went wrong, in words.
     pub message: Option<String>,

@@ -11,13 +11,16 @@ use crate::cli::{seconds, size, wanted};
 
 /// Examples below `--help`.
 pub const EXAMPLES: &str = "\
-Exit codes: as of `run`; a script whose status is not 0, or a kernel that complained meanwhile, is 1.
+Without --script the keyboard is the guest's, Ctrl-C too. `poweroff` or Ctrl-D in its shell ends the machine, Ctrl-A x the run.
+
+Exit codes: as of `run`; a script whose status is not 0, a CPU that did not come up, a kernel that complained is 1.
 
 Examples:
-  hypctl linux                                a shell on two vCPUs; Ctrl-A x ends the run
+  hypctl linux                                Debian's 6.12 on two vCPUs, and a shell
   hypctl linux --kernel 6.1 --cpu cortex-a53
   hypctl linux --script 'nproc; cat /proc/interrupts'
   hypctl linux --plain --script 'nproc'       the same on QEMU alone, for comparison
+  hypctl linux --all                          both kernels on all tested CPU models, and a table
   hypctl linux --kernel ./Image --initrd ./initramfs.cpio.gz --append 'console=ttyAMA0'";
 
 /// `hypctl linux`.
@@ -40,10 +43,15 @@ pub struct LinuxArgs {
     /// On QEMU alone, at EL1, without the hypervisor: the same kernel, initramfs, RAM, CPUs
     #[arg(long, conflicts_with_all = ["hyp_append", "blocks", "scan", "churn", "recover", "smp"])]
     pub plain: bool,
+    /// Each of Debian's kernels on each tested CPU model, one after the other, and a table of how that went
+    ///
+    /// Without --script each comes up and powers off. The exit code is the first that is not 0.
+    #[arg(long, conflicts_with_all = ["kernel", "initrd", "plain", "cpu", "dry_run"])]
+    pub all: bool,
     /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
     #[arg(long, value_name = "MODEL", default_value = "max")]
     pub cpu: String,
-    /// Virtual CPUs of the guest
+    /// Virtual CPUs of the guest; if they are more than CPUs they take turns
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
     pub vcpus: u32,
     /// CPUs of the machine [default: as many as --vcpus]

@@ -21,7 +21,7 @@ use crate::guest::modules;
 use crate::machine::{ICOUNT, shell_line};
 use crate::qemu::Qemu;
 use crate::run::{conclude, expect_folder, input, nonce, say};
-use crate::session::{self, End, Input, Outcome};
+use crate::session::{self, Input, Outcome, Told};
 use crate::summary::Summary;
 use crate::terminal::ControlC;
 use crate::workspace::Workspace;
@@ -121,34 +121,19 @@ pub(super) fn play(
 }
 
 fn ended(outcome: io::Result<Outcome>, program: &Path, summary: &mut Summary) {
-    let (word, exit, message) = match &outcome {
-        Ok(Outcome { end: End::Exited(status), .. }) if status.success() => {
-            ("exited", Exit::OK, None)
-        }
-        Ok(Outcome { end: End::Exited(status), .. }) => {
-            ("no-report", Exit::NO_REPORT, Some(format!("QEMU ended with {status}")))
-        }
-        Ok(Outcome { end: End::TimedOut(after), .. }) => {
-            let message = format!("timeout after {:.1} s", after.as_secs_f64());
-            ("timeout", Exit::TIMEOUT, Some(message))
-        }
-        Ok(Outcome { end: End::Signal(signal), .. }) => {
-            let message = format!("ended by signal {signal}; QEMU is gone");
-            ("signal", Exit::from_signal(*signal), Some(message))
-        }
-        Ok(Outcome { end: End::Left, .. }) => ("left", Exit::INTERRUPTED, None),
-        Ok(Outcome { end: End::ConsoleGone, .. }) => ("console-gone", Exit::CONSOLE_GONE, None),
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
         Err(error) => {
-            let message = format!("{}: {error}", program.display());
-            ("not-started", Exit::NO_REPORT, Some(message))
+            summary.exit_code = Exit::NO_REPORT.code();
+            summary.message = Some(format!("{}: {error}", program.display()));
+            return;
         }
     };
+    let Told { word, exit, message } = outcome.end.told();
     summary.ended = word;
     summary.exit_code = exit.code();
     summary.message = message;
-    if let Ok(outcome) = outcome {
-        summary.started = Some(outcome.started);
-        summary.seconds = outcome.elapsed.as_secs_f64();
-        summary.console_tail = (exit != Exit::OK).then_some(outcome.console_tail);
-    }
+    summary.started = Some(outcome.started);
+    summary.seconds = outcome.elapsed.as_secs_f64();
+    summary.console_tail = (exit != Exit::OK).then_some(outcome.console_tail);
 }

@@ -3,7 +3,7 @@
 use super::marks::{End, Up};
 use super::*;
 
-fn parsed(words: &[&str]) -> LinuxArgs {
+pub(super) fn parsed(words: &[&str]) -> LinuxArgs {
     let line = ["hypctl", "linux"].iter().chain(words);
     match Cli::try_parse_from(line).unwrap().command {
         Command::Linux(linux) => *linux,
@@ -69,6 +69,9 @@ fn what_cannot_go_together_is_refused() {
         &["--plain", "--blocks"],
         &["--plain", "--smp", "2"],
         &["--plain", "--selftest"],
+        &["--all", "--plain"],
+        &["--all", "--cpu", "max"],
+        &["--all", "--kernel", "6.1"],
     ] {
         let line = ["hypctl", "linux"].iter().chain(words);
         assert!(Cli::try_parse_from(line).is_err(), "{words:?}");

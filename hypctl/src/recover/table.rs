@@ -8,6 +8,7 @@ use hyp_core::range::Count;
 use serde::Serialize;
 
 use super::judge::Judged;
+use crate::columns::aligned;
 use crate::qemu::Qemu;
 
 /// Stands before a number that is not what was expected.
@@ -54,7 +55,8 @@ pub(super) fn text(cpus: &[&str], runs: &[Judged]) -> String {
         row.push(outcome(runs));
         rows.push(row);
     }
-    let mut text = aligned(&rows);
+    let numbers = 3..rows[0].len() - 1;
+    let mut text = aligned(&rows, numbers);
     for run in runs.iter().filter(|run| !run.is_as_expected()) {
         let _ = writeln!(text, "\n{} on {} is not as expected:", run.scenario, run.cpu);
         run.wrong.iter().flat_map(|why| why.lines()).for_each(|line| {
@@ -83,25 +85,6 @@ fn outcome(runs: &[Judged]) -> String {
     let mut outcomes: Vec<_> = runs.iter().map(|run| run.outcome.as_str()).collect();
     outcomes.dedup();
     outcomes.join("; ")
-}
-
-/// Columns as wide as they have to be. Numbers are flush right: all but the first three columns and the last.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width =
-        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells =
-            row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-                0..3 => format!("{cell:width$}"),
-                _ if column + 1 == columns => cell.clone(),
-                _ => format!("{cell:>width$}"),
-            });
-        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
-    text
 }
 
 #[cfg(test)]
