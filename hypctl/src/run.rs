@@ -156,6 +156,7 @@ fn plan(
     words.extend(restarts.map(|restarts| format!("restarts={restarts}")));
     words.extend(arguments.blocks.then(|| "blocks".to_owned()));
     words.extend(arguments.scan.then(|| "scan".to_owned()));
+    words.extend(arguments.measure.then(|| "measure".to_owned()));
     words.extend(arguments.churn.map(|churn| format!("churn={churn}")));
     words.extend(arguments.recover.as_ref().map(|recover| format!("recover={recover}")));
     words.extend(arguments.recover_limit.map(|limit| format!("recover-limit={limit}")));
@@ -207,6 +208,7 @@ fn script_of(arguments: &RunArgs) -> Result<Option<Vec<Step>>, Error> {
 
 fn variant(arguments: &RunArgs) -> Variant {
     match (arguments.trace.is_some(), arguments.selftest) {
+        _ if arguments.measure => Variant::Measure,
         (true, _) => Variant::Debug,
         (_, true) => Variant::Selftest,
         _ => Variant::Plain,

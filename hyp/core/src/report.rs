@@ -6,6 +6,7 @@
 //! it cannot forge a report.
 
 mod prot;
+mod spent;
 mod stats;
 mod summary;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use core::fmt;
 
 pub use prot::ProtSample;
 use serde::{Deserialize, Serialize};
+pub use spent::{AllSpent, Cause, Spent};
 pub use stats::{CacheStats, ScanStats, Stats};
 
 use crate::config::Nonce;
@@ -195,6 +197,9 @@ pub struct Report {
     /// Times of faults that were recovered by the scratch page, likewise.
     #[serde(default)]
     pub recovering: Option<Measure>,
+    /// What EL2's instructions were spent on, likewise.
+    #[serde(default)]
+    pub spent: AllSpent,
     /// Work on the size of mappings, when it was measured.
     #[serde(default)]
     pub resizing: Option<Resizing>,
@@ -238,6 +243,7 @@ impl Report {
             measure: None,
             relaxing: None,
             recovering: None,
+            spent: AllSpent::new(),
             resizing: None,
             prot: Vec::new(),
             violation_log: violation::Summary::default(),

@@ -1,24 +1,30 @@
-//! How many instructions EL2 spends on a populate fault, on one that gives a leaf what a write needs, and on one that is recovered by
-//! the scratch page, from the vector to the return to the guest.
+//! How many instructions EL2 spends, from the vector to the return to the guest: on a populate fault, on one that gives a leaf what a
+//! write needs, and on one that is recovered by the scratch page, each; and on whatever else, in all, by cause.
 //!
 //! The vectors read PMCCNTR_EL0 as early and as late as they can (`exception/vectors.rs`), in builds with the
 //! feature `measure` only. On QEMU with `-icount shift=0` the counter advances by one an instruction, and
-//! the numbers are the same from run to run; without it they are time and mean little.
+//! the numbers are the same from run to run; without it they are time and mean little. It counts the instructions of all CPUs there:
+//! with more than one the sums mean nothing.
 //!
 //! A fault is a sample when it installed a page that the payload has no bytes for, and the stock was not
 //! refilled before the return: zeroing, copying and cleaning are not counted. Samples go into a histogram of
-//! one bucket an instruction, each CPU its own. That happens after the next exit, and the time it takes is
-//! added to that exit's beginning. What remains of the measuring itself, some ten instructions, is
+//! one bucket an instruction, each CPU its own, and every exit into the sum of its cause. That happens after the next exit, and the time it
+//! takes is added to that exit's beginning. What remains of the measuring itself, some ten instructions, is
 //! counted: the numbers are an upper bound for a build without it.
+//!
+//! What is refilled is a cause of its own, and no part of the exit that it follows; sleeping in WFI is nobody's.
 
 use alloc::boxed::Box;
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use hyp_core::report::Measure;
+use aarch64_cpu::registers::{ESR_EL2, Readable};
+use hyp_core::report::{AllSpent, Cause, Measure, Spent};
+use hyp_core::syndrome::{Class, Syndrome};
 use spin::Once;
 
 use crate::boot::Refusal;
+use crate::exception::vectors::Exit;
 use crate::vm::context::Context;
 use crate::{cpu, sysreg};
 
@@ -35,32 +41,35 @@ const START: u64 = 1 << 6 | 1 << 2 | 1;
 /// `PMCNTENSET_EL0.C`.
 const CYCLES: u64 = 1 << 31;
 
-/// One CPU's samples.
+/// What is sampled one by one, in the order of the histograms.
+const SAMPLED: [Cause; 3] = [Cause::Populate, Cause::Write, Cause::Recover];
+/// Sums that are kept.
+const CAUSES: usize = Cause::ALL.len();
+
+/// One CPU's samples and sums.
 #[derive(Debug)]
 pub(crate) struct Timing {
-    /// The exit being handled is a sample of this kind so far: a [`Kind`], or 0.
-    armed: Cell<u8>,
-    /// The counter at the exit being handled.
+    /// What the exit being handled is, as far as is known.
+    cause: Cell<Cause>,
+    /// Something else took time meanwhile: it is no sample.
+    is_disturbed: Cell<bool>,
+    /// The counter at the exit being handled; 0 before the first. What is counted elsewhere, or not at all, is added.
     entered: Cell<u64>,
-    /// In the order of [`Kind`].
+    /// In the order of [`SAMPLED`].
     histograms: Once<Box<[AtomicU32]>>,
+    /// By [`Cause`]: times, instructions.
+    sums: [[AtomicU64; 2]; CAUSES],
 }
-
-/// What is timed.
-#[derive(Clone, Copy, Debug)]
-#[repr(u8)]
-enum Kind {
-    Populate = 1,
-    Relax = 2,
-    Recover = 3,
-}
-
-/// How many there are.
-const KINDS: usize = 3;
 
 impl Timing {
     pub(crate) const fn new() -> Self {
-        Self { armed: Cell::new(0), entered: Cell::new(0), histograms: Once::new() }
+        Self {
+            cause: Cell::new(Cause::Other),
+            is_disturbed: Cell::new(false),
+            entered: Cell::new(0),
+            histograms: Once::new(),
+            sums: [const { [const { AtomicU64::new(0) }; 2] }; CAUSES],
+        }
     }
 
     /// Starts the counter of this CPU, and makes room for samples.
@@ -68,57 +77,102 @@ impl Timing {
         sysreg::write!("pmccfiltr_el0", COUNT_AT_EL2);
         sysreg::write!("pmcntenset_el0", CYCLES);
         sysreg::write!("pmcr_el0", sysreg::read!("pmcr_el0") | START);
-        self.histograms.call_once(|| (0..KINDS * BUCKETS).map(|_| AtomicU32::new(0)).collect());
+        self.histograms
+            .call_once(|| (0..SAMPLED.len() * BUCKETS).map(|_| AtomicU32::new(0)).collect());
+        // What came before was another life's.
+        self.entered.set(0);
     }
 
     /// A fault installed a page; `filled` says whether the payload's bytes were copied into it.
     #[inline]
     pub(crate) fn populated(&self, filled: bool) {
-        self.armed.set(u8::from(!filled));
+        self.cause.set(if filled { Cause::Fill } else { Cause::Populate });
     }
 
-    /// A fault gave a leaf what the access needed.
+    /// What the exit being handled has turned out to be.
     #[inline]
-    pub(crate) fn relaxed(&self) {
-        self.armed.set(Kind::Relax as u8);
-    }
-
-    /// A fault was recovered by the scratch page, and recorded.
-    #[inline]
-    pub(crate) fn recovered(&self) {
-        self.armed.set(Kind::Recover as u8);
+    pub(crate) fn is(&self, cause: Cause) {
+        self.cause.set(cause);
     }
 
     /// Something else took time: no sample.
     pub(crate) fn disturbed(&self) {
-        self.armed.set(0);
+        self.is_disturbed.set(true);
     }
 
-    /// Before the return to the guest.
-    #[inline]
-    pub(crate) fn leaving(&self, context: &Context) {
-        self.entered.set(context.entered);
+    /// The counter.
+    pub(crate) fn now() -> u64 {
+        sysreg::read!("pmccntr_el0")
     }
 
-    /// After the next exit: the return has left its time in the context.
+    /// The stock was refilled since then, and that is no part of the exit.
+    pub(crate) fn refilled(&self, since: u64) {
+        self.disturbed();
+        self.add(Cause::Refill, self.apart(since));
+    }
+
+    /// What the CPU did since then is no part of the exit: how much that was.
+    pub(crate) fn apart(&self, since: u64) -> u64 {
+        let took = Self::now().wrapping_sub(since);
+        self.entered.set(self.entered.get().wrapping_add(took));
+        took
+    }
+
+    /// After an exit, of the kind that `guest_enter` has returned: the return before it has left its time in the context, and the exit
+    /// its own.
+    // What is between the two reads is not counted. So little else is here.
     #[inline]
-    pub(crate) fn entered_again(&self, context: &mut Context) {
-        let kind = self.armed.take();
-        if kind != 0 {
-            let start = sysreg::read!("pmccntr_el0");
-            self.record(kind, context.left.wrapping_sub(self.entered.get()).wrapping_add(OUTSIDE));
-            let spent = sysreg::read!("pmccntr_el0").wrapping_sub(start);
-            context.entered = context.entered.wrapping_add(spent);
+    pub(crate) fn entered_again(&self, exit: u64, context: &Context) {
+        let start = Self::now();
+        self.account(exit, context);
+        let spent = Self::now().wrapping_sub(start);
+        self.entered.set(context.entered.wrapping_add(spent));
+    }
+
+    /// Accounts for the exit that ended then, and begins another.
+    #[inline(never)]
+    fn account(&self, exit: u64, context: &Context) {
+        let (entered, cause) = (self.entered.get(), self.cause.get());
+        let is_disturbed = self.is_disturbed.take();
+        if entered != 0 {
+            let took = context.left.wrapping_sub(entered).wrapping_add(OUTSIDE);
+            self.add(cause, took);
+            if !is_disturbed {
+                self.sample(cause, took);
+            }
+        }
+        self.cause.set(at_first(Exit::from_raw(exit)));
+    }
+
+    fn add(&self, cause: Cause, took: u64) {
+        if let Some([count, sum]) = self.sums.get(cause as usize) {
+            count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            sum.store(sum.load(Ordering::Relaxed).wrapping_add(took), Ordering::Relaxed);
         }
     }
 
-    #[inline(never)]
-    fn record(&self, kind: u8, took: u64) {
+    fn sample(&self, cause: Cause, took: u64) {
+        let Some(first) = SAMPLED.iter().position(|sampled| *sampled == cause) else { return };
         let bucket = usize::try_from(took).unwrap_or(BUCKETS).min(BUCKETS - 1);
-        let bucket = usize::from(kind).saturating_sub(1) * BUCKETS + bucket;
+        let bucket = first * BUCKETS + bucket;
         if let Some(count) = self.histograms.get().and_then(|all| all.get(bucket)) {
             count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         }
+    }
+}
+
+/// What an exit is before it is handled.
+fn at_first(exit: Exit) -> Cause {
+    match exit {
+        Exit::Sync => match Syndrome(ESR_EL2.get()).class() {
+            Class::DataAbortLower | Class::InstructionAbortLower => Cause::Abort,
+            Class::SystemRegister => Cause::Register,
+            Class::Hvc64 | Class::Smc64 => Cause::Call,
+            Class::WaitForEvent => Cause::Wait,
+            _ => Cause::Other,
+        },
+        Exit::Irq => Cause::Interrupt,
+        Exit::Fiq | Exit::SError | Exit::AArch32 => Cause::Other,
     }
 }
 
@@ -131,12 +185,29 @@ pub(crate) fn check() -> Result<(), Refusal> {
 }
 
 /// What all CPUs measured of populate faults, of faults on leaves, and of recovered ones; `None` without a sample.
-pub(crate) fn result() -> [Option<Measure>; KINDS] {
-    [Kind::Populate, Kind::Relax, Kind::Recover].map(of)
+pub(crate) fn result() -> [Option<Measure>; SAMPLED.len()] {
+    let mut first = 0;
+    SAMPLED.map(|_| {
+        let measure = of(first);
+        first += BUCKETS;
+        measure
+    })
 }
 
-fn of(kind: Kind) -> Option<Measure> {
-    let first = (kind as usize - 1) * BUCKETS;
+/// What all CPUs spent, by cause.
+pub(crate) fn spent() -> AllSpent {
+    let sum = |cause: Cause, which: usize| {
+        let of_cpus = cpu::all().iter().filter_map(|cpu| cpu.timing.sums.get(cause as usize));
+        let all = of_cpus.filter_map(|sums| sums.get(which));
+        all.fold(0_u64, |sum, one| sum.wrapping_add(one.load(Ordering::Relaxed)))
+    };
+    let all = Cause::ALL
+        .map(|cause| (cause, Spent { count: sum(cause, 0), instructions: sum(cause, 1) }));
+    all.into_iter().filter(|(_, spent)| spent.count != 0).collect()
+}
+
+/// Of the histogram that begins there.
+fn of(first: usize) -> Option<Measure> {
     let sum = |bucket: usize| -> u64 {
         let histograms = cpu::all().iter().filter_map(|cpu| cpu.timing.histograms.get());
         let counts = histograms.filter_map(|all| all.get(first + bucket));

@@ -19,6 +19,8 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, Readable, Wr
 use hyp_core::alarms::{Alarms, NEVER};
 
 use crate::cpu::PerCpu;
+#[cfg(feature = "measure")]
+use crate::event::measure::Timing;
 use crate::sysreg;
 
 /// Who wants a CPU to come to its safe point at some time.
@@ -104,7 +106,11 @@ pub(crate) fn wait(cpu: &PerCpu, until: u64) {
     let earliest = cpu.alarms.earliest();
     set(until.min(earliest));
     barrier::isb(barrier::SY);
+    #[cfg(feature = "measure")]
+    let since = Timing::now();
     asm::wfi();
+    #[cfg(feature = "measure")]
+    cpu.timing.apart(since);
     set(earliest);
     barrier::isb(barrier::SY);
 }

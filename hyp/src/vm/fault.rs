@@ -23,6 +23,8 @@ use alloc::vec::Vec;
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use hyp_abi::call::Stat;
 use hyp_core::diagnosis::{Diagnosis, locate};
+#[cfg(feature = "measure")]
+use hyp_core::report::Cause;
 use hyp_core::vgic::Answer;
 use stage2::fault::{
     Action, Fault, First, LoadStore, Seen, Why, decide, is_no_fetch, missing, reported,
@@ -317,6 +319,8 @@ pub(super) fn repeat(env: Env<'_>, vcpu: &mut Vcpu, page: u64) -> Step {
 /// A decoded access to an emulated device.
 fn emulate(env: Env<'_>, vcpu: &mut Vcpu, access: LoadStore, ipa: Option<u64>) -> Step {
     env.cpu.counters.bump(Stat::Mmio);
+    #[cfg(feature = "measure")]
+    env.cpu.timing.is(Cause::Device);
     let register = vcpu.context.x(access.register);
     match ipa.and_then(|ipa| device::access(env, vcpu, ipa, access, register)) {
         Some(Answer::Again) => Step::Resume,

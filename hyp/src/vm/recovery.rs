@@ -34,6 +34,8 @@ use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, Readable};
 use hyp_abi::call::{RANGE_MAX, RECOVER_NONE, Stat};
 use hyp_core::PaRange;
 use hyp_core::recovery::{Past, Recovery, SCRATCH_TABLES, WindowError, by_number};
+#[cfg(feature = "measure")]
+use hyp_core::report::Cause;
 use hyp_core::violation::{Outcome, Sighting};
 use stage2::fault::Abort;
 use stage2::space::{Batch, Progress};
@@ -115,7 +117,7 @@ pub(super) fn scratch(
     cpu.counters.bump(Stat::Recovered);
     record(cpu, vcpu, esr, page, (ticks, Outcome::Scratch));
     #[cfg(feature = "measure")]
-    cpu.timing.recovered();
+    cpu.timing.is(Cause::Recover);
     Step::Resume
 }
 

@@ -22,6 +22,8 @@ use alloc::format;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, PAR_EL1, Readable, Writeable};
 use hyp_abi::call::Stat;
+#[cfg(feature = "measure")]
+use hyp_core::report::Cause;
 use hyp_core::syndrome::Syndrome;
 use hyp_core::violation::{Outcome, Sighting};
 use stage2::fault::{
@@ -67,7 +69,7 @@ fn write(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
             && let Ok(Relaxed::Granted(_)) = vm.space.relax(&guard, at, Prot::WRITE, &page_of_ram)
         {
             drop(guard);
-            return granted(cpu);
+            return granted(cpu, esr);
         }
     }
     fault(env, vcpu, esr)
@@ -80,11 +82,13 @@ fn page_of_ram(level: Level) -> Option<Prot> {
 }
 
 #[inline(always)]
-fn granted(cpu: &PerCpu) -> Step {
+fn granted(cpu: &PerCpu, _esr: u64) -> Step {
     cpu.counters.bump(Stat::Faults);
     cpu.counters.bump(Stat::Relaxed);
     #[cfg(feature = "measure")]
-    cpu.timing.relaxed();
+    if is_plain_store(_esr) {
+        cpu.timing.is(Cause::Write);
+    }
     Step::Resume
 }
 
@@ -120,7 +124,7 @@ fn fault(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     let end = vm.space.relax(&guard, at, access, &in_leaf);
     drop((guard, path));
     if let Ok(Relaxed::Granted(_)) = end {
-        return granted(cpu);
+        return granted(cpu, esr);
     }
     cpu.counters.bump(Stat::Faults);
     unresolved(env, vcpu, fault, at, end, allowed)

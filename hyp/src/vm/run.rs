@@ -28,6 +28,8 @@ use super::stop::Reason;
 use super::vcpu::{Entry, State, Vcpu};
 use super::{NUMBER, Vm, churning, control, fault, idle, interrupts, life, relaxing, trap};
 use crate::cpu::PerCpu;
+#[cfg(feature = "measure")]
+use crate::event::measure::Timing;
 use crate::event::{trace, violations};
 use crate::exception::vectors::{Exit, guest_enter};
 use crate::platform::gic;
@@ -237,9 +239,11 @@ fn resume(env: Env<'_>, vcpu: &mut Vcpu) -> End {
         nothing_held(env);
         if cpu.stock.is_low() {
             // If RAM is used up the fault comes back, and is counted.
+            #[cfg(feature = "measure")]
+            let since = Timing::now();
             cpu.stock.refill();
             #[cfg(feature = "measure")]
-            cpu.timing.disturbed();
+            cpu.timing.refilled(since);
         }
         if life::is_asked() {
             if life::obey() {
@@ -247,18 +251,19 @@ fn resume(env: Env<'_>, vcpu: &mut Vcpu) -> End {
             }
             // What came while the CPU stood still was taken, times that were set among it: who is next, and when this CPU has to
             // look, is found out anew.
+            #[cfg(feature = "measure")]
+            cpu.timing.disturbed();
             return End::Interrupted;
         }
-        #[cfg(feature = "measure")]
-        cpu.timing.leaving(&vcpu.context);
         // The return to the guest, and its next exit, are context synchronizations.
         trace::synchronized();
         // SAFETY: (1) `control` and `Queue::load` have set this CPU up for this vCPU and nobody else runs here. (2) `pstate`
         // starts as EL1 and then comes from SPSR_EL2 or `inject`.
-        let exit = Exit::from_raw(unsafe { guest_enter(&raw mut vcpu.context) });
+        let exit = unsafe { guest_enter(&raw mut vcpu.context) };
         trace::synchronized();
         #[cfg(feature = "measure")]
-        cpu.timing.entered_again(&mut vcpu.context);
+        cpu.timing.entered_again(exit, &vcpu.context);
+        let exit = Exit::from_raw(exit);
         let step = match exit {
             Exit::Sync => synchronous(env, vcpu),
             Exit::Irq => return End::Interrupted,

@@ -56,6 +56,7 @@ pub(super) fn report(
     if plan.measure {
         let [populate, relax, recover] = crate::event::measure::result();
         (report.measure, report.relaxing, report.recovering) = (populate, relax, recover);
+        report.spent = crate::event::measure::spent();
         report.resizing = crate::event::resizing::result();
         report.prot = super::measuring::result();
     }

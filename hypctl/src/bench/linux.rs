@@ -26,6 +26,8 @@ use crate::workspace::{Variant, Workspace};
 
 /// Pairs of a quick run.
 const QUICK: u32 = 3;
+/// Why there is no figure.
+const NOT_STARTED: &str = "the guest's first program did not say when it started";
 /// Instructions are nanoseconds.
 const NANOSECONDS: u128 = 1_000_000_000;
 
@@ -135,23 +137,27 @@ fn measure(arguments: &LinuxBenchArgs) -> Result<Exit, BenchError> {
 }
 
 fn linux_arguments(arguments: &LinuxBenchArgs) -> LinuxArgs {
+    LinuxArgs {
+        kernel: arguments.kernel.clone(),
+        append: Some(arguments.append.clone()),
+        cpu: arguments.bench.cpu.clone(),
+        blocks: arguments.blocks,
+        ..usual()
+    }
+}
+
+/// What all boots to be measured have in common.
+pub(super) fn usual() -> LinuxArgs {
     let line = ["hypctl", "linux", "--quiet", "--no-build", "--script", "true"];
     match Cli::parse_from(line).command {
-        Command::Linux(linux) => LinuxArgs {
-            kernel: arguments.kernel.clone(),
-            append: Some(arguments.append.clone()),
-            cpu: arguments.bench.cpu.clone(),
-            blocks: arguments.blocks,
-            timeout: Some(super::TIMEOUT),
-            ..*linux
-        },
+        Command::Linux(linux) => LinuxArgs { timeout: Some(super::TIMEOUT), ..*linux },
         // `linux` is the word that is parsed.
         _ => unreachable!(),
     }
 }
 
 /// A boot that went as it should.
-fn came_up(booted: Booted) -> Result<Booted, BenchError> {
+pub(super) fn came_up(booted: Booted) -> Result<Booted, BenchError> {
     let Booted { summary, console } = &booted;
     if summary.exit_code == Exit::OK.code() {
         return Ok(booted);
@@ -166,22 +172,23 @@ fn came_up(booted: Booted) -> Result<Booted, BenchError> {
 }
 
 fn seconds(booted: &Booted) -> Result<f64, BenchError> {
-    known(booted, booted.summary.boot.as_ref().and_then(|boot| boot.seconds))
+    known(booted, NOT_STARTED, booted.summary.boot.as_ref().and_then(|boot| boot.seconds))
 }
 
 /// Virtual time from QEMU's start to the first program.
 fn instructions(booted: &Booted) -> Result<u64, BenchError> {
-    let init = known(booted, booted.summary.boot.as_ref().and_then(|boot| boot.init))?;
+    let init = known(booted, NOT_STARTED, booted.summary.boot.as_ref().and_then(|boot| boot.init))?;
     let report = booted.summary.report.as_ref();
     let began = report.map_or(0, |report| report["began"].as_u64().unwrap_or(0));
     let ticks = u128::from(init.counter) + u128::from(began);
     let nanoseconds = ticks * NANOSECONDS / u128::from(init.frequency.max(1));
-    known(booted, u64::try_from(nanoseconds).ok())
+    known(booted, NOT_STARTED, u64::try_from(nanoseconds).ok())
 }
 
-fn known<T>(booted: &Booted, what: Option<T>) -> Result<T, BenchError> {
+/// What a boot has told, or why there is nothing.
+pub(super) fn known<T>(booted: &Booted, why: &str, what: Option<T>) -> Result<T, BenchError> {
     what.ok_or_else(|| BenchError::Run {
-        why: "the guest's first program did not say when it started".to_owned(),
+        why: why.to_owned(),
         exit: Exit::NO_REPORT,
         console: String::from_utf8_lossy(&booted.console).into_owned(),
     })

@@ -21,6 +21,8 @@ pub(crate) enum On {
     Plain,
     /// The hypervisor.
     Hypervisor,
+    /// The hypervisor's build that measures.
+    Measured,
 }
 
 /// What all boots have in common.
@@ -54,6 +56,7 @@ impl Boots {
         let run = run_arguments(&self.linux, self.initrd.path());
         let run =
             RunArgs { vcpus: Some(cpus), smp: None, icount, no_build: true, quiet: true, ..run };
+        let run = RunArgs { measure: on == On::Measured, ..run };
         let mut console = Vec::new();
         let summary = match on {
             On::Plain => {
@@ -70,7 +73,7 @@ impl Boots {
                 }
                 summary
             }
-            On::Hypervisor => {
+            On::Hypervisor | On::Measured => {
                 let mut marks = Marks::new(MARK, &mut console);
                 let mut summary = unattended_as(&run, NONCE, &mut marks);
                 let exit = Exit::from_report(summary.exit_code.into());

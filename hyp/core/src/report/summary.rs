@@ -39,6 +39,7 @@ impl fmt::Display for Report {
             row(f, label, *median)?;
             write!(f, " instructions (median of {samples}, {min} to {max})")?;
         }
+        super::spent::rows(&self.spent, f, LABEL)?;
         if let Some(Resizing { split, collapse, copy }) = &self.resizing {
             for (work, label) in [(split, "splitting"), (collapse, "collapsing"), (copy, "copying")]
             {

@@ -21,6 +21,8 @@ fn sample() -> Report {
     report.began = 7;
     report.taken_down(Takedown { frames: 4200, tables: 12, ..Takedown::default() });
     report.measure = Some(Measure { samples: 64, min: 200, median: 212, max: 480 });
+    report.spent.insert(Cause::Interrupt, Spent { count: 2, instructions: 2001 });
+    report.spent.insert(Cause::Populate, Spent { count: 1, instructions: 1 });
     let work = Work { calls: 8, blocks: 512, instructions: 4711, tlbis: 16, flushes: 9 };
     let none = Work::default();
     report.resizing =
@@ -55,9 +57,20 @@ DSBs                 0
 frames back at end   4200
 tables back in all   12
 populate fault       212 instructions (median of 64, 200 to 480)
+EL2: populate faults 1 instruction in 1
+EL2: interrupts      2001 instructions in 2
 splitting            4711 instructions (512 blocks, 8 calls, 16 TLBIs, flushed 9 times)
 collapsing           4711 instructions (512 blocks, 1 call, 16 TLBIs, flushed 9 times)";
     assert_eq!(sample().to_string(), expected);
+}
+
+#[test]
+fn causes_are_numbered_in_their_order_and_have_names_of_their_own() {
+    for (number, cause) in Cause::ALL.into_iter().enumerate() {
+        assert_eq!(cause as usize, number);
+        let others = Cause::ALL.into_iter().filter(|other| *other != cause);
+        assert!(others.into_iter().all(|other| other.name() != cause.name()));
+    }
 }
 
 #[test]

@@ -55,8 +55,17 @@ fn bench(words: &[&str]) -> serde_json::Value {
 }
 
 #[test]
-fn faults_stay_below_their_bounds_and_two_runs_agree() {
-    faults(&["fault", "--quick"], REFAULT);
+fn faults_stay_below_their_bounds_and_two_runs_agree_also_under_linux() {
+    let numbers = faults(&["fault", "--quick", "--linux"], REFAULT);
+    let linux = &numbers["linux"];
+    let kernel = linux["kernel"].as_str().unwrap_or_default();
+    assert!(kernel.starts_with("6.12"), "{numbers}");
+    for (fault, least) in [("measure", 5000), ("refault", 200)] {
+        let [here, bare] = [linux, &numbers].map(|numbers| numbers[fault]["median"].as_u64());
+        assert!(here.is_some() && here <= bare, "{numbers}");
+        assert!(linux[fault]["samples"].as_u64() >= Some(least), "{numbers}");
+    }
+    assert_eq!(linux["not_worse"], true, "{numbers}");
 }
 
 #[test]
@@ -65,7 +74,7 @@ fn without_lse_and_hardware_updates_faults_stay_below_their_bounds_too() {
 }
 
 #[track_caller]
-fn faults(words: &[&str], refault: u64) {
+fn faults(words: &[&str], refault: u64) -> serde_json::Value {
     let numbers = bench(words);
     let (samples, median) = (&numbers["measure"]["samples"], &numbers["measure"]["median"]);
     assert!(samples.as_u64().is_some_and(|samples| samples >= 250), "{numbers}");
@@ -79,6 +88,7 @@ fn faults(words: &[&str], refault: u64) {
     let (samples, median) = (&numbers["turns"]["samples"], &numbers["turns"]["median"]);
     assert!(samples.as_u64().is_some_and(|samples| samples >= 500), "{numbers}");
     assert!(median.as_u64().is_some_and(|median| (1..TURNS).contains(&median)), "{numbers}");
+    numbers
 }
 
 /// Bounds what `bench resize` counts with each level of FEAT_BBM; `tlbis` is how many invalidations a flush has at the
