@@ -22,7 +22,8 @@
 //! | `selftest=locked-install` | takes the lock of the stage-2 table before it installs a page that it misses itself | a panic that names it, whatever is held |
 //! | `selftest=conflict` | takes every second translation fault for a TLB conflict, which QEMU never raises | the guest notices nothing |
 //! | `selftest=slow-copy` | has a COPY take so long that a vCPU comes back for the memory more often than any fault may | the guest notices nothing |
-//! | `selftest=stale-copy` | has the manager of `churn=` copy no page twice | the VM stops, and the page that differs is named |
+//! | `selftest=stale-copy` | has a second copy of RAM keep what it first had of a page | the VM stops, and the page that differs is named |
+//! | `selftest=short-copy` | has a second copy of RAM find no frame for a page | no session is compared |
 
 use alloc::format;
 use alloc::string::String;
@@ -49,7 +50,7 @@ use crate::window;
 /// What starts the word.
 const WORD: &str = "selftest=";
 /// The words, without what starts them.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "stack",
     "stack-1",
     "write-code",
@@ -67,6 +68,7 @@ const NAMES: [&str; 17] = [
     "conflict",
     "slow-copy",
     "stale-copy",
+    "short-copy",
 ];
 /// `RET`, as data.
 static RET: AtomicU32 = AtomicU32::new(0xd65f_03c0);

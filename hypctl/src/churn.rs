@@ -6,14 +6,15 @@
 //! | `churn` | our own: verifies every word of its data, its code and its stage-1 tables (`by=manager`) |
 //!
 //! It is a `hypctl linux` or `hypctl run` with the option `--churn`, on one CPU more than the guest has, and judged more sharply:
-//! each kind of step has to have changed as much as [`least`] says, or it proves little.
+//! each kind of step has to have changed as much as [`least`] says, or it proves little; and each dirty session that was begun has to have been
+//! compared to its end.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser};
-use hyp_core::churn::{Effect, Kind, Wanted};
+use hyp_core::churn::{Effect, Kind, Wanted, Workers};
 use hyp_core::report::Report;
 
 use crate::cli::{Cli, Command, RunArgs, seconds, size};
@@ -30,7 +31,7 @@ const OURS: &str = "churn";
 const MINUTE: u64 = 60;
 
 /// What a minute has to change at the least, by kind: less than a tenth of what it does on a busy host with two cores (`docs/src/churn.md`), and
-/// of [`Kind::Compare`] a third, which is in sessions that are compared as a whole.
+/// of sessions, which are begun and compared as a whole, a third.
 const LEAST: [(Kind, u64); Kind::ALL.len()] = [
     (Kind::WriteProtect, 2000),
     (Kind::Harvest, 2000),
@@ -41,8 +42,13 @@ const LEAST: [(Kind, u64); Kind::ALL.len()] = [
     (Kind::Move, 1000),
     (Kind::Run, 20),
     (Kind::Dissolve, 4),
+    (Kind::Session, 2),
     (Kind::Compare, 2),
 ];
+
+/// What of that has to be changed, as a fraction, where each CPU has a vCPU: the manager does a fifth of the parts there, and a smaller step in each.
+/// Sessions take the same time everywhere.
+const SHARED: u64 = 5;
 
 /// Examples below `--help`.
 pub const EXAMPLES: &str = "\
@@ -99,10 +105,17 @@ pub struct ChurnArgs {
     pub no_build: bool,
 }
 
-/// What so many seconds have to change at the least.
+/// What so many seconds have to change at the least, by these CPUs.
 #[must_use]
-pub fn least(seconds: u32) -> [(Kind, u64); Kind::ALL.len()] {
-    LEAST.map(|(kind, minute)| (kind, (minute * u64::from(seconds) / MINUTE).max(1)))
+pub fn least(seconds: u32, workers: Workers) -> [(Kind, u64); Kind::ALL.len()] {
+    LEAST.map(|(kind, minute)| {
+        let share = match kind {
+            Kind::Session | Kind::Compare => 1,
+            _ if workers.is_shared() => SHARED,
+            _ => 1,
+        };
+        (kind, (minute * u64::from(seconds) / MINUTE / share).max(1))
+    })
 }
 
 /// Runs `hypctl churn`.
@@ -121,7 +134,8 @@ pub fn churn(arguments: &ChurnArgs) -> Exit {
         }
     };
     let report = summary.report.clone().map(serde_json::from_value::<Report>);
-    let missing = report.and_then(Result::ok).map(|report| missing(&report, arguments.seconds));
+    let least = least(arguments.seconds, arguments.workers());
+    let missing = report.and_then(Result::ok).map(|report| missing(&report, least));
     if let Some(missing) = missing.filter(|it| !it.is_empty() && summary.exit_code == 0) {
         summary.exit_code = Exit::VERDICT.code();
         summary.message = Some(format!("too little was done: {}", missing.join(", ")));
@@ -130,11 +144,14 @@ pub fn churn(arguments: &ChurnArgs) -> Exit {
     conclude(summary, arguments.json.as_deref())
 }
 
-/// Kinds of which there was too little, in words.
-fn missing(report: &Report, seconds: u32) -> Vec<String> {
+/// What was not done that has to be, in words: kinds of which there was too little, and comparisons that never came about.
+fn missing(report: &Report, least: [(Kind, u64); Kind::ALL.len()]) -> Vec<String> {
+    let effect = |kind| report.stats.churn.get(&kind).copied().unwrap_or_default();
+    let (begun, compared) = (effect(Kind::Session).changed, effect(Kind::Compare).steps);
+    let unproved = (begun > compared)
+        .then(|| format!("{compared} of {begun} sessions were compared to their end"));
     let too_little = |(kind, least): (Kind, u64)| {
-        let effect = report.stats.churn.get(&kind).copied().unwrap_or_default();
-        let Effect { steps, changed, .. } = effect;
+        let Effect { steps, changed, .. } = effect(kind);
         let (found, unit) = match kind {
             Kind::Compare => (steps, "session"),
             _ => (changed, kind.unit()),
@@ -142,7 +159,7 @@ fn missing(report: &Report, seconds: u32) -> Vec<String> {
         let name = kind.name();
         (found < least).then(|| format!("{name} {found} {unit}s of at least {least}"))
     };
-    least(seconds).into_iter().filter_map(too_little).collect()
+    least.into_iter().filter_map(too_little).chain(unproved).collect()
 }
 
 impl ChurnArgs {
@@ -150,8 +167,12 @@ impl ChurnArgs {
         self.smp.unwrap_or(self.vcpus + 1)
     }
 
+    fn workers(&self) -> Workers {
+        Workers { cpus: self.smp() as usize, vcpus: self.vcpus as usize }
+    }
+
     fn wanted(&self) -> Wanted {
-        Wanted { seconds: self.seconds, seed: self.seed }
+        Wanted { seconds: self.seconds, seed: self.seed, session: None }
     }
 }
 
@@ -225,30 +246,56 @@ mod tests {
     fn every_kind_has_a_least_that_follows_the_time() {
         let kinds = LEAST.map(|(kind, _)| kind);
         assert_eq!(kinds, Kind::ALL);
-        assert_eq!(least(60), LEAST);
-        assert!(least(1).iter().all(|(_, least)| *least >= 1));
-        assert_eq!(least(120).map(|(_, least)| least), LEAST.map(|(_, least)| 2 * least));
+        let apart = parsed(&[]).workers();
+        assert_eq!(least(60, apart), LEAST);
+        assert!(least(1, apart).iter().all(|(_, least)| *least >= 1));
+        assert_eq!(least(120, apart).map(|(_, least)| least), LEAST.map(|(_, least)| 2 * least));
+    }
+
+    #[test]
+    fn less_is_asked_of_cpus_that_have_vcpus_but_for_sessions() {
+        let shared = parsed(&["--smp", "2", "--vcpus", "2"]).workers();
+        let wanted = [400, 400, 400, 4, 1, 4, 200, 4, 1, 2, 2];
+        assert_eq!(least(60, shared).map(|(_, least)| least), wanted);
+        assert_eq!(least(60, parsed(&["--smp", "4"]).workers()), LEAST);
     }
 
     #[test]
     fn too_little_of_one_kind_is_named() {
-        let plenty = Effect { steps: 1000, changed: 1_000_000, refused: 0 };
-        assert_eq!(missing(&report(|_| plenty), 60), Vec::<String>::new());
+        let plenty = Effect { steps: 1_000_000, changed: 1_000_000, refused: 0 };
+        assert_eq!(missing(&report(|_| plenty), LEAST), Vec::<String>::new());
         for (kind, least) in LEAST {
             let little = Effect { steps: least - 1, changed: least - 1, refused: 9 };
             let of = |it| if it == kind { little } else { plenty };
-            let missing = missing(&report(of), 60);
-            assert_eq!(missing.len(), 1, "{missing:?}");
+            let missing = missing(&report(of), LEAST);
             assert!(missing[0].starts_with(kind.name()), "{missing:?}");
+            // Sessions that were not compared are missing twice.
+            assert_eq!(missing.len(), 1 + usize::from(kind == Kind::Compare), "{missing:?}");
         }
-        assert_eq!(missing(&Report::new(Outcome::PoweredOff), 1).len(), Kind::ALL.len());
+        assert_eq!(missing(&Report::new(Outcome::PoweredOff), LEAST).len(), Kind::ALL.len());
+    }
+
+    #[test]
+    fn a_session_that_was_begun_and_not_compared_is_a_failure() {
+        let of = |begun, compared| {
+            missing(
+                &report(|kind| match kind {
+                    Kind::Session => Effect { steps: begun, changed: begun, refused: 0 },
+                    Kind::Compare => Effect { steps: compared, changed: 1 << 30, refused: 0 },
+                    _ => Effect { steps: 1000, changed: 1_000_000, refused: 0 },
+                }),
+                LEAST,
+            )
+        };
+        assert_eq!(of(7, 7), Vec::<String>::new());
+        assert_eq!(of(8, 7), ["7 of 8 sessions were compared to their end"]);
     }
 
     #[test]
     fn linux_runs_the_workload_with_the_manager_on_a_cpu_of_its_own() {
         let linux = with_linux(&parsed(&["linux-6.1", "--seconds", "30", "--seed", "5"]));
         assert_eq!((linux.kernel.as_str(), linux.vcpus, linux.smp), ("6.1", 2, Some(3)));
-        assert_eq!(linux.churn, Some(Wanted { seconds: 30, seed: 5 }));
+        assert_eq!(linux.churn, Some(Wanted { seconds: 30, seed: 5, session: None }));
         let script = linux.script.unwrap();
         assert!(script.starts_with("seconds=30\n") && script.ends_with(WORKLOAD));
         assert_eq!(with_linux(&parsed(&[])).kernel, "6.12");
@@ -259,7 +306,7 @@ mod tests {
         let run = ours(&parsed(&["churn", "--vcpus", "4", "--smp", "4", "--blocks"]));
         assert_eq!((run.vcpus, run.smp, run.blocks), (Some(4), Some(4), true));
         assert_eq!(run.append.as_deref(), Some("by=manager seconds=60"));
-        assert_eq!(run.churn, Some(Wanted { seconds: 60, seed: 0 }));
+        assert_eq!(run.churn, Some(Wanted { seconds: 60, seed: 0, session: None }));
         assert!(Cli::try_parse_from(["hypctl", "churn", "hello"]).is_err());
     }
 }

@@ -162,7 +162,7 @@ pub struct RunArgs {
     ///
     /// In the background: write-protect, harvest a dirty log, age, split, collapse, copy, move, make contiguous runs. A second copy
     /// of RAM, kept by harvests alone, is compared byte for byte. On CPUs of --smp beyond --vcpus if there are any. The same seed takes the same steps.
-    #[arg(long, value_name = "SECONDS[,seed=N]", value_parser = wanted)]
+    #[arg(long, value_name = "SECONDS[,seed=N][,session=N]", value_parser = wanted)]
     pub churn: Option<Wanted>,
     /// Let the guest make the calls that change its memory [default: for guests of ours]
     #[arg(long)]

@@ -10,7 +10,7 @@
 //! | `report=NONCE` | 16 to 64 digits of `0-9a-f`: print the machine-readable report, marked with them | no report |
 //! | `blocks` | populate RAM by blocks of 2 MiB where that is possible | off: by pages |
 //! | `scan` | CPUs without a vCPU to run look for pages that are worth a block of 2 MiB, and make it | off: only when the guest asks, and only with `blocks` |
-//! | `churn=SECONDS[,seed=N]` | change how RAM is kept, at random, for so long ([`Wanted`]); RAM may have blocks then | off |
+//! | `churn=SECONDS[,seed=N][,session=N]` | change how RAM is kept, at random, for so long ([`Wanted`]); RAM may have blocks then | off |
 //! | `manage` | the guest may make the calls that change its memory (crate `hyp-abi`, `call.rs`) | off: only if the node of its image has the property `stage2,manage` |
 //! | `recover=POLICY[@START+SIZE][,…]` | what becomes of an access to an address without memory ([`recovery`](crate::recovery)): `scratch`, `inject` or `stop`, in a window, or, without a place, at every address that is nothing | what properties of the node of the guest's image say; else `stop` everywhere |
 //! | `recover-limit=N` | violations that are recovered, in all; one more ends the VM | 1048576 |
@@ -66,7 +66,7 @@ pub struct Request {
     pub blocks: bool,
     /// `scan`
     pub scan: bool,
-    /// `churn=SECONDS[,seed=N]`
+    /// `churn=SECONDS[,seed=N][,session=N]`
     pub churn: Option<Wanted>,
     /// `manage`
     pub manage: bool,

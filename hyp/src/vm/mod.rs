@@ -70,6 +70,7 @@ pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod scan;
 pub(crate) mod schedule;
+mod second;
 pub(crate) mod shadow;
 pub(crate) mod stop;
 mod takedown;

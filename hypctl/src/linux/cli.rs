@@ -67,7 +67,7 @@ pub struct LinuxArgs {
     #[arg(long)]
     pub scan: bool,
     /// Change how the guest's RAM is kept, at random, for so many seconds, as `run --churn`
-    #[arg(long, value_name = "SECONDS[,seed=N]", value_parser = wanted)]
+    #[arg(long, value_name = "SECONDS[,seed=N][,session=N]", value_parser = wanted)]
     pub churn: Option<Wanted>,
     /// What becomes of an access to an address without memory, as `run --recover`
     #[arg(long, value_name = "POLICY[@START+SIZE],...")]

@@ -23,10 +23,12 @@
 //!
 //! Arguments (`key=value`): `pages` of data a vCPU (64), `moves` at the least (200), `seconds` at the most
 //! (60), and the minimum of each: `min-drained` (100), `min-freed` (16), `min-lost` (2),
-//! with blocks `min-split`, `min-collapsed`, `min-copied` (32 each), `min-filled` (100), `min-runs` and `min-dissolved` (64). vCPUs that take
+//! `min-moved` (0) pages, with blocks `min-split`, `min-collapsed`, `min-copied` (32 each), `min-filled` (100), `min-runs` and `min-dissolved`
+//! (64) and `min-aged` (0) pages; `min-busy` (0) moves that the hypervisor refused because it was at something else. vCPUs that take
 //! turns (`--icount`) lose no race: `min-lost=0`. With `reset=1` a pass is no verdict: the guest resets its
 //! machine instead, while its vCPUs work. With `by=manager` the guest asks for nothing: all vCPUs work for so many `seconds`, under what the
-//! hypervisor does in the background (`--churn`), which its report tells.
+//! hypervisor does in the background (`--churn`), which its report tells. There is no minimum then that is not asked for; with
+//! one the guest works until all are reached, and `seconds` at the most.
 
 #![no_std]
 #![no_main]
@@ -49,7 +51,8 @@ use work::{Block, MAX_PAGES};
 
 guest_rt::guest!("churn", churn);
 
-const KEYS: [&str; 5 + KINDS] = watch::keys(["pages", "moves", "seconds", "reset", "by"]);
+const KEYS: [&str; 6 + KINDS] =
+    watch::keys(["pages", "moves", "seconds", "reset", "by", "min-busy"]);
 /// How the size of what stays together changes, and of what is moved: as often as they stand here.
 const TOGETHER: &[u32] =
     &[SPLIT, SPLIT, SPLIT, COLLAPSE, COLLAPSE, COLLAPSE, COPY, CONTIGUOUS, DISSOLVE];
@@ -134,7 +137,7 @@ fn churn(machine: &Machine) {
     let moves = args.number("moves", 200);
     let limit = args.number("seconds", 60) as u64 * CNTFRQ_EL0.get();
     let resizes = resize(SPLIT, machine.ram.start, 0) != Resize::Unsupported;
-    let Some(watch) = Watch::new(args, resizes) else {
+    let Some(watch) = Watch::new(args, resizes, !by_manager) else {
         say!("churn: no hypervisor, so nobody can move memory");
         return;
     };
@@ -158,12 +161,19 @@ fn churn(machine: &Machine) {
     }
     let targets = Targets { image, moved: blocks, whole, count: vcpus, pages };
 
+    let least_busy = args.number("min-busy", 0) as u64;
     let begun = cpu::ticks();
     let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     smp::run(machine, vcpus, &|me| {
         if by_manager || me.index != 0 {
-            let over =
-                || stop.load(Ordering::Acquire) || by_manager && cpu::ticks() - begun >= limit;
+            // One of them looks whether the hypervisor has done enough.
+            let looks = me.index == 0 && watch.is_wanted();
+            let over = || {
+                if looks && watch.is_enough() {
+                    stop.store(true, Ordering::Release);
+                }
+                stop.load(Ordering::Acquire) || by_manager && cpu::ticks() - begun >= limit
+            };
             // All read the first block: who would write it has another.
             let [first, second] = mine(me.index);
             let mine = if me.index == 0 { [second; 2] } else { [first, second] };
@@ -173,7 +183,8 @@ fn churn(machine: &Machine) {
         }
         let start = cpu::ticks();
         let (mut moved, mut calls, mut busy) = (0, 0, 0u64);
-        while !(calls >= moves && watch.is_enough()) && cpu::ticks() - start < limit {
+        let is_enough = |busy| busy >= least_busy && watch.is_enough();
+        while !(calls >= moves && is_enough(busy)) && cpu::ticks() - start < limit {
             match targets.move_some(mix(calls as u64 * 2)) {
                 Some(pages) => moved += pages,
                 None => busy += 1,
@@ -183,13 +194,14 @@ fn churn(machine: &Machine) {
         }
         stop.store(true, Ordering::Release);
         say!("churn: {calls} moves of {moved} pages in all, {busy} times busy");
+        check!(busy >= least_busy, "{busy} times busy, at least {least_busy} wanted");
     });
     (0..count).for_each(|number| block(number).verify());
     check_untouched(image);
     let rounds = rounds.load(Ordering::Relaxed);
     check!(rounds != 0, "the workers did nothing");
     say!("churn: {rounds} pages verified and rewritten meanwhile");
-    if !by_manager {
+    if watch.is_wanted() {
         watch.judge();
     }
     if args.number("reset", 0) != 0 {

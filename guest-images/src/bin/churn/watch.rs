@@ -73,9 +73,17 @@ const WATCHED: [Watched; KINDS] = [
         least: 64,
         blocks: true,
     },
+    Watched {
+        stats: &[Stat::Moved],
+        name: "pages moved",
+        key: "min-moved",
+        least: 0,
+        blocks: false,
+    },
+    Watched { stats: &[Stat::Aged], name: "pages aged", key: "min-aged", least: 0, blocks: true },
 ];
 /// How many there are.
-pub(crate) const KINDS: usize = 9;
+pub(crate) const KINDS: usize = 11;
 
 /// The arguments of a run: these, and the minima.
 pub(crate) const fn keys<const N: usize, const ALL: usize>(
@@ -97,11 +105,11 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Begins; `None` if there is no hypervisor that counts.
-    pub(crate) fn new(args: Args, blocks: bool) -> Option<Self> {
+    /// Begins; `None` if there is no hypervisor that counts. `by_default` whether there are minima that no argument asks for.
+    pub(crate) fn new(args: Args, blocks: bool, by_default: bool) -> Option<Self> {
         let least = WATCHED.map(|it| match it.blocks && !blocks {
             true => 0,
-            false => args.number(it.key, it.least) as u64,
+            false => args.number(it.key, if by_default { it.least } else { 0 }) as u64,
         });
         Some(Self { before: counters()?, least })
     }
@@ -109,6 +117,11 @@ impl Watch {
     fn risen(&self) -> [u64; KINDS] {
         let Some(now) = counters() else { fail!("the hypervisor has stopped to count") };
         core::array::from_fn(|number| now[number] - self.before[number])
+    }
+
+    /// Whether anything must be.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.least.iter().any(|least| *least != 0)
     }
 
     /// Whether every number is what it must be.

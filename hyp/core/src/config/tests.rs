@@ -57,7 +57,7 @@ fn every_word_is_understood() {
         (2, 64 * MIB, true, true)
     );
     assert_eq!((config.restarts, config.scan, config.bbm), (Some(3), true, Some(1)));
-    assert_eq!(config.churn, Some(Wanted { seconds: 60, seed: 9 }));
+    assert_eq!(config.churn, Some(Wanted { seconds: 60, seed: 9, session: None }));
     assert!(config.manage);
     assert_eq!(config.mask, Mask::LSE | Mask::TTL);
     assert_eq!(config.report.unwrap().as_str(), "0123456789abcdef");
@@ -159,7 +159,8 @@ fn a_refusal_has_the_numbers_in_it() {
     assert_eq!(refusal("blocks blocks"), "blocks is given twice");
     assert_eq!(refusal("scan scan"), "scan is given twice");
     assert_eq!(refusal("churn=1 churn=2"), "churn is given twice");
-    let wanted = "a number of seconds from 1 to 86400, and perhaps \",seed=N\"";
+    let wanted =
+        "a number of seconds from 1 to 86400, and perhaps \",seed=N\" and \",session=SECONDS\"";
     assert_eq!(refusal("churn=0"), format!("churn=\"0\" is not {wanted}"));
     assert_eq!(refusal("manage manage"), "manage is given twice");
     assert_eq!(refusal("bbm=0 bbm=0"), "bbm is given twice");
@@ -172,7 +173,7 @@ fn a_refusal_has_the_numbers_in_it() {
 fn unknown_words_are_refused_and_shown_harmlessly() {
     assert_eq!(
         refusal("vcpu=2"),
-        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks scan churn=SECONDS[,seed=N] manage recover=POLICY[@START+SIZE],... recover-limit=N recover-rate=N bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
+        "unknown word \"vcpu=2\" on the command line; known: vcpus=N mem=SIZE restarts=N report=NONCE blocks scan churn=SECONDS[,seed=N][,session=N] manage recover=POLICY[@START+SIZE],... recover-limit=N recover-rate=N bbm=LEVEL mask=NAME,... measure trace=ORDER trace-max=N"
     );
     assert!(matches!(Request::parse("measure=1"), Err(ConfigError::UnknownWord(_))));
     assert!(matches!(Request::parse("vcpus"), Err(ConfigError::UnknownWord(_))));

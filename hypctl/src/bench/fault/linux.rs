@@ -49,7 +49,7 @@ pub(super) fn measure(
         LinuxArgs {
             cpu: arguments.cpu.clone(),
             script: Some(format!("for i in $(seq {times}); do {WRITE} || exit 1; done")),
-            churn: Some(Wanted { seconds: SECONDS, seed: 0 }),
+            churn: Some(Wanted { seconds: SECONDS, seed: 0, session: None }),
             hyp_append: Some("mask=hw-dirty".to_owned()),
             ..usual()
         },

@@ -38,6 +38,19 @@ fn compared(report: &Report) -> u64 {
     if copied == 0 { 0 } else { effect(report, Kind::Compare).steps }
 }
 
+/// Whether none was given up.
+fn all_compared(report: &Report) -> bool {
+    effect(report, Kind::Session).changed == effect(report, Kind::Compare).steps
+}
+
+/// Whether so many sessions were begun and compared, each of all RAM.
+fn is_all_of(report: &Report, sessions: u64) -> bool {
+    let pages = effect(report, Kind::Compare).changed;
+    compared(report) == sessions
+        && all_compared(report)
+        && pages == sessions * (report.guest_mem >> 12)
+}
+
 #[test]
 fn linux_keeps_its_checksums_for_a_minute() {
     churn("linux", 60, &[])
@@ -48,49 +61,83 @@ fn linux_keeps_its_checksums_for_a_minute() {
         .checks("it switched itself off", |it| it.outcome == Outcome::PoweredOff);
 }
 
-on_every_cpu!(our_guest_keeps_every_word, |cpu| {
-    churn("churn", 12, &["--cpu", cpu, "--blocks", "--seed", "1"])
-        .exits(0)
-        .shows("pages verified and rewritten meanwhile");
-});
-
-/// A guest that ends long before the manager's time.
-fn short() -> Scenario {
-    let words = "by=manager seconds=2";
-    let guest = Scenario::of("churn").vcpus(2).with("--smp", 3).append(words);
+/// Two vCPUs under a manager that goes on for longer than the guest.
+fn guest() -> Scenario {
+    let guest = Scenario::of("churn").vcpus(2).with("--smp", 3);
     guest.with("--guest-mem", "128M").with("--churn", 600)
 }
 
+/// A guest that ends soon.
+fn short() -> Scenario {
+    guest().append("by=manager seconds=2")
+}
+
+/// A guest that ends when the manager has done so much, and fails if that takes very long.
+fn enough(minima: &str) -> Scenario {
+    guest().append(&format!("by=manager seconds=150 {minima}")).timeout(200)
+}
+
+/// A session that does not end before its VM does.
+const ONE_SESSION: &str = "600,session=600";
+
+#[test]
+fn a_guest_of_ours_is_judged_as_linux_is() {
+    churn("churn", 20, &["--seed", "2"]).exits(0).shows("pages verified and rewritten meanwhile");
+}
+
+on_every_cpu!(our_guest_keeps_every_word, |cpu| {
+    let minima =
+        "min-split=10 min-collapsed=3 min-copied=10 min-runs=400 min-moved=500 min-aged=1000";
+    let run = enough(minima).cpu(cpu).flag("--blocks").with("--churn", "600,seed=1").passes();
+    run.shows("pages verified and rewritten meanwhile")
+        .checks("a session was compared", |it| compared(it) >= 1)
+        .checks("there was every kind of step", |it| {
+            Kind::ALL.into_iter().all(|kind| effect(it, kind).changed != 0)
+        })
+        .checks("every session was compared", all_compared);
+});
+
+/// Nothing else than the VM's end can have the session compared.
 #[test]
 fn a_vm_that_ends_in_a_session_is_compared_then() {
-    short().passes().checks("it was compared", |it| compared(it) >= 1);
+    let run = short().with("--churn", ONE_SESSION).passes();
+    run.checks("one session, of all RAM", |it| is_all_of(it, 1));
 }
 
 #[test]
 fn the_manager_begins_anew_with_each_life_of_the_vm() {
-    let words = "by=manager seconds=2 reset=1";
-    let run = short().append(words).with("--restarts", 1).run().exits(0);
+    let guest = short().append("by=manager seconds=2 reset=1").with("--churn", ONE_SESSION);
+    let run = guest.with("--restarts", 1).run().exits(0);
     run.checks("two lives", |it| it.lives == 2 && it.outcome == Outcome::Reset)
-        .checks("both were compared", |it| compared(it) >= 2);
+        .checks("one session in each, of all RAM", |it| is_all_of(it, 2));
+}
+
+/// What was begun and not compared is told: `hypctl churn` takes it for a failure.
+#[test]
+fn a_copy_that_no_frame_is_left_for_proves_nothing_and_says_so() {
+    selftest_images();
+    let run = short().flag("--selftest").hypervisor("selftest=short-copy").passes();
+    run.checks("sessions were begun", |it| effect(it, Kind::Session).changed != 0)
+        .checks("none was compared", |it| effect(it, Kind::Compare).steps == 0)
+        .checks("harvests were refused", |it| effect(it, Kind::Harvest).refused != 0);
 }
 
 /// Each CPU has a vCPU: the manager works between their instructions.
 #[test]
 fn cpus_that_have_vcpus_do_the_managers_work() {
-    let guest = short().with("--smp", 2).append("by=manager seconds=10");
-    let run = guest.passes().shows("hypervisor 0.1.0, 2 CPUs");
+    let minima = "min-split=2 min-copied=2 min-moved=100 min-aged=200";
+    let run = enough(minima).with("--smp", 2).passes().shows("hypervisor 0.1.0, 2 CPUs");
     run.checks("a session was compared", |it| compared(it) >= 1)
-        .checks("steps of several kinds were taken", |it| {
-            it.stats.churn.values().filter(|effect| effect.steps != 0).count() >= 4
-        });
+        .checks("every session was compared", all_compared);
 }
 
-/// The guest's calls and the manager's steps take the same turn.
+/// The guest's calls and the manager's steps take the same turn: who comes second is refused. One vCPU makes all calls, so it
+/// is the manager that it meets.
 #[test]
 fn a_guest_that_changes_its_memory_itself_and_the_manager_do_not_meet() {
-    let words = "moves=200 seconds=40 min-drained=10 min-freed=4 min-lost=0 min-split=4 min-collapsed=1 \
-                 min-copied=4 min-runs=0 min-dissolved=0";
-    let run = short().append(words).with("--churn", "60,seed=3").timeout(120).passes();
+    let words = "moves=200 seconds=150 min-drained=10 min-freed=4 min-lost=0 min-split=4 min-collapsed=1 \
+                 min-copied=4 min-filled=0 min-runs=0 min-dissolved=0 min-busy=3";
+    let run = guest().append(words).with("--churn", "600,seed=3").timeout(200).passes();
     run.checks("both were at it", |it| {
         let moved = effect(it, Kind::Move).changed;
         it.stats.churn.values().any(|effect| effect.steps != 0) && moved < it.stats.moved
@@ -109,7 +156,7 @@ fn what_the_manager_does_is_sound() {
 #[test]
 fn a_copy_that_is_too_old_stops_the_vm_and_names_the_page() {
     selftest_images();
-    short()
+    enough("min-moved=300")
         .flag("--selftest")
         .hypervisor("selftest=stale-copy")
         .run()
