@@ -25,17 +25,21 @@
 use core::fmt;
 
 use crate::addr::{Level, Pa};
-use crate::attr::{AttributeError, Attributes, Encoding};
+use crate::attr::{Attributes, Encoding};
 
 mod change;
+mod error;
 mod former;
 mod grant;
 mod resize;
 mod settled;
+mod template;
 pub use change::Change;
+pub use error::DescriptorError;
 pub use former::Former;
 pub(crate) use grant::Grant;
 pub(crate) use resize::{RUN, State};
+pub use template::LeafTemplate;
 
 const VALID: u64 = 1 << 0;
 /// Bits 1:0 of a table descriptor, and of a page descriptor at level 3.
@@ -107,45 +111,6 @@ pub enum Owner {
     /// Somebody else's, such as a scratch page: NON_OWNED is set. Nothing is recorded in such a leaf, and no fault changes it:
     /// it is mapped accessed, and not writable-clean.
     Other,
-}
-
-/// Why a descriptor cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DescriptorError {
-    /// The output address is unaligned for the level, or needs more than 48 bits.
-    Address {
-        /// Level of the slot.
-        level: Level,
-        /// The address.
-        pa: Pa,
-    },
-    /// Leaves exist at levels 1 to 3, tables at levels 0 to 2.
-    Level {
-        /// Level of the slot.
-        level: Level,
-    },
-    /// The attributes have no encoding on this machine.
-    Attributes(AttributeError),
-}
-
-impl fmt::Display for DescriptorError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address { level, pa } => {
-                write!(f, "a {level} descriptor cannot point to {pa}")
-            }
-            Self::Level { level } => write!(f, "no such descriptor at {level}"),
-            Self::Attributes(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for DescriptorError {}
-
-impl From<AttributeError> for DescriptorError {
-    fn from(error: AttributeError) -> Self {
-        Self::Attributes(error)
-    }
 }
 
 impl Descriptor {
@@ -317,59 +282,6 @@ impl Descriptor {
 impl fmt::Debug for Descriptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Descriptor({:#018x})", self.0)
-    }
-}
-
-/// Everything of a leaf but its address, encoded once for the many leaves that are alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeafTemplate {
-    level: Level,
-    bits: u64,
-}
-
-impl LeafTemplate {
-    /// For blocks or pages of `level`.
-    ///
-    /// # Errors
-    /// [`DescriptorError`]: level 0, or attributes without encoding.
-    pub const fn new(
-        level: Level,
-        attributes: &Attributes,
-        encoding: Encoding,
-        owner: Owner,
-    ) -> Result<Self, DescriptorError> {
-        if !level.has_leaves() {
-            return Err(DescriptorError::Level { level });
-        }
-        let attributes = match attributes.encode(encoding) {
-            Ok(bits) => bits,
-            Err(error) => return Err(DescriptorError::Attributes(error)),
-        };
-        let kind = if matches!(level, Level::L3) { TABLE_OR_PAGE } else { BLOCK };
-        let owner = match owner {
-            Owner::Vm => 0,
-            Owner::Other => NON_OWNED,
-        };
-        Ok(Self { level, bits: attributes | kind | MANAGED | owner })
-    }
-
-    /// Level of the leaves.
-    #[must_use]
-    pub const fn level(&self) -> Level {
-        self.level
-    }
-
-    /// The leaf that points to `pa`.
-    ///
-    /// # Errors
-    /// [`DescriptorError::Address`]: unaligned for the level, or above 48 bits.
-    #[inline]
-    pub const fn at(&self, pa: Pa) -> Result<Descriptor, DescriptorError> {
-        // Alignment to a block implies alignment to a page.
-        if pa.get() & !(ADDRESS & !(self.level.slot_bytes() - 1)) != 0 {
-            return Err(DescriptorError::Address { level: self.level, pa });
-        }
-        Ok(Descriptor(self.bits | pa.get()))
     }
 }
 

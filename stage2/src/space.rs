@@ -5,7 +5,8 @@
 //! | `space/install.rs` | populate one slot, from a fault handler | a guard |
 //! | `space/relax.rs` | give a leaf what an access needs, from a fault handler | a guard |
 //! | `space/scratch.rs` | show the scratch page where nothing is, from a fault handler; put memory in its place | a guard; a claim |
-//! | `space/lookup.rs` | find a table; from there to one that may be written | a guard, then the table's lock |
+//! | `space/lookup.rs` | what translates an address | a guard |
+//! | `space/tables.rs` | find a table; from there to one that may be written | a guard, then the table's lock |
 //! | `space/map.rs` | map a range | a claim |
 //! | `space/unmap.rs` | take a range away, and give its tables back | a claim |
 //! | `space/split.rs` | blocks become tables of smaller leaves | a claim |
@@ -59,6 +60,7 @@ mod relax;
 mod revoke;
 mod scratch;
 mod split;
+mod tables;
 mod unmap;
 mod visit;
 mod window;
@@ -73,11 +75,12 @@ pub use destroy::{DestroyError, Leak};
 pub use dirty::{Bitmaps, DirtyError, Harvested, LogBlocks, Stopped, WriteError};
 pub use error::{InstallError, MapError, MappingError, NewSpaceError, NotClaimed, UnmapError};
 pub use install::{Frames, Install, Tally};
-pub use lookup::{LockedTable, Lookup, RoLocked, RoTable, RwTable, Stale, Translation};
+pub use lookup::{Lookup, Translation};
 pub use prot::{Engine, Modified, ProtError, Relax, Started, Taken, Transaction};
 pub use relax::{Allows, RelaxError, Relaxed};
 pub use scratch::{ReplaceError, Replaced, Replacements, Scratch};
 pub use split::SplitError;
+pub use tables::{LockedTable, RoLocked, RoTable, RwTable, Stale};
 pub use unmap::{Notes, Release};
 pub use visit::{Census, Visit};
 

@@ -7,7 +7,7 @@
 use core::fmt;
 use core::ops::Range;
 
-use super::lookup::Node;
+use super::tables::Node;
 use crate::addr::{Ipa, Level, Pa};
 use crate::arch::Arch;
 use crate::descriptor::{Descriptor, Leaf, State, View};

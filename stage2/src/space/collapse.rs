@@ -31,7 +31,7 @@
 use core::fmt;
 
 use super::alike::{parts, to_busy};
-use super::lookup::{Link, Node};
+use super::tables::{Link, Node};
 use super::{Batch, NotClaimed, Obstacle, Progress, Space};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};

@@ -52,11 +52,13 @@
 //! A Busy slot in a claimed range belongs to the claim, and remembers all that is needed: so the lock is given back
 //! before the flush, and nothing is taken down but where the runs are.
 
-use core::fmt;
+mod outcome;
+
+pub use outcome::{Contiguous, ContiguousError};
 
 use super::alike::{Obstacle, parts, to_busy};
-use super::lookup::Node;
-use super::{Batch, NotClaimed, Progress, Space};
+use super::tables::Node;
+use super::{Batch, Progress, Space};
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::{Arch, Dsb};
 use crate::claim::Claim;
@@ -69,54 +71,6 @@ use crate::slot::Slot;
 /// Runs that a batch looks at, at the most, and breaks under one flush. Few under a model checker, whose threads have
 /// small stacks.
 const TOGETHER: usize = if cfg!(any(loom, shuttle)) { 2 } else { 64 };
-
-/// Why runs were not made or dissolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ContiguousError {
-    /// The claim does not cover it.
-    Claim(NotClaimed),
-    /// The CPU belongs to other epochs than the tables do.
-    ForeignGuard,
-    /// The CPU is inside a guard or holds a lock, perhaps the one that this takes.
-    NotQuiescent,
-    /// Runs are of pages (level 3) or of blocks of 2 MiB (level 2).
-    Level {
-        /// The level asked for.
-        level: Level,
-    },
-    /// A run that is to be dissolved reaches over the edge of the claim: claim all of it.
-    Straddles {
-        /// First IPA of the run.
-        ipa: Ipa,
-        /// Level of its leaves.
-        level: Level,
-    },
-}
-
-impl fmt::Display for ContiguousError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Claim(error) => error.fmt(f),
-            Self::ForeignGuard => f.write_str("the CPU belongs to other epochs than the tables"),
-            Self::NotQuiescent => f.write_str("the CPU is inside a guard or holds a table's lock"),
-            Self::Level { level } => write!(f, "runs are of leaves of L2 or L3, not of {level}"),
-            Self::Straddles { ipa, level } => {
-                write!(f, "the run of {level} at {ipa} reaches over the edge of the claim")
-            }
-        }
-    }
-}
-
-impl core::error::Error for ContiguousError {}
-
-/// What became of 16 leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contiguous {
-    /// They are a run now.
-    Made,
-    /// They stay as they are.
-    Stays(Obstacle),
-}
 
 /// The places of a batch that were looked at, in order of address, and what became of them: of one that can be
 /// a run, `Made` stands there from the break on.

@@ -16,7 +16,7 @@
 //! the way that somebody populates meanwhile is reported as it was found.
 
 use super::content::{Content, Leaves};
-use super::lookup::Node;
+use super::tables::Node;
 use super::{Batch, Extent, MapError, Progress, Space};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::{Arch, Dsb};

@@ -83,7 +83,7 @@ pub(super) use pending::Pending;
 use pending::Place;
 pub use take::Taken;
 
-use super::lookup::{LockedTable, Node};
+use super::tables::{LockedTable, Node};
 use super::{Batch, Progress, Space};
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;

@@ -22,7 +22,7 @@ use core::fmt;
 
 use exchange::Block;
 
-use super::lookup::Node;
+use super::tables::Node;
 use super::{Batch, NotClaimed, Progress, Space};
 use crate::addr::{Ipa, IpaRange, Level, Pa};
 use crate::arch::Arch;

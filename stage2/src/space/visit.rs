@@ -1,7 +1,8 @@
 //! Seeing all that is there.
 
 use super::Space;
-use super::lookup::{Lookup, Node};
+use super::lookup::Lookup;
+use super::tables::Node;
 use crate::addr::{Ipa, IpaRange, Level};
 use crate::arch::Arch;
 use crate::descriptor::{Owner, View};

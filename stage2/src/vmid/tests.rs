@@ -6,6 +6,7 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
+use super::loan::Pin;
 use super::*;
 use crate::Errata;
 use crate::arch::Dsb;

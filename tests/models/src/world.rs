@@ -9,26 +9,24 @@
 //! What belongs to the test (which pages are allocated, the oracle) is plain data behind plain locks
 //! that no checker sees and that are never held across an access.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64 as PlainU64, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mmu_oracle::{Event, Machine, OracleMachine};
-use stage2::arch::{Dsb, Observation};
-use stage2::epoch::Cpu;
-use stage2::slot::native;
-use stage2::space::Frames;
-use stage2::tlbi::Tlbi;
 use stage2::vmid::Vmids;
 use stage2::{
-    Arch, Attributes, Bbm, Caps, Descriptor, Epochs, Errata, Features, Geometry, HwUpdate, Install,
-    InstallError, Ipa, Level, MemType, Memory, Owner, PAGE_SIZE, Pa, Prot, Scratch, Slot, Space,
-    Table, TableMeta, Tally, View, Vmid, Write,
+    Attributes, Bbm, Caps, Descriptor, Epochs, Errata, Features, Geometry, HwUpdate, Ipa, Level,
+    MemType, PAGE_SIZE, Pa, Prot, Scratch, Space, View, Vmid, Write,
 };
 
 use crate::sched::atomic::{AtomicU64, Ordering};
 use crate::sched::thread;
+
+mod hardware;
+mod pe;
+pub use hardware::Hardware;
+pub use pe::Pe;
 
 /// PEs of every machine here.
 pub const PES: usize = 4;
@@ -70,26 +68,6 @@ impl Shape {
     }
 }
 
-/// The oracle's machine, with dirty pages and a record of who has them.
-#[derive(Clone, Debug)]
-pub struct Hardware(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    oracle: OracleMachine,
-    allocated: Mutex<BTreeSet<u64>>,
-    /// The pool's order, for each page by itself.
-    pool: Vec<AtomicU64>,
-    /// Flushes that completed, as plain data.
-    flushes: PlainU64,
-    /// Flushes of EL2's own regime that completed, as plain data.
-    el2_flushes: PlainU64,
-    /// Walks of hardware that are in flight, as plain data.
-    walks: AtomicUsize,
-    /// Invalidations that no barrier has completed, as plain data.
-    invalidations: PlainU64,
-}
-
 /// One VM, and the machine under it.
 #[derive(Debug)]
 pub struct World {
@@ -106,24 +84,6 @@ pub struct World {
     leaf: Attributes,
     /// Threads that have not ended.
     running: AtomicUsize,
-}
-
-/// One PE, in its fault handler or in its guest.
-#[derive(Debug)]
-pub struct Pe<'w> {
-    /// The VM.
-    pub world: &'w World,
-    /// The right to open guards.
-    pub cpu: Cpu<'w>,
-    stock: RefCell<Stock<'w>>,
-    tally: Cell<Tally>,
-}
-
-/// Frames at a PE's hand, by number.
-#[derive(Debug)]
-struct Stock<'w> {
-    world: &'w World,
-    at_hand: Vec<usize>,
 }
 
 /// The address of a page by its number.
@@ -152,13 +112,7 @@ impl World {
             hw_dirty: shape.hw_update == HwUpdate::AccessAndDirty,
             dead: Some(Descriptor::DEAD.bits()),
         };
-        let oracle = OracleMachine::new(machine, shape.tables);
-        let pool = (0..shape.tables).map(|_| AtomicU64::new(0)).collect();
-        let (allocated, flushes) = (Mutex::default(), PlainU64::new(0));
-        let el2_flushes = PlainU64::new(0);
-        let (walks, invalidations) = (AtomicUsize::new(0), PlainU64::new(0));
-        let inner = Inner { oracle, allocated, pool, flushes, el2_flushes, walks, invalidations };
-        let hardware = Hardware(Arc::new(inner));
+        let hardware = Hardware::new(machine, shape.tables);
         let epochs = Box::new(Epochs::new());
         // SAFETY: (1) the box does not move, and the space, the only borrower, is dropped before it.
         let borrowed: &'static Epochs<PES> = unsafe { &*core::ptr::from_ref(&*epochs) };
@@ -188,10 +142,9 @@ impl World {
 
     /// Runs `work` as PE `pe`, with these frames at hand.
     pub fn pe<T>(&self, pe: usize, frames: &[usize], work: impl FnOnce(&Pe<'_>) -> T) -> T {
-        let stock = RefCell::new(Stock { world: self, at_hand: frames.to_vec() });
         self.on(pe, || {
             let cpu = self.epochs.join(pe).expect("each PE is one thread");
-            work(&Pe { world: self, cpu, stock, tally: Cell::default() })
+            work(&Pe::new(self, cpu, frames))
         })
     }
 
@@ -255,7 +208,7 @@ impl World {
     /// The machine that judges.
     #[must_use]
     pub fn oracle(&self) -> &OracleMachine {
-        &self.hardware.0.oracle
+        self.hardware.oracle()
     }
 
     /// The page of the root that serves `ipa`.
@@ -359,7 +312,7 @@ impl World {
         if let Some(root) = self.space.window_root() {
             self.collect_window(root, Level::L1, Ipa::new(0), &mut tables);
         }
-        assert_eq!(tables, *lock(&self.hardware.0.allocated), "tables linked, and allocated");
+        assert_eq!(tables, self.hardware.allocated(), "tables linked, and allocated");
         assert_eq!(frames, *lock(&self.taken), "frames mapped, and taken");
         let verdicts = self.oracle().verdicts();
         assert!(verdicts.is_empty(), "the oracle's verdict: {verdicts:?}");
@@ -394,235 +347,6 @@ impl World {
 
     fn on<T>(&self, pe: usize, work: impl FnOnce() -> T) -> T {
         self.oracle().on_pe(pe, work)
-    }
-}
-
-impl Pe<'_> {
-    /// A fault on `ipa`: populates it with a page of level 3, or a block of level 2.
-    ///
-    /// # Errors
-    /// As of [`Space::install`].
-    ///
-    /// # Panics
-    /// When it meets what an unallocated page holds.
-    pub fn install(&self, ipa: Ipa, level: Level) -> Result<Install, InstallError> {
-        let space = &self.world.space;
-        let mapping = space.mapping(level, &self.world.leaf, Owner::Vm).unwrap();
-        let mut tally = self.tally.get();
-        let mut frames = self.stock.borrow_mut();
-        let result = space.install(&self.cpu.enter(), ipa, &mapping, &mut *frames, &mut tally);
-        self.tally.set(tally);
-        if let Err(InstallError::Occupied { seen, .. }) = result {
-            assert_ne!(seen.bits(), RUBBISH, "an install met rubbish");
-        }
-        result
-    }
-
-    /// A wild access at `ipa`: shows the scratch page there.
-    ///
-    /// # Errors
-    /// As of [`Space::install_scratch`].
-    ///
-    /// # Panics
-    /// When it meets what an unallocated page holds.
-    pub fn reach(&self, ipa: Ipa) -> Result<Install, InstallError> {
-        let (space, scratch, mut tally) = (&self.world.space, self.world.scratch(), self.tally());
-        let result = space.install_scratch(&self.cpu.enter(), ipa, &scratch, &mut tally);
-        self.tally.set(tally);
-        if let Err(InstallError::Occupied { seen, .. }) = result {
-            assert_ne!(seen.bits(), RUBBISH, "an install met rubbish");
-        }
-        result
-    }
-
-    /// What its installs did, in all.
-    pub fn tally(&self) -> Tally {
-        self.tally.get()
-    }
-
-    /// Frames at hand.
-    pub fn at_hand(&self) -> usize {
-        self.stock.borrow().at_hand.len()
-    }
-
-    /// A frame of its own, filled, that no table knows of yet.
-    pub fn take(&self) -> Pa {
-        self.stock.borrow_mut().take().expect("a frame is at hand")
-    }
-}
-
-// SAFETY: (1, 2) a frame is at one PE's hand only, and is filled here; there are no caches.
-unsafe impl Frames for Stock<'_> {
-    fn take(&mut self) -> Option<Pa> {
-        let pa = Pa::new(FRAMES + self.at_hand.pop()? as u64 * FRAME_STRIDE);
-        assert!(lock(&self.world.taken).insert(pa.get()), "frame {pa} was taken twice");
-        self.world.frame(pa).store(FILLED, Ordering::Relaxed);
-        Some(pa)
-    }
-
-    fn give_back(&mut self, frame: Pa) {
-        assert!(lock(&self.world.taken).remove(&frame.get()), "frame {frame} came back twice");
-        self.world.frame(frame).store(SECRET, Ordering::Relaxed);
-        self.at_hand.push(((frame.get() - FRAMES) / FRAME_STRIDE) as usize);
-    }
-}
-
-impl Hardware {
-    /// How many flushes have completed. Each has ended all walks, and accesses by what they found, that
-    /// began before it.
-    #[must_use]
-    pub fn flushes(&self) -> u64 {
-        self.0.flushes.load(Ordering::Relaxed)
-    }
-
-    /// How many flushes of EL2's own regime have completed: each has ended its walks and accesses that began before.
-    #[must_use]
-    pub fn el2_flushes(&self) -> u64 {
-        self.0.el2_flushes.load(Ordering::Relaxed)
-    }
-
-    /// Runs a walk of hardware: whoever waits for an invalidation waits for its end.
-    pub fn in_flight<T>(&self, walk: impl FnOnce() -> T) -> T {
-        self.0.walks.fetch_add(1, Ordering::Relaxed);
-        let result = walk();
-        self.0.walks.fetch_sub(1, Ordering::Relaxed);
-        result
-    }
-
-    /// The slots of a table page.
-    #[must_use]
-    pub fn slots(&self, table: Pa) -> &[Slot] {
-        // SAFETY: (1) the oracle's arena lives as long as the machine.
-        unsafe { self.0.oracle.table_at(table) }.slots()
-    }
-
-    /// The page changes hands: what its last holder did comes before what the next one does.
-    fn through_pool(&self, table: Pa) {
-        let number = (table.get() / PAGE_SIZE) as usize % self.0.pool.len();
-        self.0.pool[number].swap(0, Ordering::AcqRel);
-    }
-
-    /// Writes all slots of a page that is in no tree. No event: it is no descriptor yet.
-    fn fill(&self, table: Pa, bits: u64) {
-        for slot in self.slots(table) {
-            // SAFETY: (1, 2) nobody walks the page.
-            unsafe { native::store(slot, bits) };
-        }
-    }
-}
-
-// SAFETY: (1) the oracle's machine gives a page to one caller at a time, and it is zeroed here. (2, 3)
-// As the oracle's.
-unsafe impl Memory for Hardware {
-    fn alloc_table(&self, pages: usize) -> Option<Pa> {
-        let start = (&self.0.oracle).alloc_table(pages)?;
-        for page in 0..pages as u64 {
-            let table = Pa::new(start.get() + page * PAGE_SIZE);
-            self.through_pool(table);
-            self.fill(table, 0);
-            assert!(lock(&self.0.allocated).insert(table.get()), "table {table} is in use");
-        }
-        Some(start)
-    }
-
-    unsafe fn free_table(&self, pa: Pa, pages: usize) {
-        for page in 0..pages as u64 {
-            let table = Pa::new(pa.get() + page * PAGE_SIZE);
-            assert!(lock(&self.0.allocated).remove(&table.get()), "table {table} came back twice");
-            for slot in self.slots(table) {
-                assert_eq!(native::load(slot), 0, "clause 3 of free_table: every slot is zero");
-            }
-            self.fill(table, RUBBISH);
-            self.through_pool(table);
-        }
-        // SAFETY: the caller's clauses.
-        unsafe { (&self.0.oracle).free_table(pa, pages) };
-    }
-
-    unsafe fn table(&self, pa: Pa) -> &Table {
-        // SAFETY: the caller's clause.
-        unsafe { self.0.oracle.table_at(pa) }
-    }
-
-    unsafe fn meta(&self, pa: Pa) -> &TableMeta {
-        // SAFETY: the caller's clause.
-        unsafe { self.0.oracle.meta_at(pa) }
-    }
-}
-
-// SAFETY: each method is the oracle's machine's.
-unsafe impl Arch for Hardware {
-    fn load(&self, slot: &Slot) -> u64 {
-        (&self.0.oracle).load(slot)
-    }
-
-    unsafe fn store(&self, slot: &Slot, bits: u64) {
-        // SAFETY: the caller's clauses.
-        unsafe { (&self.0.oracle).store(slot, bits) };
-    }
-
-    unsafe fn store_detached(&self, slot: &Slot, bits: u64) {
-        // SAFETY: the caller's clauses.
-        unsafe { (&self.0.oracle).store_detached(slot, bits) };
-    }
-
-    unsafe fn swap(&self, slot: &Slot, bits: u64) -> u64 {
-        // SAFETY: the caller's clauses.
-        unsafe { (&self.0.oracle).swap(slot, bits) }
-    }
-
-    unsafe fn compare_exchange(&self, slot: &Slot, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        // SAFETY: the caller's clause.
-        unsafe { (&self.0.oracle).compare_exchange(slot, old, new) }
-    }
-
-    unsafe fn clear_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
-        // SAFETY: the caller's clause.
-        unsafe { (&self.0.oracle).clear_bits(slot, bits) }
-    }
-
-    unsafe fn set_bits(&self, slot: &Slot, bits: u64) -> Option<u64> {
-        // SAFETY: the caller's clause.
-        unsafe { (&self.0.oracle).set_bits(slot, bits) }
-    }
-
-    /// After an invalidation it waits for the updates of walks that have read what is invalidated \[RYNJCP\]. Loom
-    /// switches threads between a walk's look and its update, which are one for hardware.
-    fn dsb(&self, kind: Dsb) {
-        if self.0.invalidations.swap(0, Ordering::Relaxed) != 0 {
-            while self.0.walks.load(Ordering::Relaxed) != 0 {
-                thread::yield_now();
-            }
-        }
-        (&self.0.oracle).dsb(kind);
-    }
-
-    fn isb(&self) {
-        (&self.0.oracle).isb();
-    }
-
-    fn tlbi(&self, op: Tlbi) {
-        self.0.invalidations.fetch_add(1, Ordering::Relaxed);
-        (&self.0.oracle).tlbi(op);
-    }
-
-    fn vttbr(&self) -> u64 {
-        (&self.0.oracle).vttbr()
-    }
-
-    unsafe fn set_vttbr(&self, value: u64) {
-        // SAFETY: the caller's clauses.
-        unsafe { (&self.0.oracle).set_vttbr(value) };
-    }
-
-    fn observe(&self, what: Observation) {
-        if matches!(what, Observation::Flushed { .. }) {
-            self.0.flushes.fetch_add(1, Ordering::Relaxed);
-        }
-        if what == Observation::El2Flushed {
-            self.0.el2_flushes.fetch_add(1, Ordering::Relaxed);
-        }
-        (&self.0.oracle).observe(what);
     }
 }
 

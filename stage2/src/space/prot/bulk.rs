@@ -13,7 +13,7 @@ use crate::arch::{Alteration, Arch};
 use crate::descriptor::{Change, Descriptor, Leaf};
 use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
-use crate::space::lookup::Node;
+use crate::space::tables::Node;
 
 /// Leaves side by side that were changed: the first one's address, their level, and how many.
 pub(super) struct Run {

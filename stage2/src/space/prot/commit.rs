@@ -11,7 +11,7 @@ use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
 use crate::space::alike::parts;
 use crate::space::contiguous::{members_of, run_bytes};
-use crate::space::lookup::Node;
+use crate::space::tables::Node;
 use crate::space::{Progress, Space};
 use crate::tlbi::LeafLevel;
 

@@ -8,7 +8,7 @@ use crate::memory::{ARITY as SLOTS, Memory};
 use crate::slot::Slot;
 use crate::space::alike::to_busy;
 use crate::space::contiguous::{members_of, run_bytes};
-use crate::space::lookup::Node;
+use crate::space::tables::Node;
 
 impl<'t, M: Memory, A: Arch> Transaction<'t, M, A> {
     /// The slot that `at` is in, which leads to no table, in a table whose lock is held; `None` at the batch's end.

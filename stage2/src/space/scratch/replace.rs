@@ -13,7 +13,7 @@ use crate::descriptor::{Descriptor, DescriptorError, View};
 use crate::epoch::{Cpu, Guard};
 use crate::gather::Owed;
 use crate::memory::Memory;
-use crate::space::lookup::{LockedTable, Node};
+use crate::space::tables::{LockedTable, Node};
 use crate::space::{Batch, Mapping, NotClaimed, Progress, Space};
 
 /// Scratch leaves that are broken under one flush, at the most. Few under a model checker, whose threads have small stacks.
