@@ -17,6 +17,10 @@ pub use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 #[cfg(loom)]
 mod announced;
+#[cfg(any(loom, shuttle))]
+mod in_turn;
+#[cfg(any(loom, shuttle))]
+pub use in_turn::InTurn;
 
 #[cfg(not(any(loom, shuttle)))]
 mod lock {

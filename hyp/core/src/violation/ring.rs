@@ -22,8 +22,9 @@
 //! is in what the swap returns, or the exchange finds 0, which never comes back by itself, and the repeat becomes an entry of its
 //! own. Nothing is counted twice, nothing is lost in silence.
 //!
-//! `tail`'s order keeps the consumer's reads of an entry before the producer's next writes to it. No model checker of ours
-//! shows what happens without it: loom never lets a load take effect after a later store of its thread.
+//! `tail`'s order keeps the consumer's reads of an entry before the producer's next writes to it. Loom never lets a load take effect
+//! after a later store of its thread, so no torn record shows that it is missing: under loom both sides say when they use
+//! an entry's words (`InTurn`), and it tells of two that nothing orders.
 //!
 //! A full ring takes no record: the producer counts it as lost and goes on. What is in the ring stays, as the first
 //! records of a storm say more than the last.
@@ -39,7 +40,21 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(any(loom, shuttle))]
-use stage2::sync::{AtomicU64, Ordering};
+use stage2::sync::{AtomicU64, InTurn, Ordering};
+
+/// What a model checker is told of the words of an entry; else nothing.
+#[cfg(not(any(loom, shuttle)))]
+#[derive(Debug)]
+struct InTurn;
+
+#[cfg(not(any(loom, shuttle)))]
+impl InTurn {
+    #[inline(always)]
+    const fn read(&self) {}
+
+    #[inline(always)]
+    const fn write(&self) {}
+}
 
 /// What became of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +75,7 @@ pub enum Pushed {
 struct Entry<const W: usize> {
     words: [AtomicU64; W],
     count: AtomicU64,
+    turn: InTurn,
 }
 
 /// The newest record, of which a word is read when it is asked for: most that come after it differ in the first that is.
@@ -106,7 +122,11 @@ impl<const N: usize, const W: usize> Ring<N, W> {
             head: AtomicU64::new(0),
             tail: AtomicU64::new(0),
             entries: [const {
-                Entry { words: [const { AtomicU64::new(0) }; W], count: AtomicU64::new(0) }
+                Entry {
+                    words: [const { AtomicU64::new(0) }; W],
+                    count: AtomicU64::new(0),
+                    turn: InTurn,
+                }
             }; N],
         }
     }
@@ -119,6 +139,7 @@ impl<const N: usize, const W: usize> Ring<N, W> {
         let entry = |_| Entry {
             words: core::array::from_fn(|_| AtomicU64::new(0)),
             count: AtomicU64::new(0),
+            turn: InTurn::default(),
         };
         Self {
             head: AtomicU64::new(0),
@@ -156,6 +177,7 @@ impl<const N: usize, const W: usize> Ring<N, W> {
             return Pushed::Lost;
         }
         let entry = self.entry(head);
+        entry.turn.write();
         for (word, value) in entry.words.iter().zip(words) {
             word.store(value, Ordering::Relaxed);
         }
@@ -171,6 +193,7 @@ impl<const N: usize, const W: usize> Ring<N, W> {
             return None;
         }
         let entry = self.entry(tail);
+        entry.turn.read();
         let words = entry.words.each_ref().map(|word| word.load(Ordering::Relaxed));
         let count = entry.count.swap(0, Ordering::Relaxed);
         self.tail.store(tail.wrapping_add(1), Ordering::Release);
