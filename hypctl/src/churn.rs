@@ -10,14 +10,13 @@
 //! compared to its end.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::{Args, Parser};
+use clap::Args;
 use hyp_core::churn::{Effect, Kind, Wanted, Workers};
 use hyp_core::report::Report;
 
-use crate::cli::{Cli, Command, RunArgs, seconds, size};
+use crate::cli::shared::{CommonArgs, HypArgs, defaults};
+use crate::cli::{RunArgs, size};
 use crate::exit::Exit;
 use crate::linux::cli::LinuxArgs;
 use crate::run::{conclude, say, unattended};
@@ -73,9 +72,6 @@ pub struct ChurnArgs {
     /// Another number, other steps
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
-    #[arg(long, value_name = "MODEL", default_value = "max")]
-    pub cpu: String,
     /// Virtual CPUs of the guest
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
     pub vcpus: u32,
@@ -85,24 +81,8 @@ pub struct ChurnArgs {
     /// RAM of the guest: a number and K, M or G
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
     pub mem: u64,
-    /// Populate the guest's RAM by blocks of 2 MiB where that is possible, instead of by pages
-    #[arg(long)]
-    pub blocks: bool,
-    /// Run the hypervisor's build with selftests
-    #[arg(long)]
-    pub selftest: bool,
-    /// End the run after this time, with exit code 124
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub timeout: Option<Duration>,
-    /// Write a summary here, whatever the end
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Only the console: no progress, no hints
-    #[arg(long, short)]
-    pub quiet: bool,
-    /// Run what is built already
-    #[arg(long)]
-    pub no_build: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 /// What so many seconds have to change at the least, by these CPUs.
@@ -141,7 +121,7 @@ pub fn churn(arguments: &ChurnArgs) -> Exit {
         summary.message = Some(format!("too little was done: {}", missing.join(", ")));
     }
     let _ = stdout.flush();
-    conclude(summary, arguments.json.as_deref())
+    conclude(summary, arguments.common.json.as_deref())
 }
 
 /// What was not done that has to be, in words: kinds of which there was too little, and comparisons that never came about.
@@ -177,55 +157,42 @@ impl ChurnArgs {
 }
 
 fn ours(churn: &ChurnArgs) -> RunArgs {
-    match Cli::parse_from(["hypctl", "run"]).command {
-        Command::Run(run) => RunArgs {
-            guest: OURS.to_owned(),
-            append: Some(format!("by=manager seconds={}", churn.seconds)),
-            cpu: churn.cpu.clone(),
-            smp: Some(churn.smp()),
-            vcpus: Some(churn.vcpus),
-            guest_mem: Some(churn.mem),
-            blocks: churn.blocks,
-            churn: Some(churn.wanted()),
-            selftest: churn.selftest,
-            timeout: churn.timeout,
-            quiet: churn.quiet,
-            no_build: churn.no_build,
-            ..*run
-        },
-        // `run` is the word that is parsed.
-        _ => unreachable!(),
+    let defaults = defaults::<RunArgs>();
+    RunArgs {
+        guest: OURS.to_owned(),
+        append: Some(format!("by=manager seconds={}", churn.seconds)),
+        smp: Some(churn.smp()),
+        vcpus: Some(churn.vcpus),
+        guest_mem: Some(churn.mem),
+        hyp: HypArgs { churn: Some(churn.wanted()), ..defaults.hyp },
+        // The verdict is written when it is known.
+        common: CommonArgs { json: None, ..churn.common.clone() },
+        ..defaults
     }
 }
 
 fn with_linux(churn: &ChurnArgs) -> LinuxArgs {
     let kernel = catalogue::kernel(&churn.guest).unwrap_or(&churn.guest);
-    match Cli::parse_from(["hypctl", "linux"]).command {
-        Command::Linux(linux) => LinuxArgs {
-            kernel: kernel.strip_prefix("linux-").unwrap_or(kernel).to_owned(),
-            script: Some(format!("seconds={}\n{WORKLOAD}", churn.seconds)),
-            cpu: churn.cpu.clone(),
-            vcpus: churn.vcpus,
-            smp: Some(churn.smp()),
-            mem: churn.mem,
-            blocks: churn.blocks,
-            churn: Some(churn.wanted()),
-            selftest: churn.selftest,
-            timeout: churn.timeout,
-            quiet: churn.quiet,
-            no_build: churn.no_build,
-            ..*linux
-        },
-        // `linux` is the word that is parsed.
-        _ => unreachable!(),
+    let defaults = defaults::<LinuxArgs>();
+    LinuxArgs {
+        kernel: kernel.strip_prefix("linux-").unwrap_or(kernel).to_owned(),
+        script: Some(format!("seconds={}\n{WORKLOAD}", churn.seconds)),
+        vcpus: churn.vcpus,
+        smp: Some(churn.smp()),
+        mem: churn.mem,
+        hyp: HypArgs { churn: Some(churn.wanted()), ..defaults.hyp },
+        common: CommonArgs { json: None, ..churn.common.clone() },
+        ..defaults
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
     use hyp_core::report::Outcome;
 
     use super::*;
+    use crate::cli::{Cli, Command};
 
     fn parsed(words: &[&str]) -> ChurnArgs {
         let line = ["hypctl", "churn"].iter().chain(words);
@@ -295,7 +262,7 @@ mod tests {
     fn linux_runs_the_workload_with_the_manager_on_a_cpu_of_its_own() {
         let linux = with_linux(&parsed(&["linux-6.1", "--seconds", "30", "--seed", "5"]));
         assert_eq!((linux.kernel.as_str(), linux.vcpus, linux.smp), ("6.1", 2, Some(3)));
-        assert_eq!(linux.churn, Some(Wanted { seconds: 30, seed: 5, session: None }));
+        assert_eq!(linux.hyp.churn, Some(Wanted { seconds: 30, seed: 5, session: None }));
         let script = linux.script.unwrap();
         assert!(script.starts_with("seconds=30\n") && script.ends_with(WORKLOAD));
         assert_eq!(with_linux(&parsed(&[])).kernel, "6.12");
@@ -304,9 +271,9 @@ mod tests {
     #[test]
     fn a_guest_of_ours_is_a_run() {
         let run = ours(&parsed(&["churn", "--vcpus", "4", "--smp", "4", "--blocks"]));
-        assert_eq!((run.vcpus, run.smp, run.blocks), (Some(4), Some(4), true));
+        assert_eq!((run.vcpus, run.smp, run.common.blocks), (Some(4), Some(4), true));
         assert_eq!(run.append.as_deref(), Some("by=manager seconds=60"));
-        assert_eq!(run.churn, Some(Wanted { seconds: 60, seed: 0, session: None }));
+        assert_eq!(run.hyp.churn, Some(Wanted { seconds: 60, seed: 0, session: None }));
         assert!(Cli::try_parse_from(["hypctl", "churn", "hello"]).is_err());
     }
 }

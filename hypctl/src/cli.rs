@@ -1,5 +1,6 @@
 //! The command line: what can be asked, in the words that `--help` shows.
 
+pub mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use hyp_core::churn::{self, Wanted};
 use hyp_core::mask::Mask;
 use hyp_core::recovery::{Asked, WANTED};
+use shared::{CommonArgs, HypArgs};
 
 use crate::churn::ChurnArgs;
 use crate::linux::cli::LinuxArgs;
@@ -129,12 +131,6 @@ pub struct RunArgs {
     /// The guest's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
-    /// More words for the hypervisor's own command line
-    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    pub hyp_append: Option<String>,
-    /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
-    #[arg(long, value_name = "MODEL", default_value = "max")]
-    pub cpu: String,
     /// CPUs of the machine [default: as many as --vcpus, else 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub smp: Option<u32>,
@@ -150,32 +146,12 @@ pub struct RunArgs {
     /// RAM of the guest [default: half of what is free, at most 1G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub guest_mem: Option<u64>,
-    /// Populate the guest's RAM by blocks of 2 MiB where that is possible, instead of by pages
-    #[arg(long)]
-    pub blocks: bool,
-    /// Let CPUs that have nothing to run look for RAM that is worth a block of 2 MiB, and make it
-    ///
-    /// Without --blocks the guest's RAM begins in pages.
-    #[arg(long)]
-    pub scan: bool,
-    /// Change how the guest's RAM is kept, at random, for so many seconds
-    ///
-    /// In the background: write-protect, harvest a dirty log, age, split, collapse, copy, move, make contiguous runs. A second copy
-    /// of RAM, kept by harvests alone, is compared byte for byte. On CPUs of --smp beyond --vcpus if there are any. The same seed takes the same steps.
-    #[arg(long, value_name = "SECONDS[,seed=N][,session=N]", value_parser = wanted)]
-    pub churn: Option<Wanted>,
     /// Let the guest make the calls that change its memory [default: for guests of ours]
     #[arg(long)]
     pub manage: bool,
     /// Refuse the guest the calls that change its memory [default: for all other guests]
     #[arg(long, conflicts_with = "manage")]
     pub no_manage: bool,
-    /// What becomes of an access to an address without memory: scratch, inject or stop [default: stop]
-    ///
-    /// With a place, such as scratch@0x50000000+16M, in a window; without, at every address that is neither RAM nor a device.
-    /// More of them with commas between them. In RAM it applies to pages that are not mapped; the call POPULATE maps them.
-    #[arg(long, value_name = "POLICY[@START+SIZE],...", value_parser = recover)]
-    pub recover: Option<String>,
     /// Violations that are recovered in all; one more ends the run [default: 1048576]
     #[arg(long, value_name = "N")]
     pub recover_limit: Option<u64>,
@@ -187,12 +163,6 @@ pub struct RunArgs {
     /// Of vmid16, hw-access, hw-dirty, tlbi-range, lse, ttl, fwb, xnx, idc, dic. Without hw-access there is no hw-dirty.
     #[arg(long, value_name = "NAMES", value_parser = mask)]
     pub mask: Option<Mask>,
-    /// End the run after this time, with exit code 124
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub timeout: Option<std::time::Duration>,
-    /// Write a summary here, whatever the end
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
     /// Play a conversation instead of the keyboard
     #[arg(long, value_name = "FILE", conflicts_with = "send")]
     pub script: Option<PathBuf>,
@@ -205,9 +175,6 @@ pub struct RunArgs {
     /// A reset by the guest ends the run instead of starting over: --restarts 0
     #[arg(long, conflicts_with = "restarts")]
     pub no_reboot: bool,
-    /// Deterministic time: one virtual nanosecond an instruction
-    #[arg(long)]
-    pub icount: bool,
     /// Record every step of table maintenance, and write the trace here when the run has ended
     ///
     /// Runs the hypervisor's debug build. With --icount, or one CPU, the order of the steps is total;
@@ -217,28 +184,13 @@ pub struct RunArgs {
     /// Record at most so many steps [default: 524288, which is what the buffer holds]
     #[arg(long, value_name = "N", requires = "trace")]
     pub trace_max: Option<u64>,
-    /// Run the hypervisor's build with selftests
-    ///
-    /// It can be made to fail on purpose, and panics where a fault handler asks for a lock or for memory.
-    #[arg(long)]
-    pub selftest: bool,
     /// Run the hypervisor's build that measures: `bench` does.
     #[arg(skip)]
     pub measure: bool,
-    /// Only the console: no progress, no hints
-    #[arg(long, short)]
-    pub quiet: bool,
-    /// Print the QEMU command line (without the mark of the report) and stop
-    ///
-    /// It builds first, because the line depends on the sizes of what is loaded.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Run what is built already
-    #[arg(long)]
-    pub no_build: bool,
-    /// More arguments for QEMU
-    #[arg(last = true, value_name = "EXTRA")]
-    pub extra: Vec<OsString>,
+    #[command(flatten)]
+    pub common: CommonArgs,
+    #[command(flatten)]
+    pub hyp: HypArgs,
 }
 
 /// `hypctl build`.

@@ -17,14 +17,14 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
 use hyp_core::guest_dtb::GuestTreeError;
 use hyp_core::image::Format;
 use hyp_core::range::Bytes;
 use tempfile::NamedTempFile;
 
 use crate::catalogue::{self, BUSYBOX, FetchError, KERNELS};
-use crate::cli::{Cli, Command, RunArgs};
+use crate::cli::RunArgs;
+use crate::cli::shared::defaults;
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::guest;
@@ -129,9 +129,9 @@ pub fn linux(arguments: &LinuxArgs) -> Exit {
     if arguments.plain {
         return plain::linux(&workspace, &run, mark.as_deref());
     }
-    let Some(mark) = mark.filter(|_| !arguments.dry_run) else { return crate::run::run(&run) };
+    let Some(mark) = mark.filter(|_| !arguments.hyp.dry_run) else { return crate::run::run(&run) };
     let summary = scripted(arguments, &run, &mark, &mut io::stdout());
-    conclude(summary, arguments.json.as_deref())
+    conclude(summary, arguments.common.json.as_deref())
 }
 
 /// Runs a script under the hypervisor, and judges; the console goes to `sink`.
@@ -186,33 +186,17 @@ fn run_arguments(linux: &LinuxArgs, initrd: &Path) -> RunArgs {
             None => Path::new(".").join(&linux.kernel),
         };
     let append = if linux.script.is_some() { QUIET } else { APPEND };
-    match Cli::parse_from(["hypctl", "run"]).command {
-        Command::Run(run) => RunArgs {
-            guest: kernel.to_string_lossy().into_owned(),
-            initrd: Some(initrd.to_owned()),
-            append: Some(linux.append.clone().unwrap_or_else(|| append.to_owned())),
-            hyp_append: linux.hyp_append.clone(),
-            cpu: linux.cpu.clone(),
-            smp: linux.smp,
-            vcpus: Some(linux.vcpus),
-            guest_mem: Some(linux.mem),
-            blocks: linux.blocks,
-            scan: linux.scan,
-            churn: linux.churn,
-            recover: linux.recover.clone(),
-            no_reboot: linux.script.is_some(),
-            selftest: linux.selftest,
-            icount: linux.icount,
-            timeout: linux.timeout,
-            json: linux.json.clone(),
-            quiet: linux.quiet,
-            dry_run: linux.dry_run,
-            no_build: linux.no_build,
-            extra: linux.extra.clone(),
-            ..*run
-        },
-        // `run` is the word that is parsed.
-        _ => unreachable!(),
+    RunArgs {
+        guest: kernel.to_string_lossy().into_owned(),
+        initrd: Some(initrd.to_owned()),
+        append: Some(linux.append.clone().unwrap_or_else(|| append.to_owned())),
+        smp: linux.smp,
+        vcpus: Some(linux.vcpus),
+        guest_mem: Some(linux.mem),
+        no_reboot: linux.script.is_some(),
+        common: linux.common.clone(),
+        hyp: linux.hyp.clone(),
+        ..defaults()
     }
 }
 
@@ -290,7 +274,7 @@ impl Initrd {
             return Ok(Self::Kept(shell_initrd(workspace)?));
         };
         let content = archive(workspace, Told { mark, script: Some(script) })?;
-        if linux.dry_run {
+        if linux.hyp.dry_run {
             // Whoever pastes the line wants to find the file.
             return Ok(Self::Kept(keep(workspace, "linux-initramfs-script.cpio", &content)?));
         }

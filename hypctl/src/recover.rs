@@ -196,8 +196,8 @@ mod tests {
         let mut names = BTreeSet::new();
         for scenario in SCENARIOS {
             let run = run_arguments(scenario, "cortex-a53");
-            assert_eq!(run.cpu, "cortex-a53");
-            assert!(run.selftest && run.timeout.is_some(), "{}", scenario.name);
+            assert_eq!(run.common.cpu, "cortex-a53");
+            assert!(run.common.selftest && run.common.timeout.is_some(), "{}", scenario.name);
             assert!(names.insert(scenario.name), "{} is there twice", scenario.name);
             assert!(!scenario.about.is_empty() && !scenario.policy.is_empty());
         }

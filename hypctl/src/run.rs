@@ -36,13 +36,13 @@ const DEFAULT_MEM: u64 = 1 << 30;
 pub fn run(arguments: &RunArgs) -> Exit {
     let mut summary = Summary::of(arguments);
     let exit = match prepare(arguments, &mut summary) {
-        Ok(plan) if arguments.dry_run => {
+        Ok(plan) if arguments.hyp.dry_run => {
             let _ = writeln!(io::stdout(), "{}", plan.line());
             return Exit::OK;
         }
         Ok(mut plan) => {
             let script = plan.script.take();
-            let input = input(script, plan.control_c, arguments.quiet);
+            let input = input(script, plan.control_c, arguments.common.quiet);
             plan.play(arguments, &nonce(), input, &mut io::stdout(), &mut summary)
         }
         Err(error) => {
@@ -55,7 +55,7 @@ pub fn run(arguments: &RunArgs) -> Exit {
         }
     };
     summary.exit_code = exit.code();
-    conclude(summary, arguments.json.as_deref())
+    conclude(summary, arguments.common.json.as_deref())
 }
 
 /// Says what went wrong, and writes the summary where it is wanted.
@@ -106,7 +106,7 @@ struct Plan {
 }
 
 fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
-    for (option, path) in [("json", &arguments.json), ("trace", &arguments.trace)] {
+    for (option, path) in [("json", &arguments.common.json), ("trace", &arguments.trace)] {
         expect_folder(option, path.as_deref())?;
     }
     let workspace = Workspace::find()?;
@@ -119,11 +119,11 @@ fn prepare(arguments: &RunArgs, summary: &mut Summary) -> Result<Plan, Error> {
     }
     let qemu = Qemu::find()?;
     summary.qemu = Some(qemu.version().to_string());
-    qemu.expect_cpu(&arguments.cpu)?;
-    if arguments.no_build {
+    qemu.expect_cpu(&arguments.common.cpu)?;
+    if arguments.common.no_build {
         expect_built(&workspace, variant(arguments))?;
     } else {
-        build(&workspace, variant(arguments), arguments.quiet)?;
+        build(&workspace, variant(arguments), arguments.common.quiet)?;
     }
     let guest = wanted.load(&workspace, arguments)?;
     let plan = plan(&workspace, arguments, qemu, guest, script)?;
@@ -154,29 +154,29 @@ fn plan(
     words.extend(arguments.vcpus.map(|vcpus| format!("vcpus={vcpus}")));
     let restarts = arguments.restarts.or(arguments.no_reboot.then_some(0));
     words.extend(restarts.map(|restarts| format!("restarts={restarts}")));
-    words.extend(arguments.blocks.then(|| "blocks".to_owned()));
-    words.extend(arguments.scan.then(|| "scan".to_owned()));
+    words.extend(arguments.common.blocks.then(|| "blocks".to_owned()));
+    words.extend(arguments.hyp.scan.then(|| "scan".to_owned()));
     words.extend(arguments.measure.then(|| "measure".to_owned()));
-    words.extend(arguments.churn.map(|churn| format!("churn={churn}")));
-    words.extend(arguments.recover.as_ref().map(|recover| format!("recover={recover}")));
+    words.extend(arguments.hyp.churn.map(|churn| format!("churn={churn}")));
+    words.extend(arguments.hyp.recover.as_ref().map(|recover| format!("recover={recover}")));
     words.extend(arguments.recover_limit.map(|limit| format!("recover-limit={limit}")));
     words.extend(arguments.recover_rate.map(|rate| format!("recover-rate={rate}")));
     words.extend(arguments.mask.map(|mask| format!("mask={mask}")));
     let manage = arguments.manage || guest.is_ours && !arguments.no_manage;
     words.extend(manage.then(|| "manage".to_owned()));
-    let recover = arguments.recover.as_deref().and_then(Asked::parse);
+    let recover = arguments.hyp.recover.as_deref().and_then(Asked::parse);
     let mut machine = Machine {
-        cpu: arguments.cpu.clone(),
+        cpu: arguments.common.cpu.clone(),
         smp: smp(arguments),
         mem: arguments.mem.unwrap_or(DEFAULT_MEM),
         more: recover.map_or(0, |asked| asked.table_bytes()),
         no_reboot: restarts.is_some(),
-        icount: arguments.icount,
+        icount: arguments.hyp.icount,
         kernel,
         append: String::new(),
         ram: None,
         modules: guest.modules,
-        extra: arguments.extra.clone(),
+        extra: arguments.hyp.extra.clone(),
     };
     let addresses = match machine.place(hyp_size, guest.least_mem) {
         Err(crate::machine::MachineError::TooSmall { needed, .. }) if arguments.mem.is_none() => {
@@ -189,7 +189,7 @@ fn plan(
     let small = guest.least_mem > machine.room(hyp_size) / 2;
     let mem = arguments.guest_mem.or(small.then_some(guest.least_mem));
     words.extend(mem.map(|mem| format!("mem={}K", mem.div_ceil(1 << 12) << 2)));
-    words.extend(arguments.hyp_append.clone());
+    words.extend(arguments.hyp.hyp_append.clone());
     machine.append = words.join(" ");
     let elf = workspace.hyp_elf(variant(arguments));
     Ok(Plan { elf, qemu, machine, addresses, script, control_c: guest.control_c })
@@ -207,7 +207,7 @@ fn script_of(arguments: &RunArgs) -> Result<Option<Vec<Step>>, Error> {
 }
 
 fn variant(arguments: &RunArgs) -> Variant {
-    match (arguments.trace.is_some(), arguments.selftest) {
+    match (arguments.trace.is_some(), arguments.common.selftest) {
         _ if arguments.measure => Variant::Measure,
         (true, _) => Variant::Debug,
         (_, true) => Variant::Selftest,
@@ -274,7 +274,7 @@ impl Plan {
         if let Some(ram) = &ram {
             ram.lend(&mut command);
         }
-        let outcome = session::run(&mut command, nonce, input, arguments.timeout, sink);
+        let outcome = session::run(&mut command, nonce, input, arguments.common.timeout, sink);
         let exit = match &outcome {
             Ok(outcome) => judge(outcome, summary),
             Err(error) => return failed(summary, self.qemu.program(), error),
@@ -283,7 +283,7 @@ impl Plan {
         let about = format!("{}, cpu {}, QEMU {}", summary.guest, summary.cpu, self.qemu.version());
         match ram.contents(nonce).and_then(|contents| trace::write(path, &contents, about)) {
             Ok(written) => {
-                if !arguments.quiet || written.dropped != 0 {
+                if !arguments.common.quiet || written.dropped != 0 {
                     say(&written.to_string());
                 }
                 summary.trace = Some(written);

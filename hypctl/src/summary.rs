@@ -57,7 +57,7 @@ impl Summary {
         Self {
             schema: SCHEMA,
             guest: arguments.guest.clone(),
-            cpu: arguments.cpu.clone(),
+            cpu: arguments.common.cpu.clone(),
             smp: crate::run::smp(arguments),
             ended: "not-started",
             ..Self::default()

@@ -11,12 +11,12 @@
 
 use std::fmt::Write;
 
-use clap::Parser;
 use serde::Serialize;
 
 use super::{BenchError, publish, told};
 use crate::build::build;
-use crate::cli::{Cli, Command, LinuxBenchArgs};
+use crate::cli::LinuxBenchArgs;
+use crate::cli::shared::{CommonArgs, defaults};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::linux::boots::{Booted, Boots, On};
@@ -137,22 +137,28 @@ fn measure(arguments: &LinuxBenchArgs) -> Result<Exit, BenchError> {
 }
 
 fn linux_arguments(arguments: &LinuxBenchArgs) -> LinuxArgs {
+    let usual = usual(&arguments.bench.cpu);
     LinuxArgs {
         kernel: arguments.kernel.clone(),
         append: Some(arguments.append.clone()),
-        cpu: arguments.bench.cpu.clone(),
-        blocks: arguments.blocks,
-        ..usual()
+        common: CommonArgs { blocks: arguments.blocks, ..usual.common },
+        ..usual
     }
 }
 
-/// What all boots to be measured have in common.
-pub(super) fn usual() -> LinuxArgs {
-    let line = ["hypctl", "linux", "--quiet", "--no-build", "--script", "true"];
-    match Cli::parse_from(line).command {
-        Command::Linux(linux) => LinuxArgs { timeout: Some(super::TIMEOUT), ..*linux },
-        // `linux` is the word that is parsed.
-        _ => unreachable!(),
+/// What all boots to be measured have in common, on this CPU model.
+pub(super) fn usual(cpu: &str) -> LinuxArgs {
+    let defaults = defaults::<LinuxArgs>();
+    LinuxArgs {
+        script: Some("true".to_owned()),
+        common: CommonArgs {
+            cpu: cpu.to_owned(),
+            timeout: Some(super::TIMEOUT),
+            quiet: true,
+            no_build: true,
+            ..defaults.common
+        },
+        ..defaults
     }
 }
 

@@ -23,7 +23,7 @@ fn the_definition_is_consistent() {
 fn what_follows_the_dashes_is_for_qemu() {
     let run = run(&["touch", "--vcpus", "4", "--mem", "512M", "--", "-d", "int"]);
     assert_eq!((run.guest.as_str(), run.vcpus, run.mem), ("touch", Some(4), Some(512 << 20)));
-    assert_eq!(run.extra, ["-d", "int"]);
+    assert_eq!(run.hyp.extra, ["-d", "int"]);
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn cargo_gets_every_argument_as_it_is() {
 fn recovery_is_read_before_anything_runs() {
     let value = "inject,scratch@0x50000000+16M";
     let run = run(&["--recover", value, "--recover-limit", "0", "--recover-rate", "7"]);
-    assert_eq!(run.recover.as_deref(), Some(value));
+    assert_eq!(run.hyp.recover.as_deref(), Some(value));
     assert_eq!((run.recover_limit, run.recover_rate), (Some(0), Some(7)));
     for value in ["", "none", "scratch,stop", "scratch@0x1000"] {
         let line = ["hypctl", "run", "--recover", value];
@@ -59,5 +59,5 @@ fn numbers_without_sense_are_refused() {
         let line = ["hypctl", "run"].iter().chain(&arguments);
         assert!(Cli::try_parse_from(line).is_err(), "{arguments:?}");
     }
-    assert_eq!(run(&["--timeout", "0.5"]).timeout, Some(Duration::from_millis(500)));
+    assert_eq!(run(&["--timeout", "0.5"]).common.timeout, Some(Duration::from_millis(500)));
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::cli::LinuxArgs;
 use crate::catalogue::KERNELS;
+use crate::cli::shared::CommonArgs;
 use crate::columns::aligned;
 use crate::error::Error;
 use crate::exit::Exit;
@@ -65,7 +66,7 @@ pub(super) fn all(arguments: &LinuxArgs) -> Exit {
         }
     };
     let _ = io::stdout().write_all(text(&rows).as_bytes());
-    match arguments.json.as_deref().map(|path| (path, write(path, &rows))) {
+    match arguments.common.json.as_deref().map(|path| (path, write(path, &rows))) {
         Some((path, Err(error))) => {
             say(&format!("{}: {error}", path.display()));
             if exit == Exit::OK { Exit::NO_REPORT } else { exit }
@@ -76,8 +77,9 @@ pub(super) fn all(arguments: &LinuxArgs) -> Exit {
 
 /// Boots one after the other; after a signal there are no more. The exit code is the first that is not 0.
 fn boot_all(arguments: &LinuxArgs) -> Result<(Vec<Row>, Exit), Error> {
-    crate::run::expect_folder("json", arguments.json.as_deref())?;
-    let progress = Progress::new((KERNELS.len() * TESTED_CPUS.len()) as u64, arguments.quiet);
+    crate::run::expect_folder("json", arguments.common.json.as_deref())?;
+    let progress =
+        Progress::new((KERNELS.len() * TESTED_CPUS.len()) as u64, arguments.common.quiet);
     let (mut rows, mut exit) = (Vec::new(), Exit::OK);
     for kernel in KERNELS.into_iter().filter_map(|name| name.strip_prefix("linux-")) {
         for cpu in TESTED_CPUS {
@@ -104,10 +106,13 @@ fn boot_all(arguments: &LinuxArgs) -> Result<(Vec<Row>, Exit), Error> {
 fn one(arguments: &LinuxArgs, kernel: &str, cpu: &str) -> LinuxArgs {
     LinuxArgs {
         kernel: kernel.to_owned(),
-        cpu: cpu.to_owned(),
         script: Some(arguments.script.clone().unwrap_or_else(|| NOTHING.to_owned())),
-        json: None,
-        quiet: true,
+        common: CommonArgs {
+            cpu: cpu.to_owned(),
+            json: None,
+            quiet: true,
+            ..arguments.common.clone()
+        },
         ..arguments.clone()
     }
 }
@@ -219,8 +224,8 @@ mod tests {
     fn each_is_the_run_that_was_asked_for_on_its_own_model() {
         let words = ["--all", "--vcpus", "4", "--smp", "2", "--script", "nproc", "--json", "f"];
         let linux = one(&parsed(&words), "6.1", "cortex-a76");
-        assert_eq!((linux.kernel.as_str(), linux.cpu.as_str()), ("6.1", "cortex-a76"));
-        assert_eq!((linux.vcpus, linux.smp, linux.json), (4, Some(2), None));
+        assert_eq!((linux.kernel.as_str(), linux.common.cpu.as_str()), ("6.1", "cortex-a76"));
+        assert_eq!((linux.vcpus, linux.smp, linux.common.json), (4, Some(2), None));
         assert_eq!(linux.script.as_deref(), Some("nproc"));
         assert_eq!(one(&parsed(&["--all"]), "6.1", "max").script.as_deref(), Some(NOTHING));
     }

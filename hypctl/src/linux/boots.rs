@@ -4,6 +4,7 @@ use super::cli::LinuxArgs;
 use super::marks::Marks;
 use super::{Initrd, expect_linux_of, judge, plain, run_arguments};
 use crate::cli::RunArgs;
+use crate::cli::shared::{CommonArgs, HypArgs};
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::run::unattended_as;
@@ -54,8 +55,13 @@ impl Boots {
     /// Boots once, on so many CPUs.
     pub(crate) fn boot(&self, on: On, cpus: u32, icount: bool) -> Booted {
         let run = run_arguments(&self.linux, self.initrd.path());
-        let run =
-            RunArgs { vcpus: Some(cpus), smp: None, icount, no_build: true, quiet: true, ..run };
+        let run = RunArgs {
+            vcpus: Some(cpus),
+            smp: None,
+            common: CommonArgs { no_build: true, quiet: true, ..run.common },
+            hyp: HypArgs { icount, ..run.hyp },
+            ..run
+        };
         let run = RunArgs { measure: on == On::Measured, ..run };
         let mut console = Vec::new();
         let summary = match on {

@@ -1,13 +1,11 @@
 //! `hypctl linux` on the command line.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
-use hyp_core::churn::Wanted;
 
-use crate::cli::{seconds, size, wanted};
+use crate::cli::shared::{CommonArgs, HypArgs};
+use crate::cli::size;
 
 /// Examples below `--help`.
 pub const EXAMPLES: &str = "\
@@ -41,16 +39,13 @@ pub struct LinuxArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
     /// On QEMU alone, at EL1, without the hypervisor: the same kernel, initramfs, RAM, CPUs
-    #[arg(long, conflicts_with_all = ["hyp_append", "blocks", "scan", "churn", "recover", "smp"])]
+    #[arg(long, conflicts_with_all = ["hyp_append", "blocks", "scan", "churn", "recover", "smp", "selftest"])]
     pub plain: bool,
     /// Each of Debian's kernels on each tested CPU model, one after the other, and a table of how that went
     ///
     /// Without --script each comes up and powers off. The exit code is the first that is not 0.
     #[arg(long, conflicts_with_all = ["kernel", "initrd", "plain", "cpu", "dry_run"])]
     pub all: bool,
-    /// CPU model: max, neoverse-n2, cortex-a76, cortex-a53, or another that QEMU has
-    #[arg(long, value_name = "MODEL", default_value = "max")]
-    pub cpu: String,
     /// Virtual CPUs of the guest; if they are more than CPUs they take turns
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=hyp_abi::MAX_VCPUS as i64))]
     pub vcpus: u32,
@@ -60,43 +55,8 @@ pub struct LinuxArgs {
     /// RAM of the guest: a number and K, M or G
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
     pub mem: u64,
-    /// Populate the guest's RAM by blocks of 2 MiB where that is possible, instead of by pages
-    #[arg(long)]
-    pub blocks: bool,
-    /// Let CPUs that have nothing to run look for RAM that is worth a block of 2 MiB, and make it
-    #[arg(long)]
-    pub scan: bool,
-    /// Change how the guest's RAM is kept, at random, for so many seconds, as `run --churn`
-    #[arg(long, value_name = "SECONDS[,seed=N][,session=N]", value_parser = wanted)]
-    pub churn: Option<Wanted>,
-    /// What becomes of an access to an address without memory, as `run --recover`
-    #[arg(long, value_name = "POLICY[@START+SIZE],...")]
-    pub recover: Option<String>,
-    /// More words for the hypervisor's own command line
-    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    pub hyp_append: Option<String>,
-    /// Run the hypervisor's build with selftests
-    #[arg(long, conflicts_with = "plain")]
-    pub selftest: bool,
-    /// Deterministic time: one virtual nanosecond an instruction
-    #[arg(long)]
-    pub icount: bool,
-    /// End the run after this time, with exit code 124
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub timeout: Option<Duration>,
-    /// Write a summary here, whatever the end
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Only the console: no progress, no hints
-    #[arg(long, short)]
-    pub quiet: bool,
-    /// Print the QEMU command line and stop
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Run what is built already
-    #[arg(long)]
-    pub no_build: bool,
-    /// More arguments for QEMU
-    #[arg(last = true, value_name = "EXTRA")]
-    pub extra: Vec<OsString>,
+    #[command(flatten)]
+    pub common: CommonArgs,
+    #[command(flatten)]
+    pub hyp: HypArgs,
 }

@@ -36,12 +36,12 @@ pub(super) fn linux(workspace: &Workspace, run: &RunArgs, mark: Option<&str>) ->
             return Exit::USAGE;
         }
     };
-    if run.dry_run {
+    if run.hyp.dry_run {
         let _ = writeln!(io::stdout(), "{}", shell_line(qemu.program(), &words));
         return Exit::OK;
     }
     play(&qemu, &words, run, mark, &mut io::stdout(), &mut summary);
-    conclude(summary, run.json.as_deref())
+    conclude(summary, run.common.json.as_deref())
 }
 
 /// What is started, and its arguments.
@@ -50,14 +50,14 @@ pub(super) fn prepare(
     run: &RunArgs,
     summary: &mut Summary,
 ) -> Result<(Qemu, Vec<OsString>), Error> {
-    expect_folder("json", run.json.as_deref())?;
+    expect_folder("json", run.common.json.as_deref())?;
     let named = super::filled_in(workspace, run)?;
     let run = named.as_ref().unwrap_or(run);
     // The same sentences about files that are no kernels, and about too little memory.
     modules(run.guest.as_ref(), run)?;
     let qemu = Qemu::find()?;
     summary.qemu = Some(qemu.version().to_string());
-    qemu.expect_cpu(&run.cpu)?;
+    qemu.expect_cpu(&run.common.cpu)?;
     let words = arguments(run, &tree(workspace, run)?);
     summary.command = Some(shell_line(qemu.program(), &words));
     Ok((qemu, words))
@@ -81,15 +81,17 @@ fn arguments(run: &RunArgs, tree: &Path) -> Vec<OsString> {
     let vcpus = run.vcpus.unwrap_or(1).to_string();
     let mem = format!("{}M", mem(run));
     let mut words: Vec<OsString> = Vec::new();
-    words.extend(["-M", "virt,gic-version=3,dtb-randomness=off", "-cpu", &run.cpu].map(Into::into));
+    words.extend(
+        ["-M", "virt,gic-version=3,dtb-randomness=off", "-cpu", &run.common.cpu].map(Into::into),
+    );
     words.extend(["-smp", &vcpus, "-m", &mem, "-nic", "none", "-nographic"].map(Into::into));
     words.extend(run.no_reboot.then(|| "-no-reboot".into()));
-    words.extend(ICOUNT.iter().filter(|_| run.icount).map(Into::into));
+    words.extend(ICOUNT.iter().filter(|_| run.hyp.icount).map(Into::into));
     words.extend(["-kernel".into(), run.guest.clone().into()]);
     words.extend(["-dtb".into(), tree.into()]);
     words.extend(run.initrd.iter().flat_map(|path| ["-initrd".into(), path.clone().into()]));
     words.extend(run.append.iter().flat_map(|text| ["-append".into(), text.into()]));
-    words.extend(run.extra.iter().cloned());
+    words.extend(run.hyp.extra.iter().cloned());
     words
 }
 
@@ -107,13 +109,13 @@ pub(super) fn play(
     // There is no hypervisor to report.
     let nobody = nonce();
     let Some(mark) = mark else {
-        let input = input(None, ControlC::GoesToTheGuest, run.quiet);
-        let outcome = session::run(&mut command, &nobody, input, run.timeout, sink);
+        let input = input(None, ControlC::GoesToTheGuest, run.common.quiet);
+        let outcome = session::run(&mut command, &nobody, input, run.common.timeout, sink);
         return ended(outcome, qemu.program(), summary);
     };
     let mut marks = Marks::new(mark, sink);
     let typed = Input::Script(Vec::new());
-    let outcome = session::run(&mut command, &nobody, typed, run.timeout, &mut marks);
+    let outcome = session::run(&mut command, &nobody, typed, run.common.timeout, &mut marks);
     let boot = marks.finish();
     ended(outcome, qemu.program(), summary);
     let exit = Exit::from_report(summary.exit_code.into());

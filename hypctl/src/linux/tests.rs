@@ -1,7 +1,10 @@
 //! What Linux is run with, what is refused, and what a run comes to.
 
+use clap::Parser;
+
 use super::marks::{End, Up};
 use super::*;
+use crate::cli::{Cli, Command};
 
 pub(super) fn parsed(words: &[&str]) -> LinuxArgs {
     let line = ["hypctl", "linux"].iter().chain(words);

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::super::BenchError;
 use super::super::linux::{came_up, known, usual};
 use crate::cli::BenchArgs;
+use crate::cli::shared::HypArgs;
 use crate::linux::boots::{Booted, Boots, On};
 use crate::linux::cli::LinuxArgs;
 use crate::workspace::Workspace;
@@ -44,16 +45,17 @@ pub(super) fn measure(
     bare: [Measure; 2],
 ) -> Result<UnderLinux, BenchError> {
     let times = if arguments.quick { 12 } else { 20 };
-    let boots = Boots::of(
-        workspace,
-        LinuxArgs {
-            cpu: arguments.cpu.clone(),
-            script: Some(format!("for i in $(seq {times}); do {WRITE} || exit 1; done")),
+    let usual = usual(&arguments.cpu);
+    let linux = LinuxArgs {
+        script: Some(format!("for i in $(seq {times}); do {WRITE} || exit 1; done")),
+        hyp: HypArgs {
             churn: Some(Wanted { seconds: SECONDS, seed: 0, session: None }),
             hyp_append: Some("mask=hw-dirty".to_owned()),
-            ..usual()
+            ..usual.hyp
         },
-    )?;
+        ..usual
+    };
+    let boots = Boots::of(workspace, linux)?;
     let run = || came_up(boots.boot(On::Measured, 1, true));
     let (first, second) = (run()?, run()?);
     let [one, two] = [report(&first)?, report(&second)?];
