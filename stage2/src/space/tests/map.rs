@@ -1,5 +1,6 @@
 //! Maps against what they should give, refused ones, and what is left of those that fail.
 
+use super::install::unsettled;
 use super::unmap::{Released, range};
 use super::*;
 use crate::space::{Batch, Extent, MapError, Notes, Progress};

@@ -15,6 +15,11 @@ use crate::space::{
     Release, ReplaceError, Replacements, SplitError, UnmapError,
 };
 
+mod memory;
+mod program;
+use memory::{Given, Moved};
+use program::{How, Op, WINDOW, ops};
+
 /// A slot that is not Empty: what it holds and its bytes, by its address.
 type Picture = BTreeMap<u64, (Held, u64)>;
 
@@ -23,103 +28,6 @@ enum Held {
     Leaf(u64),
     Note(u64),
     Scratch,
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    Install { page: u64, block: bool },
-    Reach { page: u64 },
-    RemoveScratch { first: u64, count: u64 },
-    ReplaceScratch { first: u64, count: u64, pages: usize },
-    Map { first: u64, count: u64, to: u64, coarsest: usize },
-    Unmap { first: u64, count: u64, notes: bool },
-    Annotate { first: u64, count: u64, payload: u64 },
-    Deannotate { first: u64, count: u64 },
-    Split { first: u64, count: u64 },
-    Collapse { first: u64, count: u64 },
-    MakeContiguous { first: u64, count: u64, blocks: bool },
-    Dissolve { first: u64, count: u64 },
-    CopyCollapse { first: u64, count: u64, holes: usize, blocks: usize },
-}
-
-/// How an operation is run: pages of its range that are left out at the beginning, slots a batch, and the
-/// allocations that succeed.
-#[derive(Clone, Debug)]
-struct How {
-    skipped: u64,
-    slots: usize,
-    tables: usize,
-}
-
-/// Pages of the window in which everything happens: a run of blocks.
-const WINDOW: u64 = 8192;
-
-fn ops() -> impl Strategy<Value = Vec<(Op, How)>> {
-    let edges = prop_oneof![0..WINDOW, (0..WINDOW / 512).prop_map(|n| n * 512)];
-    let counts = prop_oneof![1u64..1100, (1u64..4).prop_map(|n| n * 512), Just(1u64), Just(WINDOW)];
-    let span = (edges, counts).prop_map(|(first, count)| (first, count.min(WINDOW - first)));
-    // Few ranges, at edges of blocks and of runs, so that what one operation has made another finds.
-    let edges = prop_oneof![4 => (0..3u64).prop_map(|n| n * 512), 2 => (0..96u64).prop_map(|n| n * 16), 1 => 0..1536u64];
-    let counts = prop_oneof![4 => (1..4u64).prop_map(|n| n * 512), 2 => (1..40u64).prop_map(|n| n * 16), 1 => 1..80u64];
-    let near = prop_oneof![8 => (edges, counts), 1 => Just((0, WINDOW))];
-    let op = prop_oneof![
-        (0..WINDOW, any::<bool>()).prop_map(|(page, block)| Op::Install { page, block }),
-        (0..WINDOW).prop_map(|page| Op::Reach { page }),
-        span.clone().prop_map(|(first, count)| Op::RemoveScratch { first, count }),
-        (span.clone(), prop_oneof![1 => 0..3usize, 3 => Just(99)])
-            .prop_map(|((first, count), pages)| Op::ReplaceScratch { first, count, pages }),
-        (span.clone(), 0u64..3, 0usize..3).prop_map(|((first, count), to, coarsest)| Op::Map {
-            first,
-            count,
-            to,
-            coarsest
-        }),
-        (span.clone(), any::<bool>()).prop_map(|((first, count), notes)| Op::Unmap {
-            first,
-            count,
-            notes
-        }),
-        (span.clone(), 1u64..4).prop_map(|((first, count), payload)| Op::Annotate {
-            first,
-            count,
-            payload
-        }),
-        span.prop_map(|(first, count)| Op::Deannotate { first, count }),
-    ];
-    let near_op = prop_oneof![
-        3 => (0..1536u64).prop_map(|page| Op::Reach { page }),
-        1 => near.clone().prop_map(|(first, count)| Op::RemoveScratch { first, count }),
-        1 => near.clone().prop_map(|(first, count)| {
-            Op::ReplaceScratch { first, count, pages: 99 }
-        }),
-        2 => (near.clone(), 0usize..3).prop_map(|((first, count), coarsest)| Op::Map {
-            first,
-            count,
-            to: 0,
-            coarsest
-        }),
-        1 => near.clone().prop_map(|(first, count)| Op::Unmap { first, count, notes: true }),
-        2 => near.clone().prop_map(|(first, count)| Op::Split { first, count }),
-        2 => near.clone().prop_map(|(first, count)| Op::Collapse { first, count }),
-        2 => (near.clone(), any::<bool>()).prop_map(|((first, count), blocks)| Op::MakeContiguous {
-            first,
-            count,
-            blocks
-        }),
-        1 => near.clone().prop_map(|(first, count)| Op::Dissolve { first, count }),
-        3 => (near, prop_oneof![0..40usize, Just(511)], prop_oneof![1 => 0..3usize, 3 => Just(9)])
-            .prop_map(|((first, count), holes, blocks)| {
-                Op::CopyCollapse { first, count, holes, blocks }
-            }),
-    ];
-    let op = prop_oneof![op, near_op];
-    let how = (
-        prop_oneof![4 => Just(0), 1 => 1u64..600],
-        prop_oneof![Just(1usize), 2usize..700, Just(usize::MAX)],
-        prop_oneof![3 => Just(usize::MAX), 1 => 0usize..4],
-    );
-    let how = how.prop_map(|(skipped, slots, tables)| How { skipped, slots, tables });
-    prop::collection::vec((op, how), 1..32)
 }
 
 struct Rig<'t> {
@@ -561,85 +469,6 @@ impl Rig<'_> {
         assert_eq!(linked_tables(&self.space), self.space.memory.live(), "a table was lost");
     }
 }
-
-/// Pages for what was scratch, by address.
-struct Given {
-    left: usize,
-    back: usize,
-}
-
-impl Given {
-    fn at(ipa: u64) -> u64 {
-        (1 << 47) - (1 << 40) + ipa % (1 << 40)
-    }
-}
-
-// SAFETY: (1, 2) no guest runs on the host.
-unsafe impl Replacements for Given {
-    fn take(&mut self, ipa: Ipa) -> Option<Pa> {
-        self.left = self.left.checked_sub(1)?;
-        Some(Pa::new(Self::at(ipa.get())))
-    }
-
-    fn give_back(&mut self, _: Ipa, _: Pa) {
-        self.back += 1;
-    }
-}
-
-/// Where blocks come from, and what was said of them.
-#[derive(Default)]
-struct Moved {
-    /// Blocks that are left.
-    left: usize,
-    /// By the page's IPA: where its bytes came from, if it was there, and where they went.
-    written: BTreeMap<u64, (Option<u64>, u64)>,
-    /// By IPA.
-    finished: BTreeMap<u64, u64>,
-    released: Released,
-    /// Blocks that were made, by IPA, with the holes that were filled.
-    told: BTreeMap<u64, usize>,
-}
-
-impl Release for Moved {
-    fn frame(&mut self, ipa: Ipa, former: &Former, flushed: &Flushed) {
-        self.released.frame(ipa, former, flushed);
-    }
-}
-
-// SAFETY: (1, 2) no guest runs on the host.
-unsafe impl Blocks for Moved {
-    fn take(&mut self) -> Option<Pa> {
-        self.left = self.left.checked_sub(1)?;
-        // Far from what is mapped, and from what other operations of the program have taken.
-        Some(Pa::new((1 << 46) + FRESH.fetch_add(2 << 20, Ordering::Relaxed)))
-    }
-
-    fn give_back(&mut self, block: Pa) {
-        panic!("{block} was not used, and nobody was in the way");
-    }
-
-    fn copy(&mut self, ipa: Ipa, from: Pa, to: Pa) {
-        let what = (Some(from.get()), to.get());
-        assert_eq!(self.written.insert(ipa.get(), what), None, "written twice");
-    }
-
-    fn fill(&mut self, ipa: Ipa, to: Pa) {
-        assert_eq!(self.written.insert(ipa.get(), (None, to.get())), None, "written twice");
-    }
-
-    fn finish(&mut self, ipa: Ipa, block: Pa) {
-        assert_eq!(self.finished.insert(ipa.get(), block.get()), None);
-    }
-
-    fn heard(&mut self, ipa: Ipa, what: CopyCollapse) {
-        if let CopyCollapse::Made { filled } = what {
-            assert_eq!(self.told.insert(ipa.get(), filled), None, "told twice");
-        }
-    }
-}
-
-/// Where the next block is: each is given out once.
-static FRESH: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 /// Spans of 2 MiB whose pages can be copied into a block, by their first IPA, in what is asked for.
 fn copies(before: &Picture, at: IpaRange, how: &How, holes: usize) -> Vec<u64> {
