@@ -2,13 +2,16 @@
 //!
 //! Input comes by the machine's UART interrupt, which stays active from its acknowledgement (`platform/gic.rs`) until the model has
 //! room again: so input that the guest does not read stays in the machine's UART, and takes no CPU out of its guest. A guest
-//! that polls takes input by looking, as ever.
+//! that polls takes input by looking, as ever. As long as the model is full nobody but the guest that reads can change that, so
+//! no interrupt is a reason to look, nor to wait for the lock.
 //!
 //! ```text
 //!  a character ──▶ interrupt, acknowledged: active ──▶ input(): into the model ──▶ its line to the interrupt controller
 //!                              ▲                              │ full: stays active
 //!                              └──────── deactivated ◀────────┴── room, at once or when the guest has read
 //! ```
+
+use core::sync::atomic::Ordering;
 
 use hyp_abi::interrupt::UART;
 use hyp_core::mmio::{Access, Devices, Window};
@@ -59,7 +62,7 @@ pub(crate) fn access(
             if let Some(level) = devices.changed_irq() {
                 interrupts::set_line(env, vcpu, UART, level);
             }
-            listen(&devices);
+            listen(env, &devices);
             Answer::Value(value)
         }
     };
@@ -71,7 +74,7 @@ pub(crate) fn access(
 
 /// Takes the input that the machine's UART has told of, if it has. Any CPU of the VM's, at a safe point, with or without a vCPU.
 pub(crate) fn input(env: Env<'_>) {
-    if !gic::console_is_active() {
+    if !gic::console_is_active() || env.vm.full.load(Ordering::Acquire) {
         return;
     }
     let mut devices = env.vm.devices.lock();
@@ -79,12 +82,15 @@ pub(crate) fn input(env: Env<'_>) {
     if let Some(level) = devices.changed_irq() {
         interrupts::set_spi(env, UART, level);
     }
-    listen(&devices);
+    listen(env, &devices);
 }
 
-/// Input may interrupt again, if there is room for it.
-fn listen(devices: &Devices) {
-    if devices.has_room() && gic::console_is_active() {
+/// Input may interrupt again, if there is room for it. `devices` are the VM's, locked.
+fn listen(env: Env<'_>, devices: &Devices) {
+    let is_full = !devices.has_room();
+    // Before an interrupt can come for which it is to be clear.
+    env.vm.full.store(is_full, Ordering::Release);
+    if !is_full && gic::console_is_active() {
         gic::listen_to_console();
     }
 }

@@ -6,7 +6,7 @@
 
 use alloc::boxed::Box;
 use core::num::NonZeroU64;
-use core::sync::atomic::{AtomicPtr, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64};
 
 use hyp_abi::MAX_VCPUS;
 use hyp_core::churn::Wanted;
@@ -220,6 +220,7 @@ pub(super) fn create(plan: &'static Plan) -> Result<Vm, Refusal> {
         psci: Psci::new(plan.vcpus, plan.ram),
         mailboxes: [const { Mailbox::new() }; MAX_VCPUS],
         devices: Lock::new("the devices", Devices::new()),
+        full: AtomicBool::new(false),
         vgic: Lock::new("the interrupt controller", interrupts::model(plan.vcpus)),
         epoch: timer::now(),
     })

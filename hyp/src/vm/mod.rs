@@ -81,7 +81,7 @@ pub(crate) mod vcpu;
 
 use alloc::boxed::Box;
 use core::convert::Infallible;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use create::Plan;
 use hyp_abi::MAX_VCPUS;
@@ -142,6 +142,8 @@ pub(crate) struct Vm {
     pub(crate) mailboxes: [Mailbox; MAX_VCPUS],
     /// Emulated devices.
     pub(crate) devices: Lock<Devices>,
+    /// Whether these have no room for input. Written with their lock.
+    pub(crate) full: AtomicBool,
     /// The interrupt controller's model: see [`interrupts`].
     vgic: Lock<Vgic>,
     /// What the physical counter read when this life began: there the guest's virtual counter is 0.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use hyp_abi::map::{IMAGE_OFFSET, RAM_BASE};
 use hypctl::console::Console;
 use serde_json::json;
 
@@ -21,10 +22,29 @@ const BOUND: Duration = Duration::from_secs(60);
 /// change it.
 #[track_caller]
 pub fn qemu<S: AsRef<OsStr>>(kernel: &Path, arguments: impl IntoIterator<Item = S>) -> Run {
-    let mut command = Command::new(hypctl::qemu::PROGRAM);
-    command.args(["-M", "virt,virtualization=on,gic-version=3,dtb-randomness=off"]);
-    command.args(["-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-nographic"]);
+    let mut command = machine("virtualization=on");
     command.arg("-kernel").arg(kernel).args(arguments);
+    ran(command)
+}
+
+/// A machine without EL2 that starts the guest `image`: nobody is below it. It finds QEMU's device tree where RAM begins.
+#[track_caller]
+pub fn guest(image: &Path) -> Run {
+    let mut command = machine("virtualization=off");
+    let (file, at) = (image.display(), RAM_BASE + IMAGE_OFFSET);
+    command.arg("-device").arg(format!("loader,file={file},addr={at:#x},cpu-num=0"));
+    ran(command)
+}
+
+fn machine(virtualization: &str) -> Command {
+    let mut command = Command::new(hypctl::qemu::PROGRAM);
+    command.args(["-M", &format!("virt,{virtualization},gic-version=3,dtb-randomness=off")]);
+    command.args(["-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-nographic"]);
+    command
+}
+
+#[track_caller]
+fn ran(mut command: Command) -> Run {
     let _host = host::shared();
     let mut ended = bounded::run(&mut command, b"", BOUND).unwrap();
     let mut console = Console::new(NONCE);

@@ -9,6 +9,9 @@ use crate::delivery::sgi;
 use crate::handler::{begin, count, expect, mask, unmask};
 use crate::timers::Timer;
 
+/// A sleep ends for what it waits for, and perhaps a few times more; one that is none ends thousands of times.
+const MOST_WOKEN: u32 = 16;
+
 /// Sleeps until it is so. Interrupts are masked while that is looked at: what comes afterwards ends the WFI, and is taken then.
 pub(crate) fn until_so(is_so: impl Fn() -> bool) {
     mask();
@@ -30,14 +33,25 @@ pub(crate) fn wfi_on_all(machine: &Machine, sleep: fn()) {
             let line = Interrupt::new(timer.intid());
             line.set_priority(0x80);
             line.enable(true);
-            for milliseconds in [0, 1, 5] {
+            for milliseconds in [0, 1, 5, 50] {
                 let at = timer.start(milliseconds * cpu::tick_rate() / 1000);
+                let mut woken = 0;
                 while timer.control() & 4 == 0 {
+                    // Once its time has come QEMU's ISTATUS may be late, and each further sleep ends at once.
+                    woken += u32::from(timer.now() < at);
                     sleep();
                 }
+                check!(
+                    woken <= MOST_WOKEN,
+                    "vCPU {} slept {woken} times until INTID {}, {milliseconds} ms",
+                    me.index,
+                    timer.intid()
+                );
                 check!(timer.now() >= at, "vCPU {}: its timer's time has come", me.index);
                 check_eq!(count(), 0, "interrupts of vCPU {}, which are masked", me.index);
                 timer.set_control(0);
+                // A list register knows nothing of the line, and would end the next sleep: looking at the controller takes it back.
+                check!(!line.is_pending(), "vCPU {}: a timer that was switched off", me.index);
             }
             line.enable(false);
         }

@@ -85,17 +85,18 @@ pub(crate) fn flash_exec(_: &Machine, _: Args) {
 }
 
 /// No decoded syndrome: the hypervisor must not guess.
-pub(crate) fn pair(_: &Machine, _: Args) {
+pub(crate) fn pair(_: &Machine, args: Args) {
+    let at = args.number("at", UART + 0x10);
     let result = catch(Resume::Next, || {
         let value: u64;
         // SAFETY: device memory; nothing is done with the values.
         unsafe {
-            asm!("ldp {v}, {w}, [{a}]", v = out(reg) value, w = out(reg) _, a = in(reg) UART + 0x10,
+            asm!("ldp {v}, {w}, [{a}]", v = out(reg) value, w = out(reg) _, a = in(reg) at,
                  options(nostack));
         }
         value
     });
-    survived("loading a pair from", UART + 0x10, result);
+    survived("loading a pair from", at, result);
 }
 
 pub(crate) fn simd(_: &Machine, _: Args) {

@@ -1,6 +1,7 @@
 //! Guests that do something wrong: each end is the one that was promised.
 
 use e2e::{Run, Scenario, on_every_cpu};
+use hyp_abi::map::{GICD_BASE, GICR_BASE};
 use hyp_core::report::Outcome;
 
 /// Guest memory of every run here, so that addresses are known.
@@ -93,6 +94,13 @@ fn a_device_access_without_syndrome_is_diagnosed() {
     stops(case("mmio-simd").run(), 0, &["data abort from the guest"]);
 }
 
+on_every_cpu!(a_pair_from_the_interrupt_controller_is_diagnosed, |cpu| {
+    for (at, name) in [(GICD_BASE, "(GICD)"), (GICR_BASE, "(GICR)")] {
+        let run = case(&format!("mmio-pair at={at:#x}")).cpu(cpu).run();
+        stops(run, at, &["data abort from the guest"]).shows(name).shows("not decoded (a pair");
+    }
+});
+
 #[test]
 fn a_fetch_from_flash_is_diagnosed() {
     stops(case("flash-exec").run(), 0, &["instruction abort from the guest"]);
@@ -158,6 +166,23 @@ fn a_reset_starts_the_machine_again() {
     let boots = run.console().matches("wild: case=reset").count();
     assert!(boots >= 2, "{boots} boots\n{run}");
 }
+
+// Virtual time begins with each life of the VM: at the value of the physical counter that the report names.
+on_every_cpu!(the_virtual_counter_begins_anew_with_each_life, |cpu| {
+    let run = case("counters").with("--restarts", 1).cpu(cpu).run().exits(0);
+    let console = run.console();
+    let ahead = console.lines().filter_map(|line| line.strip_prefix("wild: ahead by "));
+    let ahead: Vec<_> = ahead
+        .map(|bounds| {
+            let (least, most) = bounds.trim_end().split_once(" to ").expect("two bounds");
+            least.parse::<u64>().unwrap()..=most.parse::<u64>().unwrap()
+        })
+        .collect();
+    let [first, second] = &ahead[..] else { panic!("two lives: {ahead:?}\n{run}") };
+    assert!(*first.start() > 0 && first.end() < second.start(), "{ahead:?}\n{run}");
+    let began = run.report().began;
+    assert!(second.contains(&began), "{second:?} has not {began}\n{run}");
+});
 
 #[test]
 fn a_machine_is_reset_as_often_as_allowed() {
