@@ -50,7 +50,8 @@ const MODELS: [&str; 2] = ["max", "cortex-a53"];
 fn memory_is_populated_by_vcpus_that_take_turns() {
     for cpu in MODELS {
         let run = crowded("touch", 4, 2).cpu(cpu).append("pages=128 min-lost=0").passes();
-        switched(run, 4);
+        // Six times all four are switched on: vCPU 0 loses its CPU and gets it again, and one of the others gets the other CPU.
+        switched(run, 6 * 3);
     }
 }
 
@@ -72,6 +73,16 @@ fn blocks_change_size_under_vcpus_that_take_turns() {
                      min-filled=1 min-runs=4 min-dissolved=2";
         let run = crowded("churn", 4, 2).cpu(cpu).append(words).flag("--blocks").passes();
         switched(run, 8);
+    }
+}
+
+/// A CPU that stands still takes the interrupt that says whose turn it is. vCPUs that are in the way of each other show whether it looks
+/// afterwards: nothing else takes them out of the guest.
+#[test]
+fn who_waits_for_a_turn_when_all_stand_still_has_it_afterwards() {
+    for cpu in MODELS {
+        let run = crowded("turns", 4, 2).cpu(cpu).append("pauses=6").passes();
+        switched(run, 6 * 6).shows("turns: 6 long pauses, and the ball was passed");
     }
 }
 
@@ -118,8 +129,9 @@ fn vcpus_without_a_turn_end_with_the_vm() {
 fn violations_are_those_of_the_vcpu_that_had_the_cpu() {
     let run = crowded("wild", 4, 2).append("case=hole-crowd").with("--recover", "scratch").passes();
     let list = run.report().violation_log.list;
-    let vcpus: std::collections::BTreeSet<_> = list.iter().map(|one| one.vcpu).collect();
-    assert!(vcpus.len() > 2, "only of vCPUs {vcpus:?}\n{run}");
+    let has = |vcpu| list.iter().any(|one| one.vcpu == vcpu);
+    // Whichever CPU is the faster one: its log has records of both of its vCPUs.
+    assert!([[0, 2], [1, 3]].iter().any(|pair| pair.iter().all(|vcpu| has(*vcpu))), "{run}");
 }
 
 /// Translations of a vCPU that has lost its CPU are gone before the next one runs there.

@@ -7,11 +7,14 @@
 //! | the counter behind a barrier is never less than anybody's before it | all vCPUs have one time |
 //! | each vCPU waits in WFI for its timer, again and again, while one spins | who sleeps is woken though its CPU is busy, and not before its time |
 //! | all that in several lives of each vCPU | CPU_ON of a vCPU whose CPU runs another one; no register is left from the life before |
+//! | two vCPUs pass a ball to each other, while a third one has all CPUs stand still (`pauses`) | who waited for its turn when they stood still still gets it |
 //!
-//! Arguments (`key=value`): `lives` (3), `rounds` (12) of barriers in each, `naps` (4) in each.
+//! Arguments (`key=value`): `lives` (3), `rounds` (12) of barriers in each, `naps` (4) in each; `pauses` (0) takes the place of all that.
 
 #![no_std]
 #![no_main]
+
+mod pauses;
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -120,7 +123,11 @@ static LATEST: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static RESTED: AtomicUsize = AtomicUsize::new(0);
 
 fn turns(machine: &Machine) {
-    let args = machine.args(&["lives", "rounds", "naps"]);
+    let args = machine.args(&["lives", "rounds", "naps", "pauses"]);
+    let pauses = args.number("pauses", 0);
+    if pauses > 0 {
+        return pauses::run(machine, &mut machine.arena(), pauses);
+    }
     let (lives, rounds) = (args.number("lives", 3), args.number("rounds", 12));
     let naps = args.number("naps", 4);
     let vcpus = machine.vcpus().len();
