@@ -5,7 +5,7 @@
 //! user asked for ([`config`]), where a guest goes ([`image`]) and what it is told ([`guest_dtb`]), how
 //! its exits read ([`syndrome`], [`mmio`]) and its own faults ([`el2_fault`]), how its own walks went ([`stage1`]), what places of its memory have apart ([`patches`]), where it has none ([`recovery`]), what is done to it in the background ([`churn`]), what its calls and registers answer ([`psci`], [`idreg`],
 //! [`pl011`]), how its interrupts go ([`vgic`]), how the run is told to a person and to a program ([`diagnosis`], [`report`]),
-//! how its steps are recorded ([`trace`]), who wants the timer of a CPU when ([`alarms`]), which of its vCPUs runs ([`turns`]), and who reached for what is not there ([`violation`]).
+//! how its steps are recorded ([`trace`]), who wants the timer of a CPU when ([`alarms`]), which of its vCPUs runs ([`turns`]), how all CPUs of a VM come to stand still ([`standstill`]), and who reached for what is not there ([`violation`]).
 //!
 //! Input comes from people, from QEMU and from guests, and none of it is trusted: it is bounded, it is
 //! answered with a typed error that has the numbers in it, and it never panics. The lints below hold the
@@ -49,6 +49,7 @@ pub mod range;
 pub mod recovery;
 pub mod report;
 pub mod stage1;
+pub mod standstill;
 pub mod syndrome;
 pub mod timer;
 pub mod trace;

@@ -9,7 +9,7 @@
 //!  make the next, publish it  ────────────────▶ run it
 //! ```
 //!
-//! One word, [`Lives::asked`], says what the VM's CPUs are asked for at their safe points: to leave it, or to stand still
+//! One word, [`Lives::still`], says what the VM's CPUs are asked for at their safe points: to leave it, or to stand still
 //! for a moment (`pause`). They look there each time before they enter the guest.
 //!
 //! The VM is a box that [`LIVES`] points to. A CPU borrows it from the moment that it sees the life begin
@@ -21,11 +21,12 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use aarch64_cpu::asm::{self, barrier};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
+use hyp_core::standstill::Standstill;
 
 use super::create::{self, Plan};
 use super::run::{self, Env};
 use super::stop::Reason;
-use super::{EPOCHS, Vm, churning, pause, stop, takedown};
+use super::{EPOCHS, Vm, churning, stop, takedown};
 use crate::boot::Refusal;
 use crate::cpu::{self, PerCpu};
 use crate::event::violations;
@@ -36,18 +37,13 @@ use crate::{end, say};
 /// Seconds to wait for the others: the longest that a call takes is milliseconds.
 const PATIENCE: u64 = 10;
 
-/// Somebody has claimed the end of this life: leave the VM.
-const END: u32 = 1 << 0;
-/// Stand still until it is taken back.
-const PAUSE: u32 = 1 << 1;
-
 struct Lives {
     /// Of the life that goes on, or that is about to begin.
     vm: AtomicPtr<Vm>,
     /// Lives that have begun.
     begun: AtomicU32,
-    /// What its CPUs are asked for: the sum of [`END`] and [`PAUSE`].
-    asked: AtomicU32,
+    /// What its CPUs are asked for.
+    still: Standstill,
     /// CPUs that have left it.
     parked: AtomicUsize,
 }
@@ -55,54 +51,18 @@ struct Lives {
 static LIVES: Lives = Lives {
     vm: AtomicPtr::new(ptr::null_mut()),
     begun: AtomicU32::new(0),
-    asked: AtomicU32::new(0),
+    still: Standstill::new(),
     parked: AtomicUsize::new(0),
 };
 
-/// Whether a CPU of the VM is asked for anything: it [obeys](obey) at its safe point.
-#[inline]
-pub(super) fn is_asked() -> bool {
-    LIVES.asked.load(Ordering::Acquire) != 0
-}
-
-/// Does what this CPU is asked for, at its safe point. Returns whether the VM is being ended: park.
-#[cold]
-pub(super) fn obey() -> bool {
-    if is_paused() {
-        pause::stand_still();
-        // Meanwhile its time may have come.
-        violations::drain(cpu::current());
-    }
-    is_over()
-}
-
-/// Whether the VM is being ended.
-pub(super) fn is_over() -> bool {
-    LIVES.asked.load(Ordering::Acquire) & END != 0
-}
-
-/// Whether the VM's CPUs are to stand still. Once its end is claimed they are not.
-pub(super) fn is_paused() -> bool {
-    LIVES.asked.load(Ordering::Acquire) == PAUSE
-}
-
-/// Asks all CPUs of the VM but this to stand still; returns whether nobody else has asked for anything.
-pub(super) fn ask_for_pause(vm: &Vm, cpu: &PerCpu) -> bool {
-    let free = LIVES.asked.compare_exchange(0, PAUSE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-    if free {
-        kick_others(vm, cpu);
-    }
-    free
-}
-
-/// Takes back what [`ask_for_pause`] has asked for. What this CPU has done is seen by those that go on.
-pub(super) fn take_back_pause(vm: &Vm, cpu: &PerCpu) {
-    LIVES.asked.fetch_and(!PAUSE, Ordering::Release);
-    kick_others(vm, cpu);
+/// What the CPUs of the VM are asked for at their safe points.
+#[inline(always)]
+pub(super) fn still() -> &'static Standstill {
+    &LIVES.still
 }
 
 /// Has the VM's other CPUs come to their safe points.
-fn kick_others(vm: &Vm, cpu: &PerCpu) {
+pub(super) fn kick_others(vm: &Vm, cpu: &PerCpu) {
     let all = cpu::all().iter().take(vm.plan.cpus);
     for other in all.filter(|other| other.number != cpu.number) {
         gic::kick(other.mpidr.load(Ordering::Relaxed));
@@ -132,7 +92,7 @@ pub(super) fn first(plan: &'static Plan) -> Result<(), Refusal> {
 fn begin(vm: Vm) {
     LIVES.vm.store(Box::into_raw(Box::new(vm)), Ordering::Relaxed);
     LIVES.parked.store(0, Ordering::Relaxed);
-    LIVES.asked.store(0, Ordering::Relaxed);
+    LIVES.still.begin();
     LIVES.begun.fetch_add(1, Ordering::Release);
     // The others look after the event, which is not ordered after earlier stores by itself.
     barrier::dsb(barrier::ISHST);
@@ -161,7 +121,7 @@ pub(super) fn serve(cpu: &'static PerCpu) -> ! {
         let Some(mut place) = vm.plan.vmids.join(cpu.number) else { power::stay() };
         let mine = run::run(Env { vm, cpu, guards: &guards }, &mut place);
         // Whoever comes second has no reason that counts.
-        let mine = mine.filter(|_| LIVES.asked.fetch_or(END, Ordering::AcqRel) & END == 0);
+        let mine = mine.filter(|_| LIVES.still.end());
         if mine.is_some() {
             kick_others(vm, cpu);
         }

@@ -17,6 +17,7 @@ use alloc::boxed::Box;
 
 use aarch64_cpu::registers::{ESR_EL2, Readable};
 use hyp_core::diagnosis::Diagnosis;
+use hyp_core::standstill::Asked;
 use hyp_core::syndrome::{Class, Syndrome};
 use stage2::epoch::Cpu as Guards;
 use stage2::fault::{Fault, is_translation};
@@ -26,7 +27,7 @@ use super::payload::Payload;
 use super::schedule::Queue;
 use super::stop::Reason;
 use super::vcpu::{Entry, State, Vcpu};
-use super::{NUMBER, Vm, churning, control, fault, idle, interrupts, life, relaxing, trap};
+use super::{NUMBER, Vm, churning, control, fault, idle, interrupts, life, pause, relaxing, trap};
 use crate::cpu::PerCpu;
 #[cfg(feature = "measure")]
 use crate::event::measure::Timing;
@@ -140,11 +141,11 @@ fn wait_for_turn(env: Env<'_>, queue: &mut Queue) -> Result<usize, Over> {
     loop {
         nothing_held(env);
         interrupted(env, queue.current());
-        if life::is_asked() {
-            if life::obey() {
-                return Err(Over(None));
+        if life::still().is_asked() {
+            match pause::obey(env) {
+                Asked::Leave => return Err(Over(None)),
+                Asked::LookAgain => stood_still(env, queue.current()),
             }
-            stood_still(env, queue.current());
         }
         if let Some(next) = queue.next(env) {
             return Ok(next);
@@ -245,15 +246,17 @@ fn resume(env: Env<'_>, vcpu: &mut Vcpu) -> End {
             #[cfg(feature = "measure")]
             cpu.timing.refilled(since);
         }
-        if life::is_asked() {
-            if life::obey() {
-                return End::Vm(Over(None));
-            }
-            // What came while the CPU stood still was taken, times that were set among it: who is next, and when this CPU has to
-            // look, is found out anew.
-            #[cfg(feature = "measure")]
-            cpu.timing.disturbed();
-            return End::Interrupted;
+        if life::still().is_asked() {
+            return match pause::obey(env) {
+                Asked::Leave => End::Vm(Over(None)),
+                // What came while the CPU stood still was taken, times that were set among it: who is next, and when this CPU has to
+                // look, is found out anew.
+                Asked::LookAgain => {
+                    #[cfg(feature = "measure")]
+                    cpu.timing.disturbed();
+                    End::Interrupted
+                }
+            };
         }
         // The return to the guest, and its next exit, are context synchronizations.
         trace::synchronized();

@@ -60,6 +60,18 @@ impl AtomicU64 {
         self.value.fetch_and(bits, order)
     }
 
+    /// Adds and returns what it held.
+    #[track_caller]
+    pub fn fetch_add(&self, number: u64, order: Ordering) -> u64 {
+        self.value.fetch_add(number, order)
+    }
+
+    /// Subtracts and returns what it held.
+    #[track_caller]
+    pub fn fetch_sub(&self, number: u64, order: Ordering) -> u64 {
+        self.value.fetch_sub(number, order)
+    }
+
     /// Writes `new` if it holds `old`.
     ///
     /// # Errors

@@ -14,7 +14,7 @@
 //! * `ranges`: the operations on ranges, as a PE does them.
 //! * `protocol`: the cases. Each is a function that ends in assertions on behaviour, and names the
 //!   outcome that it came to.
-//! * `protocol::violations` is the one without a VM: the ring of crate `hyp-core`, made of the same atomics.
+//! * `protocol::violations` and `protocol::standstill` are without a VM: the ring and the pause of crate `hyp-core`, made of the same atomics.
 //! * `check`: runs a case under the checker of this build, counts, and insists on every outcome.
 //!
 //! `docs/src/models.md` has what is modelled, what is not, and the counts.

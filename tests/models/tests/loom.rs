@@ -7,7 +7,7 @@ use protocol_models::check::Model;
 use protocol_models::protocol::primitive::{Follow, Publish, hand_over};
 use protocol_models::protocol::{
     alike, clear, copy, dirty, disjoint, epoch, fill, hardware, install, look, policy, prot, relax,
-    resize, retire, scratch, session, violations, vmid, window,
+    resize, retire, scratch, session, standstill, violations, vmid, window,
 };
 
 /// A test for each case: name, bound on preemptions, fewest executions, outcomes, the case.
@@ -23,6 +23,15 @@ macro_rules! models {
 }
 
 models! {
+    two_pauses_of_a_guest: Some(2), 1_000,
+        ["paused twice"],
+        standstill::two_pauses_of_a_guest;
+    two_pause_each_other: Some(3), 1_000,
+        ["paused", "refused"],
+        standstill::two_pause_each_other;
+    an_end_against_a_pause: Some(3), 1_000,
+        ["paused before", "refused", "a guest worked after it"],
+        standstill::an_end_against_a_pause;
     a_repeat_against_a_drain: None, 2_500,
         ["came too early", "took both as one", "the repeat came after it"],
         violations::a_repeat_against_a_drain;

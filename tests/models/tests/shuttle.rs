@@ -5,7 +5,7 @@
 use protocol_models::check::Model;
 use protocol_models::protocol::{
     clear, copy, dirty, disjoint, epoch, fill, install, look, policy, prot, ranges, resize, retire,
-    scratch, violations, window,
+    scratch, standstill, violations, window,
 };
 
 /// A test for each case: name, executions with each scheduler, outcomes, the case.
@@ -20,6 +20,12 @@ macro_rules! models {
 }
 
 models! {
+    a_crowd_pauses: 1000,
+        ["paused", "refused"],
+        standstill::a_crowd_pauses;
+    an_end_against_a_pause_of_four: 1000,
+        ["paused before", "refused", "a guest worked after it"],
+        standstill::an_end_against_a_pause_of_four;
     a_storm_against_drains: 2000,
         ["lost", "found room", "took a repeat"],
         violations::a_storm_against_drains;

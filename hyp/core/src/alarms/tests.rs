@@ -10,8 +10,8 @@ fn the_earliest_wins_whoever_sets_it() {
     assert_eq!(alarms.earliest(), NEVER);
     assert_eq!(alarms.set(1, 50), Some(50));
     assert_eq!(alarms.set(0, 70), None, "the timer is set to an earlier one already");
-    assert_eq!(alarms.set(2, 20), Some(20));
-    assert_eq!(alarms.earliest(), 20);
+    assert_eq!(alarms.set(2, 20), Some(20), "the timer is set to the earlier one");
+    assert_eq!(alarms.earliest(), 20, "the timer's time is known");
 }
 
 #[test]
@@ -19,9 +19,9 @@ fn who_takes_its_time_back_leaves_the_others_theirs() {
     let alarms = Alarms::<3>::none();
     alarms.set(0, 10);
     alarms.set(1, 30);
-    assert_eq!(alarms.set(0, NEVER), Some(30));
+    assert_eq!(alarms.set(0, NEVER), Some(30), "the timer is set to the other one's");
     assert_eq!(alarms.set(1, NEVER), Some(NEVER));
-    assert_eq!(alarms.set(1, NEVER), None);
+    assert_eq!(alarms.set(1, NEVER), None, "there was none");
 }
 
 #[test]
@@ -39,8 +39,8 @@ fn a_time_is_over_at_its_own_tick_and_not_before() {
     let alarms = Alarms::<2>::none();
     alarms.set(0, 10);
     alarms.set(1, 11);
-    assert_eq!(alarms.came(9), 10);
-    assert_eq!(alarms.came(10), 11);
+    assert_eq!(alarms.came(9), 10, "a time that is to come stays");
+    assert_eq!(alarms.came(10), 11, "a time that has come is gone");
     assert_eq!(alarms.came(u64::MAX - 1), NEVER);
 }
 

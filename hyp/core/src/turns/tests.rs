@@ -15,7 +15,7 @@ fn turns_go_round() {
         turns.begin(next, now, SLICE);
         order.push(next);
     }
-    assert_eq!(order, [1, 2, 0, 1, 2, 0, 1]);
+    assert_eq!(order, [1, 2, 0, 1, 2, 0, 1], "the order of the turns");
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn who_is_not_ready_is_passed_over() {
     let mut turns = Turns::new(4);
     turns.begin(1, 0, SLICE);
     assert_eq!(turns.next(|vcpu| vcpu == 0 || vcpu == 3), Some(3));
-    assert_eq!(turns.next(|vcpu| vcpu == 0), Some(0));
+    assert_eq!(turns.next(|vcpu| vcpu == 0), Some(0), "those before it come after the last");
     assert_eq!(turns.next(|_| false), None);
 }
 
@@ -32,30 +32,30 @@ fn the_current_one_goes_on_only_if_no_other_is_ready() {
     let mut turns = Turns::new(3);
     turns.begin(2, 0, SLICE);
     assert_eq!(turns.next(|vcpu| vcpu == 2), Some(2));
-    assert_eq!(turns.next(|vcpu| vcpu != 0), Some(1));
+    assert_eq!(turns.next(|vcpu| vcpu != 0), Some(1), "another one is ready, too");
 }
 
 #[test]
 fn a_cpu_without_vcpus_has_nobody_to_run() {
     let turns = Turns::new(0);
     assert_eq!(turns.next(|_| true), None);
-    assert!(turns.is_alone());
+    assert!(turns.is_alone(), "nobody has to be taken out for a turn");
 }
 
 #[test]
 fn who_is_alone_has_no_end() {
     let mut turns = Turns::new(1);
     turns.begin(0, 0, SLICE);
-    assert_eq!(turns.verdict(1_000_000, false), Verdict::GoOn);
+    assert_eq!(turns.verdict(1_000_000, false), Verdict::GoOn, "nobody is waiting");
 }
 
 #[test]
 fn a_slice_ends_at_its_own_tick_and_not_before() {
     let mut turns = Turns::new(2);
     turns.begin(0, 100, SLICE);
-    assert_eq!(turns.verdict(100, true), Verdict::Until(110));
+    assert_eq!(turns.verdict(100, true), Verdict::Until(110), "a slice from its beginning on");
     assert_eq!(turns.verdict(109, true), Verdict::Until(110));
-    assert_eq!(turns.verdict(110, true), Verdict::Over);
+    assert_eq!(turns.verdict(110, true), Verdict::Over, "the slice is over at its end");
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn who_has_had_the_cpu_for_long_gives_it_up_at_once() {
 fn at_the_end_of_time_a_slice_does_not_wrap() {
     let mut turns = Turns::new(2);
     turns.begin(0, u64::MAX - 3, SLICE);
-    assert_eq!(turns.verdict(u64::MAX - 2, true), Verdict::Until(u64::MAX));
+    assert_eq!(turns.verdict(u64::MAX - 2, true), Verdict::Until(u64::MAX), "the end of time");
 }
 
 proptest! {

@@ -19,6 +19,7 @@ pub mod resize;
 pub mod retire;
 pub mod scratch;
 pub mod session;
+pub mod standstill;
 pub mod violations;
 pub mod vmid;
 pub mod window;
