@@ -29,8 +29,8 @@ const OURS: &str = "churn";
 /// The time that [`LEAST`] is for, in seconds.
 const MINUTE: u64 = 60;
 
-/// What a minute has to change at the least, by kind: less than a tenth of what it does on a busy host with two cores (`docs/src/churn.md`), and
-/// of sessions, which are begun and compared as a whole, a third.
+/// What a minute has to change at the least, by kind: a quarter, or less, of what it did on two cores with a load of 10 to 14, and of sessions,
+/// which are begun and compared as a whole, two fifths (`docs/src/churn.md`).
 const LEAST: [(Kind, u64); Kind::ALL.len()] = [
     (Kind::WriteProtect, 2000),
     (Kind::Harvest, 2000),

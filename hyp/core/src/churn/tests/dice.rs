@@ -119,8 +119,13 @@ proptest! {
                 prop_assert!(holes < 512);
             }
             let (Some(range), unit) = range(step) else { continue };
-            prop_assert!(ram.contains_range(&range) && !range.is_empty(), "{step:?} is not in RAM");
+            prop_assert!(!range.is_empty(), "{step:?} is nowhere");
+            if let Step::Move(IpaRange { start, end }) = step {
+                let is_in_one = start / BLOCK == (end - 1) / BLOCK;
+                prop_assert!(is_in_one, "{step:?} is in two blocks");
+            }
             prop_assert!(place.contains_range(&range), "{step:?} leaves its place");
+            prop_assert!(ram.contains_range(&place), "{place} is not in RAM");
             prop_assert!((range.start | range.end).is_multiple_of(unit), "{step:?}");
             let longest = if unit == BLOCK { most.max(1) * BLOCK } else { BLOCK };
             prop_assert!(range.len() <= longest, "{step:?} is too long");
