@@ -316,3 +316,12 @@ fn run_linux_refuses_too_little_memory_likewise() {
     refused(scenario, &["--guest-mem 512 MiB is too little", "unpacked at least 300 MiB"])
         .never_started();
 }
+
+#[test]
+fn churn_linux_refuses_too_little_memory_likewise() {
+    let mut command = Command::new(hypctl());
+    command.args(["churn", "linux", "--mem", "40M"]);
+    let ended = bounded::run(&mut command, b"", Duration::from_secs(PATIENCE)).unwrap();
+    assert_eq!(ended.status.and_then(|status| status.code()), Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--mem 40 MiB is too little for Linux"), "{}", ended.stderr);
+}
