@@ -11,8 +11,9 @@
 //!
 //! # Registers across an exit
 //!
-//! `guest_enter` is a function: it pushes what the calling convention lets a caller keep (x19-x30)
-//! and the context's address, loads the guest's registers and leaves by `ERET`. An exit lands on the
+//! [`guest_enter`] calls a routine that pushes the context's address and the three registers which the compiler may not be told are lost
+//! (x19, x29, x30), loads the guest's registers and leaves by `ERET`. All others it is told of: what the caller wants to keep it keeps on
+//! its stack, and loads again when it needs it, which is less than twelve registers at each exit. An exit lands on the
 //! same stack, so the context is found without any per-CPU lookup. Only the general registers,
 //! `ELR_EL2` and `SPSR_EL2` move: EL1 registers stay live in the hardware until another vCPU gets the CPU
 //! (`vm/schedule.rs`), and EL2 is compiled without FP, so that file is the guest's, too.
@@ -33,7 +34,7 @@
 //!
 //! The frame that is built is `same_level::Frame`.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 
 use super::same_level::Frame;
 use crate::boot::stack::ON_STACK_BIT;
@@ -116,7 +117,31 @@ global_asm!(
     ldr     x0, [sp, #16]               // the context
     stp     x2, x3, [x0, #16]
     mov     x2, #\kind
-    b       guest_exit
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    ldp     x4, x5, [sp], #16
+    stp     x4, x5, [x0]
+    mrs     x6, elr_el2
+    mrs     x7, spsr_el2
+    stp     x30, x6, [x0, #{x30}]
+    str     x7, [x0, #{pstate}]
+    "#,
+    measured!("str     x1, [x0, #{pstate} + 8]"),
+    r#"
+    ldp     x19, x29, [sp, #16]
+    ldp     x0, x30, [sp], #32
+    ret                                 // x2 = kind; x19, x29 as they were
     .endm
 
     .text
@@ -140,50 +165,12 @@ el2_vectors:
     guest_vector 4
     guest_vector 4
     .balign 0x80
+    .org    el2_vectors + 0x800         // or an entry is longer than there is room for
 
-    // x0 = context, x2 = kind; x2, x3 saved; the guest's x0, x1 on the stack.
-guest_exit:
-    stp     x4, x5, [x0, #32]
-    stp     x6, x7, [x0, #48]
-    stp     x8, x9, [x0, #64]
-    stp     x10, x11, [x0, #80]
-    stp     x12, x13, [x0, #96]
-    stp     x14, x15, [x0, #112]
-    stp     x16, x17, [x0, #128]
-    stp     x18, x19, [x0, #144]
-    stp     x20, x21, [x0, #160]
-    stp     x22, x23, [x0, #176]
-    stp     x24, x25, [x0, #192]
-    stp     x26, x27, [x0, #208]
-    stp     x28, x29, [x0, #224]
-    ldp     x4, x5, [sp], #16
-    stp     x4, x5, [x0]
-    mrs     x6, elr_el2
-    mrs     x7, spsr_el2
-    stp     x30, x6, [x0, #{x30}]
-    str     x7, [x0, #{pstate}]
-    "#,
-    measured!("str     x1, [x0, #{pstate} + 8]"),
-    r#"
-    mov     x0, x2
-    ldp     x19, x20, [sp, #16]
-    ldp     x21, x22, [sp, #32]
-    ldp     x23, x24, [sp, #48]
-    ldp     x25, x26, [sp, #64]
-    ldp     x27, x28, [sp, #80]
-    ldp     x29, x30, [sp, #96]
-    add     sp, sp, #112
-    ret
-
-    .global guest_enter
-guest_enter:                            // x0 = context
-    stp     x0, xzr, [sp, #-112]!
-    stp     x19, x20, [sp, #16]
-    stp     x21, x22, [sp, #32]
-    stp     x23, x24, [sp, #48]
-    stp     x25, x26, [sp, #64]
-    stp     x27, x28, [sp, #80]
-    stp     x29, x30, [sp, #96]
+    .global guest_enter_and_exit
+guest_enter_and_exit:                   // x0 = context
+    stp     x0, x30, [sp, #-32]!
+    stp     x19, x29, [sp, #16]
     ldp     x30, x6, [x0, #{x30}]
     ldr     x7, [x0, #{pstate}]
     msr     elr_el2, x6
@@ -318,10 +305,32 @@ const _: () = {
 };
 
 unsafe extern "C" {
-    /// Runs the guest until its next exit; returns the kind, see [`Exit::from_raw`].
-    ///
-    /// # Safety
-    /// 1. Stage 2, `HCR_EL2` and the EL1 registers of this CPU belong to the vCPU of `context`.
-    /// 2. `context.pstate` names EL1 or EL0, AArch64.
-    pub(crate) fn guest_enter(context: *mut Context) -> u64;
+    /// Above; called with the context in x0 it returns with the kind in x2, and has lost all registers but x19, x29 and the stack pointer.
+    fn guest_enter_and_exit();
+}
+
+/// Runs the guest until its next exit; returns the kind, see [`Exit::from_raw`].
+///
+/// # Safety
+/// 1. Stage 2, `HCR_EL2` and the EL1 registers of this CPU belong to the vCPU of `context`, which nobody else reaches.
+/// 2. `context.pstate` names EL1 or EL0, AArch64.
+#[inline(always)]
+pub(crate) unsafe fn guest_enter(context: *mut Context) -> u64 {
+    let kind;
+    // SAFETY: (1) the caller's clauses; (2) every register that the routine loses is named, memory and flags are by default.
+    unsafe {
+        asm!(
+            "bl {run}",
+            run = sym guest_enter_and_exit,
+            inout("x0") context => _,
+            out("x1") _,
+            out("x2") kind,
+            out("x3") _, out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
+            out("x10") _, out("x11") _, out("x12") _, out("x13") _, out("x14") _, out("x15") _,
+            out("x16") _, out("x17") _, out("x18") _, out("x20") _, out("x21") _, out("x22") _,
+            out("x23") _, out("x24") _, out("x25") _, out("x26") _, out("x27") _, out("x28") _,
+            out("x30") _,
+        );
+    }
+    kind
 }

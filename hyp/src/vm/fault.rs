@@ -59,7 +59,7 @@ pub(super) enum Populate {
 }
 
 /// Handles a Translation fault of the guest, of whatever access.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn translation(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     let Env { vm, cpu, guards } = env;
     cpu.counters.bump(Stat::Faults);

@@ -46,11 +46,9 @@ use crate::platform::timer;
 const RUN: u64 = 16;
 
 /// Handles a synchronous exit that is no translation fault.
-// One call for all of these, and decided here: what more the loop around the guest had to do it would do for
-// populate faults, too, if it were only a copy of `env`.
-#[inline(never)]
-pub(super) fn or_else(env: &Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
-    let env = *env;
+// Part of the loop around the guest, as populate faults are (`run`).
+#[inline(always)]
+pub(super) fn or_else(env: Env<'_>, vcpu: &mut Vcpu, esr: u64) -> Step {
     if is_plain_store(esr) {
         return write(env, vcpu, esr);
     }

@@ -47,8 +47,9 @@ pub(crate) struct Env<'a> {
     pub(crate) guards: &'a Guards<'a>,
 }
 
-/// What an exit leads to. A plain number, so that the most frequent is told with one instruction.
+/// What an exit leads to. A plain number of a whole register, so that the most frequent is told with one instruction.
 #[derive(Clone, Copy, Debug)]
+#[repr(u32)]
 pub(crate) enum Step {
     /// Back to the guest.
     Resume,
@@ -232,7 +233,8 @@ enum End {
     Vm(Over),
 }
 
-// A function of its own: what its callers keep in registers would be loaded anew at each exit.
+// A function of its own: what its callers keep in registers would be loaded anew at each exit. The frequent faults are handled in line: an
+// exit leaves nothing in registers, so none has to be saved for them.
 #[inline(never)]
 fn resume(env: Env<'_>, vcpu: &mut Vcpu) -> End {
     let cpu = env.cpu;
@@ -272,14 +274,27 @@ fn resume(env: Env<'_>, vcpu: &mut Vcpu) -> End {
             Exit::Irq => return End::Interrupted,
             Exit::Fiq | Exit::SError | Exit::AArch32 => unexpected(vcpu, exit),
         };
-        match step {
-            Step::Resume => {}
-            // Nothing is held: this is the safe point.
-            Step::Restock => cpu.stock.refill_block(),
-            Step::Wait => return End::Not(State::Waits),
-            Step::Off => return End::Not(State::Off),
-            Step::Stop => return End::Vm(Over(vcpu.reason.take())),
+        if let Step::Resume = step {
+            continue;
         }
+        if let Some(end) = otherwise(env, vcpu, step) {
+            return end;
+        }
+    }
+}
+
+/// What an exit leads to that is not just a return to the guest. At a safe point.
+#[inline(never)]
+fn otherwise(env: Env<'_>, vcpu: &mut Vcpu, step: Step) -> Option<End> {
+    match step {
+        Step::Resume => None,
+        Step::Restock => {
+            env.cpu.stock.refill_block();
+            None
+        }
+        Step::Wait => Some(End::Not(State::Waits)),
+        Step::Off => Some(End::Not(State::Off)),
+        Step::Stop => Some(End::Vm(Over(vcpu.reason.take()))),
     }
 }
 
@@ -291,7 +306,7 @@ fn synchronous(env: Env<'_>, vcpu: &mut Vcpu) -> Step {
     if is_translation(esr) {
         return fault::translation(env, vcpu);
     }
-    relaxing::or_else(&env, vcpu, esr)
+    relaxing::or_else(env, vcpu, esr)
 }
 
 /// A synchronous exit that is no fault on a translation or a leaf.
