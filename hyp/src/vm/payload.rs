@@ -12,6 +12,7 @@
 use hyp_core::{IpaRange, PaRange};
 use stage2::{Frames, Pa};
 
+use super::copying::copy_lines;
 use crate::event::trace;
 use crate::mem::cache::{Stock, wipe};
 use crate::mem::{PAGE, clean};
@@ -89,12 +90,17 @@ impl Payload {
             let Some(bytes) = part.bytes.get(from..from + common.len() as usize) else {
                 continue;
             };
-            let to = frame + (common.start - page);
+            filled = true;
+            let (to, source) = (frame + (common.start - page), bytes.as_ptr().expose_provenance());
+            if bytes.len() as u64 == PAGE && source.is_multiple_of(PAGE as usize) {
+                // SAFETY: (1) a whole page of the payload, which is never in a frame of the pool, and the frame of clause 1.
+                unsafe { copy_lines(source as u64, frame) };
+                continue;
+            }
             let target = core::ptr::with_exposed_provenance_mut::<u8>(to as usize);
             // SAFETY: (1) clause 1, and `common` lies within one page; (2) the payload is never in a
             // frame of the pool.
             unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-            filled = true;
         }
         if filled {
             clean::for_guest(PaRange { start: frame, end: frame + PAGE });

@@ -3,6 +3,7 @@
 //! | figure | how |
 //! | --- | --- |
 //! | wall time from QEMU's start to the first program | pairs of runs, one of each kind, which come first in turn; the median of the ratios within the pairs, and their spread |
+//! | instructions of EL2 by what took it out of the guest | a run of the build that measures, likewise |
 //! | instructions to the same point | virtual time of a run under `-icount shift=0` on one CPU: a nanosecond is an instruction; two runs must agree |
 //!
 //! On both sides QEMU loads the same kernel and initramfs; the device tree, command line, RAM and CPUs of the kernel are the same. Virtual
@@ -11,6 +12,7 @@
 
 use std::fmt::Write;
 
+use hyp_core::report::{AllSpent, Report, Spent};
 use serde::Serialize;
 
 use super::{BenchError, publish, told};
@@ -50,6 +52,8 @@ struct Numbers<'a> {
     /// Instructions on one CPU: on QEMU alone, under the hypervisor.
     instructions: [u64; 2],
     instruction_ratio: f64,
+    /// EL2's, by what took it out of the guest, from the guest's start to its power-off.
+    spent: AllSpent,
     identical: bool,
 }
 
@@ -81,9 +85,10 @@ fn measure(arguments: &LinuxBenchArgs) -> Result<Exit, BenchError> {
     let bench = &arguments.bench;
     let workspace = Workspace::find().map_err(Error::from)?;
     build(&workspace, Variant::Plain, bench.quiet).map_err(Error::from)?;
+    build(&workspace, Variant::Measure, bench.quiet).map_err(Error::from)?;
     let boots = Boots::of(workspace, linux_arguments(arguments))?;
     let pairs = if bench.quick { arguments.pairs.min(QUICK) } else { arguments.pairs };
-    let progress = Progress::new(2 * u64::from(pairs) + 4, bench.quiet);
+    let progress = Progress::new(2 * u64::from(pairs) + 5, bench.quiet);
     let boot = |on, cpus, icount| {
         progress.begin(format!("{on:?}, {cpus} CPUs"));
         let booted = came_up(boots.boot(on, cpus, icount));
@@ -99,6 +104,7 @@ fn measure(arguments: &LinuxBenchArgs) -> Result<Exit, BenchError> {
     };
     let (alone, plain_instructions, plain_identical) = count(On::Plain)?;
     let (under, hyp_instructions, hyp_identical) = count(On::Hypervisor)?;
+    let spent = report(&boot(On::Measured, 1, true)?)?.spent;
 
     let mut times = Vec::new();
     for pair in 0..pairs {
@@ -116,7 +122,7 @@ fn measure(arguments: &LinuxBenchArgs) -> Result<Exit, BenchError> {
     let identical = plain_identical && hyp_identical;
     let release = alone.summary.boot.as_ref().and_then(|boot| boot.up.as_ref());
     let numbers = Numbers {
-        schema: 1,
+        schema: 2,
         what: "Linux to its first program, on QEMU alone and under the hypervisor",
         kernel: release.map(|up| up.release.clone()).unwrap_or_default(),
         append: &arguments.append,
@@ -131,6 +137,7 @@ fn measure(arguments: &LinuxBenchArgs) -> Result<Exit, BenchError> {
         pairs: times,
         instructions: [plain_instructions, hyp_instructions],
         instruction_ratio: hyp_instructions as f64 / plain_instructions as f64,
+        spent,
         identical,
     };
     Ok(publish(bench.json.as_deref(), &numbers, &table(&numbers), identical))
@@ -160,6 +167,13 @@ pub(super) fn usual(cpu: &str) -> LinuxArgs {
         },
         ..defaults
     }
+}
+
+/// The hypervisor's report of a boot.
+pub(super) fn report(booted: &Booted) -> Result<Report, BenchError> {
+    let report = booted.summary.report.clone();
+    let report = report.and_then(|report| serde_json::from_value(report).ok());
+    known(booted, "the run has no report", report)
 }
 
 /// A boot that went as it should.
@@ -225,6 +239,13 @@ fn table(numbers: &Numbers<'_>) -> String {
         "instructions, 1 CPU: {plain:.1} million alone, {hypervisor:.1} million under the hypervisor: ratio {:.3}",
         numbers.instruction_ratio
     );
+    let all: u64 = numbers.spent.values().map(|spent| spent.instructions).sum();
+    let _ = writeln!(text, "EL2 until the power-off: {:.1} million", all as f64 / 1e6);
+    for (cause, Spent { count, instructions }) in &numbers.spent {
+        let (name, millions) = (cause.name(), *instructions as f64 / 1e6);
+        let each = instructions / count.max(&1);
+        let _ = writeln!(text, "  {name:18}{millions:>8.2} million in{count:>8}, {each} each");
+    }
     text
 }
 

@@ -5,14 +5,14 @@
 //! in the bare guest's run (`mask=hw-dirty`).
 
 use hyp_core::churn::Wanted;
-use hyp_core::report::{Measure, Report};
+use hyp_core::report::Measure;
 use serde::Serialize;
 
 use super::super::BenchError;
-use super::super::linux::{came_up, known, usual};
+use super::super::linux::{came_up, known, report, usual};
 use crate::cli::BenchArgs;
 use crate::cli::shared::HypArgs;
-use crate::linux::boots::{Booted, Boots, On};
+use crate::linux::boots::{Boots, On};
 use crate::linux::cli::LinuxArgs;
 use crate::workspace::Workspace;
 
@@ -75,10 +75,4 @@ pub(super) fn measure(
             .all(|(one, bare)| one.median <= bare.median),
         identical: one == two && first.console == second.console,
     })
-}
-
-fn report(booted: &Booted) -> Result<Report, BenchError> {
-    let report = booted.summary.report.clone();
-    let report = report.and_then(|report| serde_json::from_value(report).ok());
-    known(booted, "the run has no report", report)
 }
