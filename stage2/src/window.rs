@@ -212,7 +212,7 @@ impl Window {
         self.hooks.fetch_add(1, AcqRel);
     }
 
-    /// One that was [counted](Self::hook) leads to it no more. Of one that was not, it counts as hooked for good.
+    /// One that was [counted](Self::hook) leads to it no more. Of one that was not, the count is wrong from then on: a debug build says so.
     pub(crate) fn unhook(&self) {
         let hooks = self.hooks.fetch_sub(1, AcqRel);
         debug_assert!(hooks > 0, "a slot led to EL2's window that was hooked by nobody");

@@ -293,7 +293,6 @@ impl Windows {
             return Err(WindowError::Device { window, device });
         }
         let new = Self { list: self.list.with(window, policy, most)? };
-        // Windows that touch are one, also over an edge of RAM.
         // A window that touches another of its policy is one with it, also over an edge of RAM.
         let outside = |(window, _): (IpaRange, Recovery)| {
             window.len().saturating_sub(window.intersection(&map.ram).map_or(0, |ram| ram.len()))

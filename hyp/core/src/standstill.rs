@@ -17,8 +17,8 @@
 //!
 //! Who stands still counts, and not who was asked. So a CPU that is on its way into the VM, or works for a guest's call, is waited for.
 //!
-//! A CPU looks at the word at each safe point, and compares it with 0. What it meets there may be no more than somebody who still goes on: then it
-//! has nothing to do, and looks again.
+//! A CPU looks at each safe point whether it is asked for something, which is the word's lower half. How many still go on from a pause that is over does
+//! not keep it from its guest: that is waited for by nobody but the next one that pauses.
 //!
 //! # Kicks
 //!
@@ -48,7 +48,9 @@ const END: u64 = 1 << 0;
 /// Somebody pauses the VM.
 const PAUSE: u64 = 1 << 1;
 /// One CPU that stands still, or has not gone on yet. Their number is in the bits from here on.
-const STANDS: u64 = 1 << 2;
+const STANDS: u64 = 1 << 32;
+/// What CPUs are asked for is below: half a register, which is compared with 0 by one instruction.
+const ASKED: u64 = STANDS - 1;
 
 /// The machine around a CPU of the VM.
 pub trait Around {
@@ -110,7 +112,7 @@ impl Standstill {
     /// Whether a CPU of the VM has to [`obey`](Self::obey). Orders nothing: a pause makes every CPU obey, and that does.
     #[inline(always)]
     pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Relaxed) != 0
+        self.0.load(Ordering::Relaxed) & ASKED != 0
     }
 
     /// Whether the VM's end has been claimed. What was done in a pause that is over is seen.

@@ -2,8 +2,8 @@
 //!
 //! Input comes by the machine's UART interrupt, which stays active from its acknowledgement (`platform/gic.rs`) until the model has
 //! room again: so input that the guest does not read stays in the machine's UART, and takes no CPU out of its guest. A guest
-//! that polls takes input by looking, as ever. As long as the model is full nobody but the guest that reads can change that, so
-//! no interrupt is a reason to look, nor to wait for the lock.
+//! that polls takes input by looking, as ever. As long as the model is full nobody but the guest can change that, by an
+//! access, so no interrupt is a reason to look, nor to wait for the lock.
 //!
 //! ```text
 //!  a character ──▶ interrupt, acknowledged: active ──▶ input(): into the model ──▶ its line to the interrupt controller
@@ -11,7 +11,7 @@
 //!                              └──────── deactivated ◀────────┴── room, at once or when the guest has read
 //! ```
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 use hyp_abi::interrupt::UART;
 use hyp_core::mmio::{Access, Devices, Window};
@@ -88,8 +88,10 @@ pub(crate) fn input(env: Env<'_>) {
 /// Input may interrupt again, if there is room for it. `devices` are the VM's, locked.
 fn listen(env: Env<'_>, devices: &Devices) {
     let is_full = !devices.has_room();
-    // Before an interrupt can come for which it is to be clear.
+    // Before an interrupt can come for which it is to be clear. One may just have come on another CPU, which has stored that, and looks at this mark:
+    // with a fence on both sides one of the two sees the other's.
     env.vm.full.store(is_full, Ordering::Release);
+    fence(Ordering::SeqCst);
     if !is_full && gic::console_is_active() {
         gic::listen_to_console();
     }

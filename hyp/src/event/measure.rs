@@ -81,6 +81,8 @@ impl Timing {
             .call_once(|| (0..SAMPLED.len() * BUCKETS).map(|_| AtomicU32::new(0)).collect());
         // What came before was another life's.
         self.entered.set(0);
+        self.cause.set(Cause::Other);
+        self.is_disturbed.set(false);
     }
 
     /// A fault installed a page; `filled` says whether the payload's bytes were copied into it.
@@ -114,7 +116,10 @@ impl Timing {
     /// What the CPU did since then is no part of the exit: how much that was.
     pub(crate) fn apart(&self, since: u64) -> u64 {
         let took = Self::now().wrapping_sub(since);
-        self.entered.set(self.entered.get().wrapping_add(took));
+        // Before the first exit there is nothing that it could be apart from.
+        if self.entered.get() != 0 {
+            self.entered.set(self.entered.get().wrapping_add(took));
+        }
         took
     }
 

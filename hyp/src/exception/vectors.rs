@@ -11,8 +11,8 @@
 //!
 //! # Registers across an exit
 //!
-//! [`guest_enter`] calls a routine that pushes the context's address and the three registers which the compiler may not be told are lost
-//! (x19, x29, x30), loads the guest's registers and leaves by `ERET`. All others it is told of: what the caller wants to keep it keeps on
+//! [`guest_enter`] calls a routine that pushes the context's address, where to return to (x30) and the two registers which the compiler may not be told are lost
+//! (x19, x29), loads the guest's registers and leaves by `ERET`. All others it is told of: what the caller wants to keep it keeps on
 //! its stack, and loads again when it needs it, which is less than twelve registers at each exit. An exit lands on the
 //! same stack, so the context is found without any per-CPU lookup. Only the general registers,
 //! `ELR_EL2` and `SPSR_EL2` move: EL1 registers stay live in the hardware until another vCPU gets the CPU

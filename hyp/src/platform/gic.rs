@@ -18,7 +18,7 @@
 
 use core::cell::Cell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering, fence};
 
 use aarch64_cpu::asm::barrier;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
@@ -190,7 +190,11 @@ pub(crate) fn acknowledge() -> bool {
     GicCpuInterface::end_interrupt(number, InterruptGroup::Group1);
     match number {
         VIRTUAL_TIMER => cpu::current().forwarded.0.set(true),
-        CONSOLE => CONSOLE_ACTIVE.store(true, Ordering::Release),
+        CONSOLE => {
+            CONSOLE_ACTIVE.store(true, Ordering::Release);
+            // Before this CPU looks whether there is room: who makes some looks at this one (`device`).
+            fence(Ordering::SeqCst);
+        }
         _ => deactivate(number.into()),
     }
     barrier::isb(barrier::SY);

@@ -238,7 +238,7 @@ impl Manager {
         Ok(false)
     }
 
-    /// Begins a session; returns that there is one more.
+    /// Begins a session; returns how many: one.
     fn begin(&mut self, env: Env<'_>) -> Result<u64, Refused> {
         let bytes = self.ram.bytes().min(self.room).min(hyp_abi::call::RANGE_MAX);
         let spare = (self.ram.bytes() - bytes) / BLOCK;
@@ -323,12 +323,12 @@ impl Manager {
         }
         let is_last = self.course.compared(part.bytes);
         let mut tally = TALLY.lock();
-        tally.add(Kind::Harvest, before + part.count);
+        tally.copied(before + part.count);
         tally.compared(looked.pages(), is_last);
         Ok(0)
     }
 
-    /// Stops a part of the log; returns that there is no session more.
+    /// Stops a part of the log; returns how many sessions it has begun: none.
     fn stop(&mut self, env: Env<'_>) -> Result<u64, Refused> {
         let all = self.second.as_ref().map_or(0, |second| second.range().bytes());
         let Part { bytes, .. } = logging::stop_by(env, By::Manager)?;

@@ -176,11 +176,11 @@ pub(super) unsafe fn copy_page(old: u64, new: u64) {
 /// Bytes that are copied or written at once: two pairs of registers, twice.
 const LINE: u64 = 64;
 
-/// Copies a frame by pairs of registers. A vCPU may be waiting: without vector registers, which hold the guest's, the
+/// Copies a page by pairs of registers. A vCPU may be waiting: without vector registers, which hold the guest's, the
 /// compiler's own copy goes word by word.
 ///
 /// # Safety
-/// 1. Both are whole frames that EL2 maps, the old one readable, the new one the caller's alone. A guest may write the old
+/// 1. Both are whole pages that EL2 maps, the old one readable, the new one the caller's alone. A guest may write the old
 ///    one meanwhile: then there is no telling which of its bytes are copied.
 pub(super) unsafe fn copy_lines(old: u64, new: u64) {
     // SAFETY: (1) the loop reads `old..old + PAGE` and writes `new..new + PAGE`, in lines, which divide a page.

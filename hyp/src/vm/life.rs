@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  CPU that has a reason to end the VM          the other CPUs of the VM
-//!  claim: asked <- END                          out of the guest, by SGI; or out of WFI
+//!  claim: still <- END                          out of the guest, by SGI; or out of WFI
 //!  leave the VM                                 leave the VM: VTTBR_EL2 away, stock of frames given back
 //!  wait until all others have parked  ◀──────── parked + 1
 //!  take the VM down: nobody uses it             wait for the next life in WFI

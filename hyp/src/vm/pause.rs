@@ -7,7 +7,7 @@
 //!
 //! Nobody pauses with a lock or a guard that another CPU waits for.
 //!
-//! The wait is bounded by 10 s, like that for the end of the VM: what others do at EL2 takes milliseconds, a host that does not
+//! Each of the two waits is bounded by 10 s, like that for the end of the VM: what others do at EL2 takes milliseconds, a host that does not
 //! run them takes longer. Meanwhile the CPU that pauses is at no safe point of its own; who ends the VM waits for it.
 
 use aarch64_cpu::asm::{self, barrier};

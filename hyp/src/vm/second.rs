@@ -118,7 +118,7 @@ impl Second {
         self.list.get_mut((offset / PAGE) as usize)
     }
 
-    /// Copies a page that was reported; returns whether it could. If not, the next harvest reports it again.
+    /// Copies a page that was reported; returns whether it could. If not, the next harvest reports it again, or the copy is [short](Self::is_short).
     fn copy(&mut self, env: Env<'_>, ipa: Ipa) -> bool {
         let Some(entry) = self.entry(ipa) else { return true };
         #[cfg(feature = "selftest")]

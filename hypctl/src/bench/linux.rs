@@ -3,8 +3,8 @@
 //! | figure | how |
 //! | --- | --- |
 //! | wall time from QEMU's start to the first program | pairs of runs, one of each kind, which come first in turn; the median of the ratios within the pairs, and their spread |
-//! | instructions of EL2 by what took it out of the guest | a run of the build that measures, likewise |
 //! | instructions to the same point | virtual time of a run under `-icount shift=0` on one CPU: a nanosecond is an instruction; two runs must agree |
+//! | instructions of EL2 by what took it out of the guest, from its start to the power-off | one run of the build that measures, under `-icount shift=0` on one CPU |
 //!
 //! On both sides QEMU loads the same kernel and initramfs; the device tree, command line, RAM and CPUs of the kernel are the same. Virtual
 //! time is the counter that the first program reads. It begins with QEMU; that of a guest begins with its VM, at a value of the

@@ -48,7 +48,8 @@ pub struct HypArgs {
     /// Change how the guest's RAM is kept, at random, for so many seconds
     ///
     /// In the background: write-protect, harvest a dirty log, age, split, collapse, copy, move, make contiguous runs. A second copy
-    /// of RAM, kept by harvests alone, is compared byte for byte. On CPUs of --smp beyond --vcpus if there are any. The same seed takes the same steps.
+    /// of RAM, kept by harvests alone, is compared byte for byte. On CPUs of --smp beyond --vcpus if there are any. The same seed takes the same steps. With
+    /// `session=N` each dirty session takes N seconds.
     #[arg(long, value_name = "SECONDS[,seed=N][,session=N]", value_parser = wanted)]
     pub churn: Option<Wanted>,
     /// What becomes of an access to an address without memory: scratch, inject or stop [default: stop]

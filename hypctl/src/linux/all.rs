@@ -9,8 +9,9 @@ use std::path::Path;
 use hyp_core::report::Report;
 use serde::Serialize;
 
+use super::LinuxError;
 use super::cli::LinuxArgs;
-use crate::catalogue::KERNELS;
+use crate::catalogue::{self, BUSYBOX, KERNELS};
 use crate::cli::shared::CommonArgs;
 use crate::columns::aligned;
 use crate::error::Error;
@@ -19,10 +20,11 @@ use crate::progress::Progress;
 use crate::qemu::TESTED_CPUS;
 use crate::run::say;
 use crate::summary::Summary;
+use crate::workspace::Workspace;
 
 /// What the guest does where nobody has wishes: nothing but its way there and back.
 const NOTHING: &str = "true";
-/// The titles; of these columns numbers are flush right.
+/// The titles.
 const TITLES: [&str; 10] = [
     "kernel",
     "cpu",
@@ -35,6 +37,7 @@ const TITLES: [&str; 10] = [
     "register traps",
     "outcome",
 ];
+/// Columns of numbers, which are flush right.
 const NUMBERS: std::ops::Range<usize> = 2..9;
 
 /// A boot that is over.
@@ -78,6 +81,11 @@ pub(super) fn all(arguments: &LinuxArgs) -> Exit {
 /// Boots one after the other; after a signal there are no more. The exit code is the first that is not 0.
 fn boot_all(arguments: &LinuxArgs) -> Result<(Vec<Row>, Exit), Error> {
     crate::run::expect_folder("json", arguments.common.json.as_deref())?;
+    // What cannot be brought is told before anything is booted.
+    let workspace = Workspace::find()?;
+    for name in KERNELS.into_iter().chain([BUSYBOX]) {
+        catalogue::fetch(&workspace, name).map_err(LinuxError::from)?;
+    }
     let progress =
         Progress::new((KERNELS.len() * TESTED_CPUS.len()) as u64, arguments.common.quiet);
     let (mut rows, mut exit) = (Vec::new(), Exit::OK);
@@ -88,7 +96,7 @@ fn boot_all(arguments: &LinuxArgs) -> Result<(Vec<Row>, Exit), Error> {
             let summary = super::play(&one(arguments, kernel, cpu), &mut console)?;
             progress.done();
             let ended = Exit::from_report(summary.exit_code.into());
-            let signal = summary.ended == "signal";
+            let signal = matches!(summary.ended, "signal" | "console-gone");
             if exit == Exit::OK {
                 exit = ended;
             }

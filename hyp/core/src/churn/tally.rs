@@ -43,6 +43,13 @@ impl Tally {
         }
     }
 
+    /// A comparison has harvested so many pages. That is no step of its own.
+    pub fn copied(&mut self, pages: u64) {
+        if let Some(effect) = self.0.get_mut(Kind::Harvest as usize) {
+            effect.changed = effect.changed.saturating_add(pages);
+        }
+    }
+
     /// So many pages were compared; whether they were a session's last.
     pub fn compared(&mut self, pages: u64, is_last: bool) {
         if let Some(effect) = self.0.get_mut(Kind::Compare as usize) {

@@ -49,10 +49,13 @@ fn what_is_counted_is_told_and_nothing_else() {
     tally.add(Kind::Move, 3);
     tally.add(Kind::Move, 0);
     tally.refuse(Kind::Split);
+    tally.add(Kind::Harvest, 2);
+    tally.copied(5);
     tally.compared(8, false);
     tally.compared(9, true);
     let effects = tally.effects();
-    assert_eq!(effects.len(), 3);
+    assert_eq!(effects.len(), 4);
+    assert_eq!(effects[&Kind::Harvest], Effect { steps: 1, changed: 7, refused: 0 });
     assert_eq!(effects[&Kind::Compare], Effect { steps: 1, changed: 17, refused: 0 });
     assert_eq!(effects[&Kind::Move], Effect { steps: 1, changed: 3, refused: 0 });
     assert_eq!(effects[&Kind::Split], Effect { steps: 0, changed: 0, refused: 1 });

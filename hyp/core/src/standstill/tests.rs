@@ -1,7 +1,7 @@
 use core::cell::{Cell, RefCell};
 use std::boxed::Box;
 
-use super::{Around, Asked, Standstill};
+use super::{Around, Asked, Ordering, STANDS, Standstill};
 
 /// A CPU of a VM, alone on the host: what the others do happens while this one waits, or rests.
 #[derive(Default)]
@@ -62,7 +62,21 @@ fn who_is_asked_stands_still_until_it_is_taken_back() {
     let other = Alone::new(|| drop(pause));
     assert_eq!(still.obey(&&other), Asked::LookAgain);
     assert_eq!(other.rests.get(), 1, "it rested as long as it was paused");
-    assert!(!still.is_asked(), "nobody is counted any more");
+    assert!(!still.is_asked(), "the pause is over");
+    assert_eq!(still.0.load(Ordering::Relaxed), 0, "nobody is counted any more");
+}
+
+#[test]
+fn who_still_goes_on_keeps_nobody_from_its_guest_but_from_a_pause() {
+    let (still, cpu) = (Standstill::new(), Alone::default());
+    still.0.fetch_add(STANDS, Ordering::Relaxed);
+    assert!(!still.is_asked());
+    assert_eq!(still.obey(&&cpu), Asked::LookAgain);
+    assert!(still.pause(1, &cpu).is_none(), "it would count for one that stands still");
+    let goes_on = Alone::new(|| {
+        still.0.fetch_sub(STANDS, Ordering::Relaxed);
+    });
+    assert!(still.pause(0, &goes_on).is_some());
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub enum DirtyError {
     },
     /// There is none.
     NoSession,
-    /// It is being stopped.
+    /// It is being stopped, or a call that stopped it was left: another one ends it.
     Stopping {
         /// What it covers.
         range: IpaRange,

@@ -61,7 +61,7 @@ pub(in crate::space) struct Session {
 /// One session, or none.
 #[derive(Debug)]
 pub(in crate::space) struct Log {
-    /// What the session covers; an end of 0 if there is none. Looked at before the lock is taken. Written under the claim on all
+    /// What the session covers; an end of 0 if there is none, or one that is hidden. Looked at before the lock is taken. Written under the claim on all
     /// of that, so who has a claim there sees it as it is, and others, who may see the half of it, ask again under the
     /// lock. Who has no claim has a guard, and sees one session or none without the lock: between the end of one, which is
     /// hidden first, and the next one's start lies a grace period.

@@ -7,14 +7,14 @@ use e2e::{bounded, host, hypctl};
 use hyp_abi::measure::METHODS;
 
 /// From the vector to the ERET; zeroing and cleaning of the page are not counted.
-const AT_MOST: u64 = 300;
+const AT_MOST: u64 = 240;
 /// Of a write to a clean page that is logged, where hardware does not manage the dirty state: it may have no more.
-const REFAULT: u64 = 250;
+const REFAULT: u64 = 240;
 
 /// Of an access without memory that is recovered by the scratch page, and recorded, in the window that the vCPU has last met.
-const RECOVER: u64 = 300;
+const RECOVER: u64 = 285;
 /// In another.
-const TURNS: u64 = 450;
+const TURNS: u64 = 410;
 
 /// Instructions a page of 4 KiB, of 512 pages and more, flush included, at the most: write-protected or harvested in place.
 const IN_PLACE: u64 = 12;
