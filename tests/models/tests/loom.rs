@@ -26,6 +26,9 @@ models! {
     two_pauses_of_a_guest: Some(2), 1_000,
         ["paused twice"],
         standstill::two_pauses_of_a_guest;
+    two_pauses_that_are_given_up: Some(3), 1_000,
+        ["paused", "given up"],
+        standstill::two_pauses_that_are_given_up;
     two_pause_each_other: Some(3), 1_000,
         ["paused", "refused"],
         standstill::two_pause_each_other;

@@ -23,6 +23,9 @@ models! {
     a_crowd_pauses: 1000,
         ["paused", "refused"],
         standstill::a_crowd_pauses;
+    a_crowd_gives_up: 1000,
+        ["paused", "refused", "given up"],
+        standstill::a_crowd_gives_up;
     an_end_against_a_pause_of_four: 1000,
         ["paused before", "refused", "a guest worked after it"],
         standstill::an_end_against_a_pause_of_four;

@@ -65,6 +65,8 @@ impl Place {
 struct Machine {
     still: Standstill,
     places: Vec<Place>,
+    /// How often a CPU looks for what it waits for, before it gives up.
+    patience: usize,
     /// CPUs that have done their part, steps of their guests, and pauses. No checker sees these.
     through: Tally,
     steps: Tally,
@@ -83,9 +85,13 @@ impl Around for &Cpu<'_> {
     }
 
     fn wait_until(&self, done: impl Fn() -> bool) {
-        while !done() {
+        for _ in 0..self.machine.patience {
+            if done() {
+                return;
+            }
             thread::yield_now();
         }
+        reached("given up");
     }
 
     fn take_kick(&self) {
@@ -170,10 +176,16 @@ impl Cpu<'_> {
 }
 
 impl Machine {
-    /// Runs a part on each CPU, then looks at the memory.
+    /// Runs a part on each CPU, then looks at the memory. All wait for as long as it takes.
     fn run(parts: &[fn(&Cpu<'_>)]) {
+        Self::run_with(usize::MAX, parts);
+    }
+
+    /// The same with CPUs of so much patience.
+    fn run_with(patience: usize, parts: &[fn(&Cpu<'_>)]) {
         let machine = Arc::new(Self {
             still: Standstill::new(),
+            patience,
             places: parts.iter().map(|_| Place::new()).collect(),
             through: Tally::new(0),
             steps: Tally::new(0),
@@ -219,6 +231,40 @@ pub fn two_pause_each_other() {
         cpu.leave();
     };
     Machine::run(&[part, part]);
+}
+
+/// One pauses twice, and gives up when the other one does not stand still, or go on, at once. Who has stood still for a pause that was given up does not
+/// count for the next.
+pub fn two_pauses_that_are_given_up() {
+    let pauser = |cpu: &Cpu<'_>| {
+        for _ in 0..2 {
+            if cpu.pause() {
+                reached("paused");
+            }
+        }
+        cpu.leave();
+    };
+    let guest = |cpu: &Cpu<'_>| {
+        assert!(!cpu.run(2), "nobody ends the VM before");
+        cpu.leave();
+    };
+    Machine::run_with(1, &[pauser, guest]);
+}
+
+/// Two of four pause as they like, without much patience.
+pub fn a_crowd_gives_up() {
+    let part = |cpu: &Cpu<'_>| {
+        for _ in 0..3 {
+            reached(if cpu.pause() { "paused" } else { "refused" });
+            assert!(!cpu.run(2), "nobody ends the VM before");
+        }
+        cpu.leave();
+    };
+    let guest = |cpu: &Cpu<'_>| {
+        assert!(!cpu.run(6), "nobody ends the VM before");
+        cpu.leave();
+    };
+    Machine::run_with(4, &[part, part, guest, guest]);
 }
 
 /// One ends the VM while the other one pauses it.
