@@ -253,18 +253,7 @@ pub fn two_pauses_that_are_given_up() {
 
 /// Two of four pause as they like, without much patience.
 pub fn a_crowd_gives_up() {
-    let part = |cpu: &Cpu<'_>| {
-        for _ in 0..3 {
-            reached(if cpu.pause() { "paused" } else { "refused" });
-            assert!(!cpu.run(2), "nobody ends the VM before");
-        }
-        cpu.leave();
-    };
-    let guest = |cpu: &Cpu<'_>| {
-        assert!(!cpu.run(6), "nobody ends the VM before");
-        cpu.leave();
-    };
-    Machine::run_with(4, &[part, part, guest, guest]);
+    Machine::run_with(4, &[pauses_and_works, pauses_and_works, works, works]);
 }
 
 /// One ends the VM while the other one pauses it.
@@ -297,16 +286,18 @@ fn ends(cpu: &Cpu<'_>) {
 
 /// Three CPUs that pause and work as they like, and one that works.
 pub fn a_crowd_pauses() {
-    let part = |cpu: &Cpu<'_>| {
-        for _ in 0..3 {
-            reached(if cpu.pause() { "paused" } else { "refused" });
-            assert!(!cpu.run(2), "nobody ends the VM before");
-        }
-        cpu.leave();
-    };
-    let guest = |cpu: &Cpu<'_>| {
-        assert!(!cpu.run(6), "nobody ends the VM before");
-        cpu.leave();
-    };
-    Machine::run(&[part, part, part, guest]);
+    Machine::run(&[pauses_and_works, pauses_and_works, pauses_and_works, works]);
+}
+
+fn pauses_and_works(cpu: &Cpu<'_>) {
+    for _ in 0..3 {
+        reached(if cpu.pause() { "paused" } else { "refused" });
+        assert!(!cpu.run(2), "nobody ends the VM before");
+    }
+    cpu.leave();
+}
+
+fn works(cpu: &Cpu<'_>) {
+    assert!(!cpu.run(6), "nobody ends the VM before");
+    cpu.leave();
 }
